@@ -1,0 +1,211 @@
+"""From a composed config to (module, datamodule, trainer). All checks come first, all problems in one message."""
+
+from __future__ import annotations
+
+import re
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from minillm.checks import construct, matches, node_problems
+from minillm.datamodule import DistillationDataModule
+from minillm.errors import ConfigError
+from minillm.loggers import MetricsCSV
+from minillm.modules import OnPolicyDistillation
+
+# What build passes beside the config.
+_SUPPLIED = {
+    "callbacks.validation": ("run_dir", "seed"),
+    "callbacks.checkpoints": ("run_dir",),
+    "callbacks.record": ("run_dir", "began", "card"),
+    "logger": ("run_dir", "name", "settings"),
+}
+_SETTINGS = ("model", "data", "sampler", "regulariser", "objective", "regime", "optim", "start")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The config as checked objects; nothing reads the config after this."""
+
+    model: Any
+    data: Any
+    sampler: Any
+    regulariser: Any
+    objective: Any
+    regime: Any
+    optim: Any
+    start: Any
+    callbacks: dict[str, L.Callback]
+
+
+@dataclass(frozen=True)
+class Run:
+    module: OnPolicyDistillation
+    datamodule: DistillationDataModule
+    trainer: L.Trainer
+    ckpt_path: Path | None
+
+
+def check_config(cfg: DictConfig, *, command: str = "", began: float | None = None) -> Settings:
+    """Types, unknown keys, values and cross-field rules.
+
+    Raises:
+        ConfigError: with every problem found, each as what, got, wanted, where.
+    """
+    plain = OmegaConf.to_container(cfg, resolve=True)
+    problems = _root_problems(plain)
+    for group in (*_SETTINGS, "trainer", "logger"):
+        problems += node_problems(plain[group], group, supplied=_SUPPLIED.get(group, ()))
+    for name, node in plain["callbacks"].items():
+        problems += node_problems(node, f"callbacks.{name}", supplied=_SUPPLIED.get(f"callbacks.{name}", ()))
+    if problems:
+        raise ConfigError(problems)
+
+    built = {group: _collect(problems, group, plain[group]) for group in _SETTINGS}
+    run_dir = Path(plain["run"]["dir"])
+    extra = {
+        "validation": {"run_dir": run_dir, "seed": plain["eval_seed"]},
+        "checkpoints": {"run_dir": run_dir},
+        "record": {
+            "run_dir": run_dir,
+            "began": time.time() if began is None else began,
+            "card": {"name": plain["run"]["name"], "teacher": _teacher_name(plain["model"]["teacher"]), "command": command},
+        },
+    }
+    callbacks = {
+        name: _collect(problems, f"callbacks.{name}", node, **extra.get(name, {}))
+        for name, node in plain["callbacks"].items()
+        if node
+    }
+    problems += _cross_field_problems(built, callbacks, plain)
+    if problems:
+        raise ConfigError(problems)
+    return Settings(**built, callbacks=callbacks)
+
+
+def build(cfg: DictConfig, settings: Settings) -> Run:
+    """Load the models and the data, make the trainer.
+
+    Raises:
+        ModelError, DataError, ConfigError: see `ModelPair.load` and `Sources`.
+    """
+    plain = OmegaConf.to_container(cfg, resolve=True)
+    run_dir = Path(plain["run"]["dir"])
+    loggers = [MetricsCSV(run_dir / "metrics.csv")]
+    if plain["logger"].get("_target_"):
+        loggers.append(construct(plain["logger"], run_dir=run_dir, name=plain["run"]["name"], settings=plain))
+    trainer = construct(
+        plain["trainer"],
+        **plain["strategy"],
+        max_epochs=-1,
+        logger=loggers,
+        callbacks=list(settings.callbacks.values()),
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        use_distributed_sampler=False,
+        default_root_dir=run_dir,
+    )
+    pair = settings.model.load(trainer.strategy.root_device)
+    train_prompts, val_prompts = settings.data.prompts(pair)
+    corpus = settings.data.corpus(pair) if settings.regulariser.on else None
+    datamodule = DistillationDataModule(
+        train_prompts,
+        val_prompts,
+        corpus,
+        rollouts=settings.regime.rollouts,
+        steps_per_rollout=settings.regime.steps_per_rollout,
+        corpus_batch_size=settings.regulariser.batch_size,
+        seed=plain["seed"],
+    )
+    if settings.start.responses == "reference" and settings.start.steps and not train_prompts.has_references:
+        raise ConfigError(
+            "start.responses=reference: not every training prompt has a reference; use start.responses=teacher"
+        )
+    module = OnPolicyDistillation(
+        pair,
+        settings.objective,
+        settings.sampler,
+        settings.regulariser,
+        settings.optim,
+        settings.regime,
+        settings.start,
+        plain["seed"],
+    )
+    last = run_dir / "checkpoints" / "last.ckpt"
+    return Run(module, datamodule, trainer, last if plain["resume"] and last.exists() else None)
+
+
+def claim_run_dir(cfg: DictConfig) -> None:
+    """Refuse a run directory that is in use unless the run is resumed; write the resolved config.
+
+    Raises:
+        ConfigError: the directory holds a run and resume is null.
+    """
+    run_dir = Path(cfg.run.dir)
+    config_file = run_dir / "config.yaml"
+    if config_file.exists() and not cfg.resume:
+        raise ConfigError(
+            f"run.name={cfg.run.name}: {run_dir} already holds a run; choose another run.name, go on with resume=auto, or "
+            "delete the directory"
+        )
+    run_dir.mkdir(parents=True, exist_ok=True)
+    config_file.write_text(OmegaConf.to_yaml(cfg, resolve=True))
+
+
+def device_of(name: str) -> torch.device:
+    """`auto` is the GPU where there is one."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(name)
+
+
+def _collect(problems: list[str], group: str, node: dict, **supplied: Any) -> Any:
+    try:
+        return construct(node, **supplied)
+    except ConfigError as error:
+        problems += error.prefixed(group)
+        return None
+
+
+def _root_problems(plain: dict) -> list[str]:
+    wanted = {"seed": int, "eval_seed": int, "optimized_metric": str}
+    problems = [
+        f"{key}={plain[key]!r}: wanted {'an integer' if kind is int else 'text'}"
+        for key, kind in wanted.items()
+        if not matches(plain[key], kind)
+    ]
+    name = plain["run"]["name"]
+    if not isinstance(name, str) or not name or re.search(r"[=,\[\](){}\s]", name) or name.startswith(("/", ".")):
+        problems.append(f"run.name={name!r}: wanted a relative path without = , spaces or brackets")
+    if plain["resume"] not in (None, "auto"):
+        problems.append(f"resume={plain['resume']!r}: wanted null or auto")
+    return problems
+
+
+def _cross_field_problems(built: dict, callbacks: dict, plain: dict) -> list[str]:
+    data, regulariser, start, regime = (built[name] for name in ("data", "regulariser", "start", "regime"))
+    problems = []
+    if data and regulariser and regulariser.on and data.corpus_file is None:
+        problems.append("data.corpus_file=null: the regulariser needs a corpus; name a file or set regulariser=none")
+    if start and regime and start.steps and regime.rollouts % start.minibatch_size:
+        problems.append(
+            f"start.minibatch_size={start.minibatch_size} does not divide regime.rollouts={regime.rollouts}; use a divisor"
+        )
+    record, checkpoints = callbacks.get("record"), callbacks.get("checkpoints")
+    if record and record.export == "best" and not (checkpoints and callbacks.get("validation")):
+        problems.append(
+            "callbacks.record.export=best: needs callbacks.checkpoints and callbacks.validation; set it to last"
+        )
+    devices = plain["strategy"]["devices"], plain["strategy"]["num_nodes"]
+    if devices != (1, 1):
+        problems.append(f"strategy.devices, strategy.num_nodes={devices}: this version trains on one device; set both to 1")
+    return problems
+
+
+def _teacher_name(teacher: Any) -> str:
+    return teacher if isinstance(teacher, str) else teacher["source"]

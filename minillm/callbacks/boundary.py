@@ -1,0 +1,19 @@
+"""When something that is due every N optimizer steps happens: at the first rollout boundary at or after its step."""
+
+from __future__ import annotations
+
+import lightning as L
+
+
+class BoundaryCallback(L.Callback):
+    """Knows the optimizer step before the current rollout. `every` counts MiniLLM's optimizer steps; null is never."""
+
+    def __init__(self, every: int | None):
+        self.every = every
+        self._before = 0
+
+    def on_train_batch_start(self, trainer, module, batch, batch_idx) -> None:
+        self._before = module.step
+
+    def due(self, module) -> bool:
+        return self.every is not None and module.step // self.every > self._before // self.every

@@ -1,0 +1,157 @@
+"""Validation on held-out prompts: exact reverse KL on the student's own samples, Rouge-L, length, diversity."""
+
+from __future__ import annotations
+
+import json
+from functools import cached_property
+from pathlib import Path
+
+from lightning.pytorch.loggers import WandbLogger
+
+from minillm.callbacks.boundary import BoundaryCallback
+from minillm.console import say, show_figures, show_samples
+from minillm.errors import check
+from minillm.evaluation import Answer, answer_prompts, summarise
+from minillm.loggers import STEP
+from minillm.models import LanguageModel
+
+COLUMNS = {
+    "reverse_kl": "reverse KL/token",
+    "rouge_l": "Rouge-L",
+    "length": "length",
+    "truncated": "truncated",
+    "distinct_4": "distinct-4",
+    "tokens": "tokens",
+}
+
+
+class Validation(BoundaryCallback):
+    """Measures the student as given (`raw`), after the supervised start (`start`), every `every` steps, and at the end.
+
+    The stream of random numbers is that of `seed` (eval_seed), the same for all seeds and stages. Where the prompts
+    have no references, Rouge-L is against the teacher's greedy answers.
+
+    Args:
+        every: optimizer steps between validations; None for raw, start and end only.
+        max_new_tokens: the fixed cap on answers. batch_size: rows decoded at a time.
+        n_samples: prompts whose answers are shown at the end.
+    """
+
+    def __init__(
+        self,
+        *,
+        run_dir: Path,
+        seed: int,
+        every: int | None = 100,
+        max_new_tokens: int = 256,
+        batch_size: int = 32,
+        n_samples: int = 5,
+    ):
+        check(
+            (every is None or every > 0, f"every={every}: wanted a positive number of optimizer steps, or null"),
+            (max_new_tokens > 0, f"max_new_tokens={max_new_tokens}: wanted a positive number of tokens"),
+            (batch_size > 0, f"batch_size={batch_size}: wanted a positive number of rows"),
+            (n_samples >= 0, f"n_samples={n_samples}: wanted 0 or more"),
+        )
+        super().__init__(every)
+        self.run_dir, self.seed = Path(run_dir), seed
+        self.max_new_tokens, self.batch_size, self.n_samples = max_new_tokens, batch_size, n_samples
+        self.stages: dict[str, dict[str, float]] = {}  # raw, start, and the newest as end
+        self.samples: dict[str, list[str]] = {}  # answers of the stages to the first prompts
+        self.newest_step: int | None = None  # MiniLLM's optimizer step of the newest figures
+        self._said_references = False
+
+    def state_dict(self) -> dict:
+        return {"stages": self.stages, "samples": self.samples, "newest_step": self.newest_step}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.stages, self.samples, self.newest_step = state["stages"], state["samples"], state["newest_step"]
+
+    @property
+    def newest(self) -> dict[str, float]:
+        return self.stages["end"]
+
+    def setup(self, trainer, module, stage) -> None:
+        self._prompts, self._pair = trainer.datamodule.val_prompts, module.pair
+
+    @cached_property
+    def teacher_answers(self) -> list[Answer]:
+        """Greedy, under the same cap."""
+        return self._answer(self._pair.teacher, None)
+
+    @cached_property
+    def _references(self) -> list[tuple[str, ...]]:
+        if self._prompts.has_references:
+            say("Rouge-L is measured against the references of the validation file.")
+            return [record.references for record in self._prompts.records]
+        say("The validation prompts have no references: Rouge-L is measured against the teacher's greedy answers.")
+        return [(answer.answer,) for answer in self.teacher_answers]
+
+    def _answer(self, model: LanguageModel, seed: int | None, teacher: LanguageModel | None = None) -> list[Answer]:
+        return answer_prompts(
+            model,
+            self._prompts,
+            self._pair.tokenizer,
+            seed=seed,
+            max_new_tokens=self.max_new_tokens,
+            batch_size=self.batch_size,
+            stop_ids=self._pair.stop_ids,
+            teacher=teacher,
+        )
+
+    def on_train_start(self, trainer, module) -> None:
+        if module.round == 0:
+            self.measure(trainer, module, "raw")
+            if not module.in_start:
+                self._remember("start", self.stages["raw"], self.samples["raw"])
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx) -> None:
+        if not module.in_start and "start" not in self.stages:
+            self.measure(trainer, module, "start")
+        elif self.due(module) or trainer.should_stop:
+            self.measure(trainer, module, f"step {module.step}")
+
+    def measure(self, trainer, module, stage: str) -> None:
+        """Answer, summarise, log, write samples/<stage>.jsonl."""
+        answers = self._answer(module.model, self.seed, self._pair.teacher)
+        figures = summarise(answers, self._references)
+        samples = [answer.answer for answer in answers[: self.n_samples]]
+        self._remember(stage if stage in ("raw", "start") else "end", figures, samples)
+        self._remember("end", figures, samples)
+        self.newest_step = module.step
+        show_figures(f"Validation, {stage}", {"student": figures, "teacher": self._teacher_figures()}, COLUMNS)
+        self._write(answers, stage)
+        step = module.start_step + module.step
+        for logger in trainer.loggers:
+            logger.log_metrics({f"val/{name}": value for name, value in figures.items()} | {STEP: step}, step)
+            if isinstance(logger, WandbLogger):
+                rows = [[a.prompt, t.answer, a.answer] for a, t in zip(answers, self.teacher_answers, strict=True)]
+                logger.log_table("val/samples", columns=["prompt", "teacher", "student"], data=rows)
+
+    def on_train_end(self, trainer, module) -> None:
+        n = self.n_samples
+        names = ["prompt", "teacher", *(("raw", "start", "end") if "raw" in self.samples else ("end",))]
+        columns = [[answer.prompt for answer in self.teacher_answers[:n]], [a.answer for a in self.teacher_answers[:n]]]
+        columns += [self.samples[name] for name in names[2:]]
+        show_samples(f"The same {n} held-out prompts at every stage", names, list(zip(*columns, strict=True)))
+        show_figures("Student and teacher", self.stages | {"teacher (greedy)": self._teacher_figures()}, COLUMNS)
+
+    def final_figures(self) -> dict[str, float]:
+        """Flat names for metrics.json: val/<figure>_raw, val/<figure>_start, val/<figure>, val/teacher_<figure>."""
+        suffixes = {"raw": "_raw", "start": "_start", "end": ""}
+        figures = {f"val/{k}{suffixes[s]}": v for s, stage in self.stages.items() for k, v in stage.items()}
+        return figures | {f"val/teacher_{name}": value for name, value in self._teacher_figures().items()}
+
+    def _teacher_figures(self) -> dict[str, float]:
+        figures = summarise(self.teacher_answers, self._references)
+        return figures if self._prompts.has_references else figures | {"rouge_l": 100.0}
+
+    def _remember(self, stage: str, figures: dict[str, float], samples: list[str]) -> None:
+        self.stages[stage], self.samples[stage] = figures, samples
+
+    def _write(self, answers: list[Answer], stage: str) -> None:
+        file = self.run_dir / "samples" / f"{stage.replace(' ', '_')}.jsonl"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with open(file, "w", encoding="utf-8") as stream:
+            for answer, teacher in zip(answers, self.teacher_answers, strict=True):
+                stream.write(json.dumps(answer.row() | {"teacher": teacher.answer}, ensure_ascii=False) + "\n")

@@ -1,0 +1,127 @@
+"""Config nodes and the constructors they name in `_target_`: compare keys and types, then construct; all problems at once."""
+
+from __future__ import annotations
+
+import inspect
+import types
+from collections.abc import Mapping
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from hydra.utils import get_object
+
+from minillm.errors import ConfigError, nearest
+
+# Lightning's options that manual optimisation forbids or that count something else, and ours in their place.
+FORBIDDEN_TRAINER = {
+    "gradient_clip_val": "optim.grad_clip",
+    "gradient_clip_algorithm": "optim.grad_clip (a global norm)",
+    "accumulate_grad_batches": "regime.microbatch_size (rows at a time; the mini-batch stays whole)",
+    "max_steps": "regime.max_steps",
+    "min_steps": "regime.max_steps",
+    "max_epochs": "regime.max_steps",
+    "min_epochs": "regime.max_steps",
+    "max_time": "regime.max_steps",
+    "val_check_interval": "callbacks.validation.every",
+    "check_val_every_n_epoch": "callbacks.validation.every",
+    "limit_val_batches": "data.val_size",
+    "logger": "the config group logger",
+    "callbacks": "the config group callbacks",
+    "strategy": "the config group strategy",
+    "devices": "strategy.devices",
+    "num_nodes": "strategy.num_nodes",
+    "enable_checkpointing": "callbacks.checkpoints",
+    "enable_progress_bar": "callbacks.progress",
+    "default_root_dir": "run.name",
+    "log_every_n_steps": "nothing: every rollout is logged",
+}
+
+
+def trainer_problem(key: str) -> str | None:
+    """Why a key of the group trainer is refused, or None."""
+    if key not in FORBIDDEN_TRAINER:
+        return None
+    return f"trainer.{key}: the training loop is ours (manual optimisation); use {FORBIDDEN_TRAINER[key]}"
+
+
+def node_problems(node: Any, path: str, *, supplied: tuple[str, ...] = ()) -> list[str]:
+    """Problems of one config node that names its constructor in `_target_`, and of the nodes below it.
+
+    `supplied` are arguments that the build gives itself. `node` is plain (a dict), as OmegaConf.to_container makes it.
+    """
+    if not isinstance(node, Mapping) or not node.get("_target_"):
+        return []
+    target = get_object(node["_target_"])
+    parameters = inspect.signature(target).parameters
+    hints = get_type_hints(target.__init__ if inspect.isclass(target) else target)
+    if inspect.isclass(target) and hasattr(target, "__dataclass_fields__"):
+        hints = get_type_hints(target)
+    problems = []
+    given = {key: value for key, value in node.items() if not key.startswith("_")}
+    for key, value in given.items():
+        if path == "trainer" and (refused := trainer_problem(key)):
+            problems.append(refused)
+        elif key not in parameters or key in supplied:
+            names = [name for name in parameters if name not in supplied and name != "self"]
+            problems.append(f"{path}.{key}: no such key; {nearest(key, names)}")
+        elif isinstance(value, Mapping) and "_target_" in value:
+            problems += node_problems(value, f"{path}.{key}")
+        elif target.__module__.startswith("minillm") and not matches(value, hints.get(key, Any)):
+            problems.append(f"{path}.{key}={value!r}: wanted {describe(hints[key])}")
+    empty = inspect.Parameter.empty
+    for name, parameter in parameters.items():
+        variadic = parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+        if parameter.default is empty and not variadic and name not in given and name not in supplied:
+            problems.append(f"{path}.{name}: missing; wanted {describe(hints.get(name, Any))}")
+    return problems
+
+
+def construct(node: Mapping, **supplied: Any) -> Any:
+    """Call the constructor of a checked node, those of the nodes below it first.
+
+    Raises:
+        ConfigError: problems of the values, each with its path below this node.
+    """
+    arguments = {}
+    for key, value in node.items():
+        if isinstance(value, Mapping) and "_target_" in value:
+            try:
+                value = construct(value)
+            except ConfigError as error:
+                raise ConfigError(error.prefixed(key)) from error
+        if not key.startswith("_"):
+            arguments[key] = value
+    return get_object(node["_target_"])(**arguments, **supplied)
+
+
+def matches(value: Any, hint: Any) -> bool:
+    """Is a plain config value of the annotated type? An int serves as a float; a bool never as a number."""
+    if hint is Any:
+        return True
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin in (Union, types.UnionType):
+        return any(matches(value, each) for each in arguments)
+    if origin is Literal:
+        return any(value == each and type(value) is type(each) for each in arguments)
+    if origin in (list, tuple):
+        inner = arguments[0] if arguments else Any
+        return isinstance(value, list | tuple) and all(matches(each, inner) for each in value)
+    if origin is dict or hint is dict:
+        return isinstance(value, Mapping)
+    if hint is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, hint)
+
+
+def describe(hint: Any) -> str:
+    """A type as a person would say it."""
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin in (Union, types.UnionType):
+        return " or ".join(describe(each) for each in arguments)
+    if origin is Literal:
+        return "one of " + ", ".join(map(str, arguments))
+    if origin in (list, tuple):
+        return f"a list of {describe(arguments[0])}" if arguments else "a list"
+    names = {int: "an integer", float: "a number", bool: "true or false", str: "text", type(None): "null", dict: "a mapping"}
+    return names.get(origin or hint, getattr(hint, "__name__", str(hint)))

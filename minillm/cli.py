@@ -1,0 +1,81 @@
+"""The edge to the shell: errors of ours as plain text, unknown keys with the nearest right name, a quiet terminal."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+
+from minillm.checks import trainer_problem
+from minillm.errors import MinillmError, nearest
+
+CONF = Path(__file__).parent.parent / "conf"
+
+
+def run(main: Callable[[], None], config_name: str) -> None:
+    """Call a @hydra.main function; exit with status 1 and a message, without a traceback, on an error the user can act on."""
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # so that Hydra raises instead of printing its own summary
+    _quieten()
+    try:
+        main()
+    except MinillmError as error:
+        _fail(str(error))
+    except HydraException as error:
+        _fail(_explain(error, config_name))
+    except KeyboardInterrupt:
+        _fail("interrupted")
+
+
+def _fail(text: str) -> None:
+    print(f"Error: {text}", file=sys.stderr)
+    sys.exit(1)
+
+
+def _quieten() -> None:
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module="lightning")
+    os.environ.setdefault("WANDB_SILENT", "true")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+def _explain(error: HydraException, config_name: str) -> str:
+    """Hydra's own words, or for an unknown key the nearest right one."""
+    text = "\n".join(filter(None, [str(error), str(error.__cause__ or "")]))
+    match = re.search(r"Could not override '([^']+)'", text)
+    if not match:
+        return text
+    key = match[1].lstrip("+")
+    group, _, rest = key.partition(".")
+    if group == "trainer" and (refused := trainer_problem(rest)):
+        return refused
+    return f"{key}: no such key; {nearest(key, _known_keys(config_name))}"
+
+
+def _known_keys(config_name: str) -> list[str]:
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = compose(config_name, return_hydra_config=False)
+    return list(_flat(cfg))
+
+
+def _flat(cfg: DictConfig, prefix: str = "") -> Iterator[str]:
+    for key in cfg:
+        name = f"{prefix}{key}"
+        yield name
+        if OmegaConf.is_dict(cfg) and not OmegaConf.is_missing(cfg, key) and not OmegaConf.is_interpolation(cfg, key):
+            if isinstance(cfg[key], DictConfig):
+                yield from _flat(cfg[key], f"{name}.")

@@ -1,0 +1,38 @@
+"""What a person sees in the terminal: one shared console, tables of figures and of samples."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from rich import get_console
+from rich.markup import escape
+from rich.table import Table
+
+
+def show_figures(title: str, rows: Mapping[str, Mapping[str, float]], columns: Mapping[str, str]) -> None:
+    """A table with a line for each of `rows`; `columns` maps a figure's name to its heading."""
+    table = Table(title=title, title_justify="left")
+    table.add_column("")
+    for heading in columns.values():
+        table.add_column(heading, justify="right")
+    for name, figures in rows.items():
+        values = [figures.get(key) for key in columns]
+        table.add_row(escape(name), *("-" if value is None else f"{value:.3f}".rstrip("0").rstrip(".") for value in values))
+    get_console().print(table)
+
+
+def show_samples(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], width: int = 400) -> None:
+    """Each row as a small block of named texts; a text is cut at `width` characters. Markup in a text stays text."""
+    console = get_console()
+    console.print(f"[bold]{escape(title)}[/bold]")
+    for row in rows:
+        for name, text in zip(columns, row, strict=True):
+            text = " ".join(text.split())
+            shown = text if len(text) <= width else text[:width] + " ..."
+            console.print(f"  [bold]{name:>8}[/bold]  {escape(shown)}", highlight=False)
+        console.print()
+
+
+def say(text: str) -> None:
+    """One line, markup taken literally."""
+    get_console().print(escape(text), highlight=False)

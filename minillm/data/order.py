@@ -1,0 +1,22 @@
+"""Which rows a step sees, as a function of its position: a resumed run reads what an uninterrupted one would."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import torch
+
+from minillm.seeding import seed_for
+
+
+@lru_cache(maxsize=4)
+def _permutation(seed: int, epoch: int, n_rows: int) -> tuple[int, ...]:
+    generator = torch.Generator().manual_seed(seed_for(seed, "order", epoch))
+    return tuple(torch.randperm(n_rows, generator=generator).tolist())
+
+
+def rows_at(seed: int, position: int, count: int, n_rows: int) -> list[int]:
+    """`count` rows from `position` on, in an endless stream of passes over n_rows, each in an order of its own."""
+    return [
+        _permutation(seed, place // n_rows, n_rows)[place % n_rows] for place in range(position, position + count)
+    ]

@@ -1,0 +1,103 @@
+"""Tokenised prompts, ready to be padded into batches."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from minillm.data.records import Record
+from minillm.errors import DataError
+from minillm.types import PromptBatch
+
+log = logging.getLogger(__name__)
+
+
+def pad(rows: Sequence[Sequence[int]], value: int, *, left: bool) -> tuple[Tensor, Tensor]:
+    """ids [B, T] and mask [B, T]; the only place that pads, and the mask comes from lengths, never from ids."""
+    width = max(map(len, rows), default=0)
+    ids = torch.full((len(rows), width), value)
+    mask = torch.zeros(len(rows), width, dtype=torch.bool)
+    for row, tokens in enumerate(rows):
+        columns = slice(width - len(tokens), width) if left else slice(0, len(tokens))
+        ids[row, columns] = torch.tensor(tokens, dtype=torch.long)
+        mask[row, columns] = True
+    return ids, mask
+
+
+@dataclass(frozen=True)
+class PromptSet:
+    """Records with their prompt ids, and reference ids (the first reference with its end token) where there are any."""
+
+    records: tuple[Record, ...]
+    prompt_ids: tuple[tuple[int, ...], ...]
+    reference_ids: tuple[tuple[int, ...], ...]
+    pad_id: int
+    dropped: Counter
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    @property
+    def has_references(self) -> bool:
+        return all(record.references for record in self.records)
+
+    def batch(self, rows: Sequence[int], index: int = 0, with_references: bool = False) -> PromptBatch:
+        """The chosen prompts, left padded to the longest; with_references also their references, right padded."""
+        ids_BP, mask_BP = pad([self.prompt_ids[row] for row in rows], self.pad_id, left=True)
+        references = (None, None)
+        if with_references:
+            references = pad([self.reference_ids[row] for row in rows], self.pad_id, left=False)
+        return PromptBatch(ids_BP, mask_BP, torch.tensor(list(rows)), index, *references)
+
+    def batches(self, size: int) -> list[PromptBatch]:
+        """All prompts once, shortest first, so that little is padding."""
+        order = sorted(range(len(self)), key=lambda row: (len(self.prompt_ids[row]), row))
+        return [self.batch(order[start : start + size], start // size) for start in range(0, len(order), size)]
+
+
+def build_prompts(
+    records: Sequence[Record],
+    encode: Callable[[Record], list[int]],
+    tokenizer,
+    *,
+    pad_id: int,
+    n_vocab: int,
+    max_prompt_tokens: int,
+    max_response_tokens: int,
+    exclude: Sequence[Record] = (),
+    name: str = "prompts",
+) -> PromptSet:
+    """Tokenise; drop and count prompts that are too long (never cut: the end would be lost) or stand in `exclude`.
+
+    References longer than `max_response_tokens` are cut there, without an end token.
+
+    Raises:
+        DataError: nothing is left.
+    """
+    held_out = {(record.history, record.instruction, record.input) for record in exclude}
+    kept, dropped = [], Counter()
+    for record in records:
+        if (record.history, record.instruction, record.input) in held_out:
+            dropped["also a validation prompt"] += 1
+            continue
+        prompt = encode(record)
+        if len(prompt) > max_prompt_tokens:
+            dropped[f"longer than {max_prompt_tokens} tokens"] += 1
+        elif max(prompt) >= n_vocab:
+            dropped["a token outside the shared vocabulary"] += 1
+        else:
+            reference = ()
+            if record.references:
+                text_ids = tokenizer(record.references[0], add_special_tokens=False)["input_ids"]
+                reference = tuple([*text_ids, tokenizer.eos_token_id][:max_response_tokens])
+            kept.append((record, tuple(prompt), reference))
+    reasons = ", ".join(f"{count} {reason}" for reason, count in dropped.items())
+    log.info("%s: %d kept of %d%s", name, len(kept), len(records), f" (dropped: {reasons})" if reasons else "")
+    if not kept:
+        raise DataError(f"{name}: none of {len(records)} prompts is left ({reasons}); raise data.max_prompt_tokens or change the file")
+    return PromptSet(*(tuple(column) for column in zip(*kept, strict=True)), pad_id=pad_id, dropped=dropped)

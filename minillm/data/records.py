@@ -1,0 +1,130 @@
+"""Reading instruction data: JSONL in the MiniLLM schema or as chat messages, a hub data set, or the built-in prompts."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from minillm.errors import DataError
+
+BUILTIN = {"builtin": "train.jsonl", "builtin:validation": "validation.jsonl"}
+_SHOWN = 10  # problems in one message
+
+
+@dataclass(frozen=True)
+class Record:
+    """One prompt. `id` is `file:line`; `history` holds earlier chat turns (system included); `references` may be empty."""
+
+    id: str
+    instruction: str
+    input: str = ""
+    references: tuple[str, ...] = ()
+    history: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def question(self) -> str:
+        """Instruction and input as one user turn."""
+        return f"{self.instruction}\n\n{self.input}" if self.input else self.instruction
+
+
+def read_records(source: str) -> list[Record]:
+    """All records of a .jsonl file, `builtin`, `builtin:validation`, or a hub data set `owner/name[:split]`.
+
+    Raises:
+        DataError: naming source, line and key of up to ten problems; or that nothing is there.
+    """
+    records, problems = [], []
+    for where, row in _rows(source):
+        try:
+            records.append(_record(where, row))
+        except DataError as problem:
+            problems.append(str(problem))
+    if problems:
+        rest = f"\n  ... and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
+        lines = "\n".join(f"  {problem}" for problem in problems[:_SHOWN])
+        raise DataError(f"{source}: {len(problems)} unusable rows:\n{lines}{rest}")
+    if not records:
+        raise DataError(f"{source}: no records; wanted at least one JSON object a line with the key instruction or messages")
+    return records
+
+
+def json_lines(path: Path) -> Iterator[tuple[str, object]]:
+    """(`file:line`, parsed value or the DataError it gave) of every line that is not blank."""
+    try:
+        with open(path, encoding="utf-8") as stream:
+            for number, line in enumerate(stream, start=1):
+                if line.strip():
+                    where = f"{path}:{number}"
+                    try:
+                        yield where, json.loads(line)
+                    except json.JSONDecodeError as error:
+                        yield where, DataError(f"{where}: not JSON ({error.msg} at column {error.colno})")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: not UTF-8 (byte {error.start}: {error.reason}); convert the file") from error
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror}); change data.train_file, data.val_file or data.files") from error
+
+
+def _rows(source: str) -> Iterable[tuple[str, object]]:
+    if source in BUILTIN:
+        return json_lines(Path(__file__).parent / "builtin" / BUILTIN[source])
+    path = Path(source).expanduser()
+    if path.exists() or path.suffix in (".jsonl", ".json") or source.count("/") != 1 or source.startswith((".", "~", "/")):
+        return json_lines(path)
+    return _hub_rows(source)
+
+
+def _hub_rows(source: str) -> Iterator[tuple[str, object]]:
+    import datasets
+
+    name, _, split = source.partition(":")
+    try:
+        rows = datasets.load_dataset(name, split=split or "train")
+    except Exception as error:  # the hub client raises many kinds; all mean that the data is not to be had
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise DataError(
+            f"{source}: cannot load this hub data set ({first}); check the name and split, log in if it is gated, or "
+            "download it elsewhere and give a .jsonl file"
+        ) from error
+    for number, row in enumerate(rows, start=1):
+        row = {key: value for key, value in row.items() if value is not None}
+        # Dolly's own names for the MiniLLM schema.
+        row.setdefault("input", row.get("context", ""))
+        if "output" not in row and "response" in row:
+            row["output"] = row["response"]
+        yield f"{source}:{number}", row
+
+
+def _record(where: str, row: object) -> Record:
+    if isinstance(row, DataError):
+        raise row
+    if not isinstance(row, dict):
+        raise DataError(f"{where}: wanted a JSON object, got {type(row).__name__}")
+    if "messages" in row:
+        return _chat_record(where, row["messages"])
+    if "instruction" not in row:
+        raise DataError(f"{where}: key instruction (or messages) is missing; got {', '.join(row) or 'no keys'}")
+    instruction = _text(where, "instruction", row["instruction"])
+    if not instruction:
+        raise DataError(f"{where}: key instruction is empty")
+    output = row.get("output") or []
+    references = tuple(_text(where, "output", text) for text in ([output] if isinstance(output, str) else output))
+    return Record(where, instruction, _text(where, "input", row.get("input") or ""), tuple(filter(None, references)))
+
+
+def _chat_record(where: str, messages: object) -> Record:
+    if not isinstance(messages, list) or not all(isinstance(turn, dict) and {"role", "content"} <= turn.keys() for turn in messages):
+        raise DataError(f"{where}: key messages: wanted a list of objects with role and content")
+    turns = [(str(turn["role"]), _text(where, "messages.content", turn["content"])) for turn in messages]
+    references = (turns.pop()[1],) if turns and turns[-1][0] == "assistant" else ()
+    if not turns or turns[-1][0] != "user" or not turns[-1][1]:
+        raise DataError(f"{where}: key messages: wanted a last user turn that is not empty before the answer")
+    return Record(where, turns[-1][1], references=tuple(filter(None, references)), history=tuple(turns[:-1]))
+
+
+def _text(where: str, key: str, value: object) -> str:
+    if not isinstance(value, str):
+        raise DataError(f"{where}: key {key}: wanted text, got {type(value).__name__}")
+    return value.strip()

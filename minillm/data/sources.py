@@ -1,0 +1,80 @@
+"""The config group `data`: where prompts and corpus come from and how they are written."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, field
+from typing import Any
+
+from minillm.data.corpus import Corpus, build_corpus
+from minillm.data.prompts import PromptSet, build_prompts
+from minillm.data.records import Record, read_records
+from minillm.data.templates import TemplateName, prompt_encoder
+from minillm.errors import check
+from minillm.models import Pair
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Files as in `read_records` and `read_documents`; lengths in tokens.
+
+    val_file null holds `val_size` prompts out of train_file (always the same ones). With a val_file, `val_size` null
+    takes all of it and a number its first prompts. No validation prompt is ever trained on.
+    """
+
+    train_file: str = "builtin"
+    val_file: str | None = "builtin:validation"
+    corpus_file: str | None = "pydoc_topics"
+    template: TemplateName = "paper"
+    system: str | None = None
+    template_arguments: dict[str, Any] = field(default_factory=dict)
+    max_prompt_tokens: int = 256
+    max_response_tokens: int = 256
+    val_size: int | None = None
+    block_size: int = 512
+
+    def __post_init__(self):
+        positive = "wanted a positive number"
+        check(
+            (self.max_prompt_tokens > 0, f"max_prompt_tokens={self.max_prompt_tokens}: {positive} of tokens"),
+            (self.max_response_tokens > 0, f"max_response_tokens={self.max_response_tokens}: {positive} of tokens"),
+            (self.block_size > 1, f"block_size={self.block_size}: wanted at least 2 tokens"),
+            (self.val_size is None or self.val_size > 0, f"val_size={self.val_size}: {positive} of prompts, or null"),
+            (
+                self.val_file is not None or self.val_size is not None,
+                "val_size=null with val_file=null: wanted the number of training prompts to hold out",
+            ),
+            (
+                self.template == "chat" or (self.system is None and not self.template_arguments),
+                "system/template_arguments: only the chat template takes them; set data.template=chat",
+            ),
+        )
+
+    def prompts(self, pair: Pair) -> tuple[PromptSet, PromptSet]:
+        """(train, validation). Raises DataError or ConfigError, see `read_records` and `prompt_encoder`."""
+        train = read_records(self.train_file)
+        if self.val_file is None:
+            held_out = sorted(random.Random(0).sample(range(len(train)), min(self.val_size, len(train))))
+            validation = [train[row] for row in held_out]
+        else:
+            validation = read_records(self.val_file)[: self.val_size]
+        return self._build(train, pair, "training prompts", validation), self._build(validation, pair, "validation prompts")
+
+    def evaluation_prompts(self, records: list[Record], pair: Pair, name: str) -> PromptSet:
+        return self._build(records, pair, name)
+
+    def corpus(self, pair: Pair) -> Corpus:
+        return build_corpus(self.corpus_file, pair.tokenizer, block_size=self.block_size, n_vocab=pair.n_vocab)
+
+    def _build(self, records: list[Record], pair: Pair, name: str, exclude: list[Record] = ()) -> PromptSet:
+        return build_prompts(
+            records,
+            prompt_encoder(pair.tokenizer, self.template, self.system, self.template_arguments),
+            pair.tokenizer,
+            pad_id=pair.pad_id,
+            n_vocab=pair.n_vocab,
+            max_prompt_tokens=self.max_prompt_tokens,
+            max_response_tokens=self.max_response_tokens,
+            exclude=exclude,
+            name=name,
+        )

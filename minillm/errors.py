@@ -1,0 +1,53 @@
+"""Errors that a user can act on: each says what, got, wanted and where to change it."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class MinillmError(Exception):
+    """Base of every error this package raises on purpose; shown without a traceback."""
+
+
+class ConfigError(MinillmError, ValueError):
+    """One or several wrong settings.
+
+    `problems` are complete sentences such as "gamma=1.5: wanted a number in [0, 1]". A constructor names its own
+    argument; whoever knows the group puts it in front with `prefixed`.
+    """
+
+    def __init__(self, problems: str | Iterable[str]):
+        self.problems = [problems] if isinstance(problems, str) else list(problems)
+        many = len(self.problems) > 1
+        text = "\n".join(f"  - {problem}" for problem in self.problems) if many else self.problems[0]
+        super().__init__(f"{len(self.problems)} problems in the configuration:\n{text}" if many else text)
+
+    def prefixed(self, group: str) -> list[str]:
+        return [f"{group}.{problem}" for problem in self.problems]
+
+
+class DataError(MinillmError, ValueError):
+    """A file, line or key of the data that cannot be used."""
+
+
+class ModelError(MinillmError, RuntimeError):
+    """A model or tokenizer that cannot be loaded, or a pair that cannot be distilled."""
+
+
+class NonFiniteError(MinillmError, FloatingPointError):
+    """A NaN or infinity in a quantity that must be finite."""
+
+
+def check(*rules: tuple[bool, str]) -> None:
+    """Raise one ConfigError with every message whose condition is false."""
+    problems = [message for holds, message in rules if not holds]
+    if problems:
+        raise ConfigError(problems)
+
+
+def nearest(name: str, names: Iterable[str]) -> str:
+    """The clause that points from an unknown name to the nearest right one."""
+    names = sorted(map(str, names))
+    close = difflib.get_close_matches(str(name), names, n=1, cutoff=0.5)
+    return f"did you mean {close[0]}?" if close else f"choose from: {', '.join(names)}"

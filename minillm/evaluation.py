@@ -1,0 +1,113 @@
+"""Answer held-out prompts and measure the answers: the validation of a run and evaluate.py share this."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from minillm.data import PromptSet
+from minillm.losses import reverse_kl
+from minillm.metrics import distinct_n, exact_match, rouge_l
+from minillm.models import LanguageModel
+from minillm.sampling import decode
+from minillm.scoring import response_hidden, response_logits
+from minillm.seeding import seed_for
+from minillm.types import Rollout
+
+_CHUNK = 128  # positions whose two [V] rows are held at once
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One model's answer to one prompt. `reverse_kl` is summed over its tokens, in nats; None without a teacher."""
+
+    id: str
+    seed: int | None
+    prompt: str
+    answer: str
+    tokens: tuple[int, ...] = field(repr=False)
+    truncated: bool
+    reverse_kl: float | None = None
+
+    def row(self) -> dict:
+        """For JSON lines and tables."""
+        row = asdict(self)
+        row["n_tokens"] = len(row.pop("tokens"))
+        return row
+
+
+@torch.no_grad()
+def rollout_reverse_kl(student: LanguageModel, teacher: LanguageModel, rollout: Rollout) -> torch.Tensor:
+    """[B, R]: exact KL[q || p] over the whole vocabulary at each answered position, T = 1; 0 outside the mask."""
+    mask_BR = rollout.response_mask_BR
+    hidden = [response_hidden(model, rollout)[mask_BR] for model in (student, teacher)]
+    chunks = zip(*(each.split(_CHUNK) for each in hidden), strict=True)
+    kl_N = torch.cat([reverse_kl(student.logits(ours), teacher.logits(theirs)) for ours, theirs in chunks])
+    kl_BR = kl_N.new_zeros(mask_BR.shape)
+    kl_BR[mask_BR] = kl_N
+    return kl_BR
+
+
+def answer_prompts(
+    model: LanguageModel,
+    prompts: PromptSet,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    seed: int | None,
+    max_new_tokens: int,
+    batch_size: int,
+    stop_ids: tuple[int, ...],
+    teacher: LanguageModel | None = None,
+    on_batch: Callable[[int], None] = lambda n_rows: None,
+) -> list[Answer]:
+    """One answer a prompt, in the order of the prompts: sampled at T = 1 with `seed`, or greedy where it is None.
+
+    A prompt's random stream depends on seed and prompt number only: not on the batch, nor on what was trained.
+    """
+    answers: dict[int, Answer] = {}
+    for batch in prompts.batches(batch_size):
+        batch = batch.to(model.device)
+        numbers = batch.records.tolist()
+        seeds = None if seed is None else [seed_for(seed, "evaluation", number) for number in numbers]
+        rollout = decode(
+            model, None, batch, seeds=seeds, stop_ids=stop_ids, pad_id=prompts.pad_id, max_new_tokens=max_new_tokens
+        ).trimmed()
+        kl_B = rollout_reverse_kl(model, teacher, rollout).sum(-1).tolist() if teacher else [None] * len(numbers)
+        for row, number in enumerate(numbers):
+            tokens = rollout.response_ids_BR[row][rollout.response_mask_BR[row]].tolist()
+            ended = tokens[-1] in stop_ids
+            answers[number] = Answer(
+                id=prompts.records[number].id,
+                seed=seed,
+                prompt=prompts.records[number].question,
+                answer=tokenizer.decode(tokens, skip_special_tokens=True).strip(),
+                tokens=tuple(tokens),
+                truncated=not ended,
+                reverse_kl=kl_B[row],
+            )
+        on_batch(len(numbers))
+    return [answers[number] for number in range(len(prompts))]
+
+
+def summarise(answers: Sequence[Answer], references: Sequence[Sequence[str]]) -> dict[str, float]:
+    """Figures of a set of answers; `references` in the same order.
+
+    reverse_kl: nats a token, pooled over all tokens. rouge_l, exact_match: percent, mean over answers. length: mean
+    tokens, end token included. truncated: share that reached the cap. distinct_4: share of different 4-grams.
+    """
+    n_tokens = sum(len(answer.tokens) for answer in answers)
+    pairs = list(zip(answers, references, strict=True))
+    figures = {
+        "rouge_l": sum(rouge_l(answer.answer, texts) for answer, texts in pairs) / len(answers),
+        "exact_match": sum(exact_match(answer.answer, texts) for answer, texts in pairs) / len(answers),
+        "length": n_tokens / len(answers),
+        "truncated": sum(answer.truncated for answer in answers) / len(answers),
+        "distinct_4": distinct_n((answer.tokens for answer in answers), 4),
+        "tokens": float(n_tokens),
+    }
+    if all(answer.reverse_kl is not None for answer in answers):
+        figures["reverse_kl"] = sum(answer.reverse_kl for answer in answers) / n_tokens
+    return figures

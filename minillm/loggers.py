@@ -1,0 +1,109 @@
+"""Where figures go: always metrics.csv in the run directory, and W&B where it is wanted."""
+
+from __future__ import annotations
+
+import csv
+import os
+import secrets
+from netrc import NetrcParseError, netrc
+from pathlib import Path
+
+from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.loggers.logger import Logger
+from lightning.pytorch.utilities import rank_zero_only
+
+STEP = "progress/optimizer_step"
+
+
+class MetricsCSV(Logger):
+    """One row a logged step. A new column rewrites the file; otherwise rows are appended.
+
+    `resume_at` drops rows after a step, so that a resumed run's file equals an uninterrupted one's.
+    """
+
+    def __init__(self, file: Path):
+        super().__init__()
+        self.file = Path(file)
+        self.rows: list[dict[str, str]] = []
+        self.columns = [STEP]
+        if self.file.exists():
+            with open(self.file, newline="") as stream:
+                self.rows = [{k: v for k, v in row.items() if v != ""} for row in csv.DictReader(stream)]
+            self.columns = list(dict.fromkeys([STEP, *(key for row in self.rows for key in row)]))
+
+    @property
+    def name(self) -> str:
+        return "csv"
+
+    @property
+    def version(self) -> str:
+        return ""
+
+    @rank_zero_only
+    def log_hyperparams(self, *args, **kwargs) -> None:
+        """The resolved config lies beside the file."""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        row = {STEP: str(step)} | {key: repr(float(value)) for key, value in metrics.items()}
+        self.rows.append(row)
+        new = [key for key in row if key not in self.columns]
+        if new or len(self.rows) == 1:
+            self.columns += sorted(new)
+            self._rewrite()
+        else:
+            with open(self.file, "a", newline="") as stream:
+                csv.DictWriter(stream, self.columns, restval="").writerow(row)
+
+    @rank_zero_only
+    def resume_at(self, step: int) -> None:
+        self.rows = [row for row in self.rows if int(row[STEP]) <= step]
+        self.columns = list(dict.fromkeys([STEP, *(key for row in self.rows for key in row)]))
+        self._rewrite()
+
+    def _rewrite(self) -> None:
+        aside = self.file.with_suffix(".csv.tmp")
+        with open(aside, "w", newline="") as stream:
+            writer = csv.DictWriter(stream, self.columns, restval="")
+            writer.writeheader()
+            writer.writerows(self.rows)
+        aside.replace(self.file)
+
+
+def wandb_offline() -> bool:
+    """WANDB_MODE wins; else online if a key is there (environment or netrc), else offline."""
+    if os.environ.get("WANDB_MODE"):
+        return False  # wandb itself follows the variable
+    return not (os.environ.get("WANDB_API_KEY") or _netrc_has_key())
+
+
+def _netrc_has_key() -> bool:
+    try:
+        hosts = netrc().hosts
+    except (OSError, NetrcParseError):
+        return False
+    return any("wandb" in host for host in hosts)
+
+
+def wandb_logger(
+    *, run_dir: Path, name: str, settings: dict, project: str = "minillm", entity: str | None = None, group: str | None = None
+) -> WandbLogger:
+    """Files and run id inside the run directory; a resumed run goes on with the same id."""
+    id_file = Path(run_dir) / "wandb" / "run_id"
+    if not id_file.exists():
+        id_file.parent.mkdir(parents=True, exist_ok=True)
+        id_file.write_text(secrets.token_hex(4))
+    logger = WandbLogger(
+        project=project,
+        entity=entity,
+        group=group,
+        name=name,
+        save_dir=run_dir,
+        id=id_file.read_text().strip(),
+        resume="allow",
+        offline=wandb_offline(),
+        config=settings,
+    )
+    logger.experiment.define_metric(STEP)
+    logger.experiment.define_metric("*", step_metric=STEP)
+    return logger

@@ -1,0 +1,19 @@
+"""Loading a student and a frozen teacher from stock transformers checkpoints."""
+
+from minillm.models.architecture import Architecture
+from minillm.models.checkpoint import Checkpoint, choose_dtype
+from minillm.models.language_model import LanguageModel
+from minillm.models.pair import ModelPair, Pair, PrunedTeacher, pair_of
+from minillm.models.prune import keep_layers
+
+__all__ = [
+    "Architecture",
+    "Checkpoint",
+    "LanguageModel",
+    "ModelPair",
+    "Pair",
+    "PrunedTeacher",
+    "choose_dtype",
+    "keep_layers",
+    "pair_of",
+]

@@ -1,0 +1,95 @@
+"""The shape of a causal language model as nine plain numbers, so that it can be built without a hub."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+
+from minillm.errors import check
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """`type` is the transformers model type; sizes in units of elements; `head_dim` None means width / heads."""
+
+    type: str
+    layers: int
+    width: int
+    heads: int
+    kv_heads: int
+    ffn: int
+    vocabulary: int
+    tied: bool
+    head_dim: int | None = None
+
+    def __post_init__(self):
+        sizes = {k: v for k, v in asdict(self).items() if k not in ("type", "tied", "head_dim")}
+        check(
+            *((isinstance(v, int) and v > 0, f"{k}={v}: wanted a positive integer") for k, v in sizes.items()),
+            (self.heads % self.kv_heads == 0, f"kv_heads={self.kv_heads}: wanted a divisor of heads={self.heads}"),
+            (
+                self.head_dim is not None or self.width % self.heads == 0,
+                f"heads={self.heads}: wanted a divisor of width={self.width}, or head_dim",
+            ),
+        )
+
+    @classmethod
+    def of(cls, config: PretrainedConfig) -> Architecture:
+        """Read from a transformers config."""
+        heads = config.num_attention_heads
+        ffn = next(
+            (v for k in ("intermediate_size", "ffn_dim", "n_inner") if (v := getattr(config, k, None))),
+            4 * config.hidden_size,
+        )
+        head_dim = getattr(config, "head_dim", None)
+        return cls(
+            type=config.model_type,
+            layers=config.num_hidden_layers,
+            width=config.hidden_size,
+            heads=heads,
+            kv_heads=getattr(config, "num_key_value_heads", None) or heads,
+            ffn=ffn,
+            vocabulary=config.vocab_size,
+            tied=bool(config.tie_word_embeddings),
+            head_dim=None if not head_dim or head_dim * heads == config.hidden_size else head_dim,
+        )
+
+    def differences(self, other: Architecture) -> list[str]:
+        """'layers: 12 here, 24 there' for each number that differs."""
+        mine, theirs = asdict(self), asdict(other)
+        return [f"{key}: {mine[key]} stated, {theirs[key]} found" for key in mine if mine[key] != theirs[key]]
+
+    def shrunk(self, **sizes: int) -> Architecture:
+        """The same family with other sizes, for tests and dry runs."""
+        return replace(self, **sizes)
+
+    def config(self) -> PretrainedConfig:
+        """A transformers config of these sizes; everything else is the family's default."""
+        sizes = dict(
+            hidden_size=self.width,
+            num_hidden_layers=self.layers,
+            num_attention_heads=self.heads,
+            vocab_size=self.vocabulary,
+            tie_word_embeddings=self.tied,
+            # Families' defaults name special tokens of their own vocabulary.
+            bos_token_id=None,
+            eos_token_id=None,
+            pad_token_id=None,
+        )
+        match self.type:
+            case "gpt2":
+                sizes["n_inner"] = self.ffn
+            case "opt":
+                sizes.update(ffn_dim=self.ffn, word_embed_proj_dim=self.width)
+            case _:
+                sizes.update(
+                    intermediate_size=self.ffn,
+                    num_key_value_heads=self.kv_heads,
+                    head_dim=self.head_dim or self.width // self.heads,
+                )
+        return AutoConfig.for_model(self.type, **sizes)
+
+    def random_model(self) -> PreTrainedModel:
+        """Random weights from torch's global generator, float32."""
+        return AutoModelForCausalLM.from_config(self.config())

@@ -1,0 +1,109 @@
+"""Where a model comes from: hub id, directory, GGUF file, or GGUF file inside an installed package."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from minillm.errors import ConfigError, ModelError, check
+from minillm.models.architecture import Architecture
+from minillm.models.gguf import converted, file_in_package
+
+log = logging.getLogger(__name__)
+
+Dtype = Literal["auto", "float32", "float64", "bfloat16", "float16"]
+Attention = Literal["sdpa", "eager", "flash_attention_2"]
+
+
+def choose_dtype(dtype: Dtype, device: torch.device) -> torch.dtype:
+    """`auto` is bfloat16 on a GPU that has it and float32 elsewhere (a CPU's bfloat16 is about 100 times slower)."""
+    if dtype != "auto":
+        return getattr(torch, dtype)
+    return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """`source` is a hub id (`owner/name` or `owner/name@revision`), a directory, a .gguf file, or `package:NAME`.
+
+    `architecture`, where given, is compared with what is found, so that a plan made from it stays true.
+    """
+
+    source: str
+    architecture: Architecture | None = None
+
+    def __post_init__(self):
+        usable = isinstance(self.source, str) and bool(self.source.strip())
+        check((usable, f"source={self.source!r}: wanted a hub id, a directory, a .gguf file or package:NAME"))
+
+    def resolve(self) -> tuple[str, str | None]:
+        """(directory or hub id, hub revision or None).
+
+        Raises:
+            ConfigError: the source looks like a path and nothing is there.
+            ModelError: from the package or the conversion.
+        """
+        if self.source.startswith("package:"):
+            return str(converted(file_in_package(self.source.removeprefix("package:")))), None
+        path = Path(self.source).expanduser()
+        if path.suffix == ".gguf" and path.is_file():
+            return str(converted(path)), None
+        if path.is_dir():
+            if not (path / "config.json").is_file():
+                raise ConfigError(f"source={self.source}: no config.json inside; wanted a Hugging Face directory")
+            return str(path), None
+        if path.suffix == ".gguf" or self.source.startswith((".", "/", "~")) or self.source.count("/") > 1:
+            raise ConfigError(f"source={self.source}: no such file or directory")
+        name, _, revision = self.source.partition("@")
+        return name, revision or None
+
+    def load(
+        self, dtype: torch.dtype = torch.float32, attention: Attention = "sdpa"
+    ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+        """The model, on the CPU and with dropout off, and its tokenizer.
+
+        Raises:
+            ModelError: not found, gated, unreachable, or not of the stated architecture.
+        """
+        path, revision = self.resolve()
+        try:
+            config = AutoConfig.from_pretrained(path, revision=revision)
+            _without_dropout(config)
+            tokenizer = AutoTokenizer.from_pretrained(path, revision=revision)
+            network = AutoModelForCausalLM.from_pretrained(
+                path, revision=revision, config=config, dtype=dtype, attn_implementation=attention
+            )
+        except (OSError, ValueError, ImportError) as error:
+            raise ModelError(_advice(self.source, error)) from error
+        if self.architecture and (wrong := self.architecture.differences(Architecture.of(network.config))):
+            raise ModelError(
+                f"{self.source} is not of the architecture that the config states ({'; '.join(wrong)}); "
+                "correct or remove `architecture` beside its source"
+            )
+        return network, tokenizer
+
+
+def _without_dropout(config) -> None:
+    # The published runs switch it off; with it a rollout's log-probs and the update's would be of different models.
+    for name, value in vars(config).items():
+        if "drop" in name and isinstance(value, float):
+            setattr(config, name, 0.0)
+
+
+def _advice(source: str, error: Exception) -> str:
+    text = f"{error} {error.__cause__ or ''}".lower()
+    if "gated" in text or "401" in text or "403" in text:
+        todo = "it is gated: accept its licence on its page, then `hf auth login` or set HF_TOKEN"
+    elif any(word in text for word in ("offline", "connect", "resolve", "timed out", "couldn't reach", "cached files")):
+        todo = "the hub cannot be reached: download it on another machine (`hf download`) and give the directory"
+    elif "not a valid model identifier" in text or "404" in text or "repository not found" in text:
+        todo = "no such model: check the spelling of owner/name@revision, or give a directory"
+    else:
+        todo = "see the cause above"
+    first = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return f"cannot load {source}: {first}\n  what to do: {todo}"

@@ -1,0 +1,57 @@
+"""A trained student as a Hugging Face directory: weights, tokenizer, generation config, model card."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+from transformers import GenerationConfig
+
+from minillm.models.pair import Pair
+
+_CARD = """\
+---
+library_name: transformers
+pipeline_tag: text-generation
+tags: [minillm, distillation]
+---
+
+# {name}
+
+A student distilled from `{teacher}` by MiniLLM (reverse KL on its own samples, arXiv 2306.08543).
+
+| | |
+| --- | --- |
+{facts}
+
+Made with: `{command}`
+
+Sampling at temperature 1 without top-p or top-k is what the student was trained for and measured with.
+"""
+
+
+def export_student(pair: Pair, directory: Path, *, card: Mapping[str, str], figures: Mapping[str, float]) -> None:
+    """Write `directory` anew (aside, then renamed). `card` needs name, teacher and command."""
+    directory = Path(directory)
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    aside = Path(tempfile.mkdtemp(dir=directory.parent, prefix=".student-"))
+    aside.chmod(0o755)
+    pair.student.generation_config = GenerationConfig(
+        do_sample=True,
+        temperature=1.0,
+        top_k=0,
+        top_p=1.0,
+        eos_token_id=list(pair.stop_ids),
+        pad_token_id=pair.pad_id,
+        bos_token_id=pair.tokenizer.bos_token_id,
+    )
+    pair.student.save_pretrained(aside)
+    pair.tokenizer.save_pretrained(aside)
+    shown = {"weights": card.get("weights", "last")} | {k: f"{v:.4g}" for k, v in figures.items() if k.startswith("val/")}
+    facts = "\n".join(f"| {key} | {value} |" for key, value in shown.items())
+    (aside / "README.md").write_text(_CARD.format(facts=facts, **{k: card[k] for k in ("name", "teacher", "command")}))
+    if directory.exists():
+        shutil.rmtree(directory)
+    aside.rename(directory)

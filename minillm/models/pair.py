@@ -1,0 +1,118 @@
+"""The config group `model`: a student, a teacher, and how to load them."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from dataclasses import dataclass
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from minillm.errors import ConfigError, check
+from minillm.models.checkpoint import Attention, Checkpoint, Dtype, choose_dtype
+from minillm.models.language_model import LanguageModel
+from minillm.models.prune import keep_layers
+from minillm.models.vocabulary import shared_rows, stop_ids
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class PrunedTeacher:
+    """A student that is the teacher with some layers left out: name those to keep, or those to drop (0-based)."""
+
+    keep_layers: list[int] | None = None
+    drop_layers: list[int] | None = None
+
+    def __post_init__(self):
+        given = self.keep_layers if self.keep_layers is not None else self.drop_layers
+        check(
+            (
+                (self.keep_layers is None) != (self.drop_layers is None),
+                f"keep_layers={self.keep_layers}, drop_layers={self.drop_layers}: wanted exactly one of the two",
+            ),
+            (
+                given is None or (len(given) > 0 and len(set(given)) == len(given) and min(given) >= 0),
+                f"keep_layers/drop_layers={given}: wanted distinct layer numbers from 0",
+            ),
+        )
+
+    def kept(self, n_layers: int) -> list[int]:
+        """Raises ConfigError where a number is beyond the teacher's layers or nothing is left."""
+        given = self.keep_layers if self.keep_layers is not None else self.drop_layers
+        kept = given if self.keep_layers is not None else [i for i in range(n_layers) if i not in self.drop_layers]
+        if max(given) >= n_layers or not kept:
+            raise ConfigError(
+                f"model.student: layers {list(given)} of a teacher with {n_layers} layers (0 to {n_layers - 1}); "
+                "change keep_layers or drop_layers"
+            )
+        return list(kept)
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A loaded pair. `student` is trained; `teacher` is frozen, in eval mode and outside of every checkpoint."""
+
+    student: PreTrainedModel
+    teacher: LanguageModel
+    tokenizer: PreTrainedTokenizerBase
+    n_vocab: int
+    stop_ids: tuple[int, ...]
+
+    @property
+    def pad_id(self) -> int:
+        """What fills padding. Its value never matters: masks are explicit."""
+        pad = self.tokenizer.pad_token_id
+        return pad if pad is not None and pad < self.n_vocab else self.tokenizer.eos_token_id
+
+
+@dataclass(frozen=True)
+class ModelPair:
+    """Settings of the pair; `student` and `teacher` may be plain strings, see `Checkpoint.source`."""
+
+    student: Checkpoint | PrunedTeacher | str
+    teacher: Checkpoint | str
+    dtype: Dtype = "auto"
+    attention: Attention = "sdpa"
+
+    def __post_init__(self):
+        for name in ("student", "teacher"):
+            if isinstance(getattr(self, name), str):
+                object.__setattr__(self, name, Checkpoint(getattr(self, name)))
+
+    def load(self, device: torch.device) -> Pair:
+        """Load both, compare their vocabularies, cut them to the shared rows.
+
+        Raises:
+            ConfigError, ModelError: see `Checkpoint.load`, `shared_rows`, `LanguageModel.verify_head`.
+        """
+        dtype = choose_dtype(self.dtype, device)
+        log.info("Weights in %s on %s", str(dtype).removeprefix("torch."), device)
+        teacher, teacher_tokenizer = self.teacher.load(dtype, self.attention)
+        if isinstance(self.student, PrunedTeacher):
+            student = keep_layers(teacher, self.student.kept(teacher.config.num_hidden_layers))
+            tokenizer = copy.deepcopy(teacher_tokenizer)
+        else:
+            student, tokenizer = self.student.load(dtype, self.attention)
+        return pair_of(student.to(device), teacher.to(device), tokenizer, teacher_tokenizer)
+
+
+def pair_of(
+    student: PreTrainedModel,
+    teacher: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    teacher_tokenizer: PreTrainedTokenizerBase,
+) -> Pair:
+    """Check that two loaded models can be distilled into one another and freeze the teacher."""
+    rows = [network.get_output_embeddings().weight.shape[0] for network in (student, teacher)]
+    n_vocab = shared_rows(tokenizer, teacher_tokenizer, *rows)
+    for network in (student, teacher):
+        LanguageModel(network, n_vocab).verify_head()
+    return Pair(
+        student=student,
+        teacher=LanguageModel(teacher, n_vocab).frozen(),
+        tokenizer=tokenizer,
+        n_vocab=n_vocab,
+        stop_ids=stop_ids(tokenizer, student, teacher, n_vocab=n_vocab),
+    )

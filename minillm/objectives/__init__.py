@@ -1,0 +1,6 @@
+"""Objectives and regularisers: one file each, settings in, LossOutput out."""
+
+from minillm.objectives.cross_entropy import PretrainLoss, mixed_cross_entropy
+from minillm.objectives.minillm import MiniLLM
+
+__all__ = ["MiniLLM", "PretrainLoss", "mixed_cross_entropy"]

@@ -1,0 +1,82 @@
+"""The config group `optim`: AdamW, its learning-rate schedule and gradient clipping."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import nn
+
+from minillm.errors import NonFiniteError, check
+
+
+@dataclass(frozen=True)
+class Optim:
+    """Steps count optimizer steps over all devices. Values of the published runs: conf/optim/adamw.yaml."""
+
+    learning_rate: float = 5e-6
+    betas: tuple[float, float] = (0.9, 0.95)
+    eps: float = 1e-8
+    weight_decay: float = 1e-6
+    grad_clip: float | None = 1.0
+    warmup_steps: int = 100
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    min_learning_rate: float = 0.0
+
+    def __post_init__(self):
+        check(
+            (self.learning_rate > 0, f"learning_rate={self.learning_rate}: wanted a number above 0"),
+            (
+                len(self.betas) == 2 and all(0 <= beta < 1 for beta in self.betas),
+                f"betas={list(self.betas)}: wanted two numbers in [0, 1)",
+            ),
+            (self.eps > 0, f"eps={self.eps}: wanted a number above 0"),
+            (self.weight_decay >= 0, f"weight_decay={self.weight_decay}: wanted 0 or more"),
+            (self.grad_clip is None or self.grad_clip > 0, f"grad_clip={self.grad_clip}: wanted a norm above 0, or null"),
+            (self.warmup_steps >= 0, f"warmup_steps={self.warmup_steps}: wanted 0 or more"),
+            (
+                0 <= self.min_learning_rate <= self.learning_rate,
+                f"min_learning_rate={self.min_learning_rate}: wanted a number in [0, learning_rate={self.learning_rate}]",
+            ),
+        )
+
+    def build(self, parameters: Iterable[nn.Parameter]) -> torch.optim.AdamW:
+        return torch.optim.AdamW(
+            parameters,
+            lr=self.learning_rate,
+            betas=tuple(self.betas),
+            eps=self.eps,
+            weight_decay=self.weight_decay,
+            fused=True,
+        )
+
+    def rate(self, step: int, total: int) -> float:
+        """Learning rate of the 0-based `step` of `total`: linear warm-up, then constant or decay to the minimum."""
+        if step < self.warmup_steps:
+            return self.learning_rate * (step + 1) / self.warmup_steps
+        done = min(1.0, (step - self.warmup_steps) / max(1, total - self.warmup_steps))
+        span = self.learning_rate - self.min_learning_rate
+        match self.schedule:
+            case "linear":
+                return self.min_learning_rate + span * (1 - done)
+            case "cosine":
+                return self.min_learning_rate + span * 0.5 * (1 + math.cos(math.pi * done))
+        return self.learning_rate
+
+    def step(self, optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter], rate: float) -> torch.Tensor:
+        """Clip, set the rate, update, clear the gradients; the norm before clipping (0-d).
+
+        Raises:
+            NonFiniteError: a gradient is NaN or infinite; the weights are as they were.
+        """
+        norm = nn.utils.clip_grad_norm_(parameters, self.grad_clip or math.inf)
+        if not torch.isfinite(norm):
+            raise NonFiniteError(f"gradient norm is {norm.item()}; the update was not made. Try a smaller optim.learning_rate")
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        optimizer.step()
+        optimizer.zero_grad()
+        return norm

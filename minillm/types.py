@@ -1,0 +1,109 @@
+"""What travels between the rooms: frozen records of tensors.
+
+Axes: B rows, P prompt positions (left padded), R response positions (right padded), H hidden width, M corpus blocks,
+L block length. Masks are bool, True = counts; no mask is ever rebuilt from ids.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """Tensors that share their first axis; every other field is the same for all rows."""
+
+    def _map(self, function):
+        changed = {f.name: getattr(self, f.name) for f in fields(self)}
+        return replace(self, **{k: function(v) for k, v in changed.items() if isinstance(v, Tensor)})
+
+    def rows(self, index):
+        """The chosen rows, in that order."""
+        return self._map(lambda tensor: tensor[index])
+
+    def to(self, device):
+        return self._map(lambda tensor: tensor.to(device))
+
+
+@dataclass(frozen=True)
+class PromptBatch(_Rows):
+    """Prompts, left padded. `records` [B] are row numbers in the prompt set; `references` are the tokenised answers
+    that the data gives (with their end token), empty where it gives none."""
+
+    ids_BP: Tensor
+    mask_BP: Tensor
+    records: Tensor
+    index: int = 0
+    reference_ids_BR: Tensor | None = None
+    reference_mask_BR: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.ids_BP)
+
+
+@dataclass(frozen=True)
+class Rollout(_Rows):
+    """Prompts with their sampled answers. Log-probabilities are of the chosen tokens under the full distributions at
+    `temperature`; `alpha` is the teacher's share in the mixture they were drawn from."""
+
+    prompt_ids_BP: Tensor
+    prompt_mask_BP: Tensor
+    response_ids_BR: Tensor
+    response_mask_BR: Tensor
+    student_logprobs_BR: Tensor | None = None
+    teacher_logprobs_BR: Tensor | None = None
+    teacher_hidden_BRH: Tensor | None = None
+    alpha: float = 0.0
+    temperature: float = 1.0
+
+    def __len__(self) -> int:
+        return len(self.response_ids_BR)
+
+    def trimmed(self):
+        """Without the leading prompt columns and trailing response columns that no row uses."""
+        first = int(self.prompt_mask_BP.any(0).int().argmax())
+        last = int(self.response_mask_BR.any(0).sum())
+        cut = {f.name: getattr(self, f.name) for f in fields(self)}
+        for name, value in cut.items():
+            if isinstance(value, Tensor) and value.dim() > 1:
+                cut[name] = value[:, first:] if name.endswith("_BP") else value[:, :last]
+        return replace(self, **cut)
+
+    @property
+    def ids_BS(self) -> Tensor:
+        return torch.cat([self.prompt_ids_BP, self.response_ids_BR], dim=1)
+
+    @property
+    def mask_BS(self) -> Tensor:
+        return torch.cat([self.prompt_mask_BP, self.response_mask_BR], dim=1)
+
+
+@dataclass(frozen=True)
+class Experience(Rollout):
+    """A rollout with what the objective computed from it once: constants of the inner epochs."""
+
+    advantages_BR: Tensor | None = None
+    single_weights_BR: Tensor | None = None
+    long_weights_BR: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class LossOutput:
+    """A scalar to minimise and its parts (detached 0-d tensors, already divided by the same denominator)."""
+
+    loss: Tensor
+    parts: dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class TrainBatch:
+    """What one rollout needs: its prompts, and one corpus batch [M, L] for each of its S optimizer steps."""
+
+    prompts: PromptBatch
+    corpus_SML: Tensor | None = None
+
+    def to(self, device):
+        return TrainBatch(self.prompts.to(device), None if self.corpus_SML is None else self.corpus_SML.to(device))

@@ -1,0 +1,28 @@
+"""Train a student: `python train.py experiment=demo`; any key can be overridden, `-m` sweeps. See conf/train.yaml."""
+
+import json
+import sys
+import time
+
+BEGAN = time.time()
+
+import hydra  # noqa: E402
+from omegaconf import DictConfig  # noqa: E402
+
+from minillm import cli  # noqa: E402
+from minillm.build import build, check_config, claim_run_dir  # noqa: E402
+
+
+@hydra.main(config_path="conf", config_name="train", version_base="1.3")
+def main(cfg: DictConfig) -> float | None:
+    """Compose, check, build, fit; returns the figure that a sweeper optimises."""
+    settings = check_config(cfg, command=" ".join(["python", *sys.argv]), began=BEGAN)
+    claim_run_dir(cfg)
+    run = build(cfg, settings)
+    run.trainer.fit(run.module, run.datamodule, ckpt_path=run.ckpt_path)
+    with open(f"{cfg.run.dir}/metrics.json") as stream:
+        return json.load(stream).get(cfg.optimized_metric)
+
+
+if __name__ == "__main__":
+    cli.run(main, "train")
