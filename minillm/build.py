@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-import torch
 from omegaconf import DictConfig, OmegaConf
 
 from minillm.checks import construct, matches, node_problems
@@ -155,13 +154,6 @@ def claim_run_dir(cfg: DictConfig) -> None:
         )
     run_dir.mkdir(parents=True, exist_ok=True)
     config_file.write_text(OmegaConf.to_yaml(cfg, resolve=True))
-
-
-def device_of(name: str) -> torch.device:
-    """`auto` is the GPU where there is one."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return torch.device(name)
 
 
 def _collect(problems: list[str], group: str, node: dict, **supplied: Any) -> Any:

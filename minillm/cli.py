@@ -17,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from minillm.checks import trainer_problem
 from minillm.errors import MinillmError, nearest
+from minillm.memory import keep_freed_memory
 
 CONF = Path(__file__).parent.parent / "conf"
 
@@ -25,6 +26,7 @@ def run(main: Callable[[], None], config_name: str) -> None:
     """Call a @hydra.main function; exit with status 1 and a message, without a traceback, on an error the user can act on."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # so that Hydra raises instead of printing its own summary
     _quieten()
+    keep_freed_memory()
     try:
         main()
     except MinillmError as error:

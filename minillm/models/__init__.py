@@ -1,9 +1,9 @@
 """Loading a student and a frozen teacher from stock transformers checkpoints."""
 
 from minillm.models.architecture import Architecture
-from minillm.models.checkpoint import Checkpoint, choose_dtype
+from minillm.models.checkpoint import Checkpoint, choose_dtype, device_of
 from minillm.models.language_model import LanguageModel
-from minillm.models.pair import ModelPair, Pair, PrunedTeacher, pair_of
+from minillm.models.pair import ModelPair, Pair, PrunedTeacher, pair_of, solo
 from minillm.models.prune import keep_layers
 
 __all__ = [
@@ -14,6 +14,8 @@ __all__ = [
     "Pair",
     "PrunedTeacher",
     "choose_dtype",
+    "device_of",
     "keep_layers",
     "pair_of",
+    "solo",
 ]

@@ -27,6 +27,13 @@ def choose_dtype(dtype: Dtype, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
 
 
+def device_of(name: str) -> torch.device:
+    """`auto` is the GPU where there is one."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(name)
+
+
 @dataclass(frozen=True)
 class Checkpoint:
     """`source` is a hub id (`owner/name` or `owner/name@revision`), a directory, a .gguf file, or `package:NAME`.

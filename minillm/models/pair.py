@@ -52,10 +52,11 @@ class PrunedTeacher:
 
 @dataclass(frozen=True)
 class Pair:
-    """A loaded pair. `student` is trained; `teacher` is frozen, in eval mode and outside of every checkpoint."""
+    """A loaded pair. `student` is trained; `teacher` is frozen, in eval mode and outside of every checkpoint (None where
+    a model is measured alone)."""
 
     student: PreTrainedModel
-    teacher: LanguageModel
+    teacher: LanguageModel | None
     tokenizer: PreTrainedTokenizerBase
     n_vocab: int
     stop_ids: tuple[int, ...]
@@ -116,3 +117,10 @@ def pair_of(
         n_vocab=n_vocab,
         stop_ids=stop_ids(tokenizer, student, teacher, n_vocab=n_vocab),
     )
+
+
+def solo(network: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Pair:
+    """A model without a teacher, for evaluation."""
+    model = LanguageModel(network)
+    model.verify_head()
+    return Pair(network, None, tokenizer, model.n_vocab, stop_ids(tokenizer, network, n_vocab=model.n_vocab))

@@ -92,8 +92,9 @@ class MiniLLM:
             normaliser: of the global mini-batch, see `normaliser`.
         """
         mask = batch.response_mask_BR
-        student_logits_NV = student_logits_NV / batch.temperature
-        teacher_logits_NV = teacher_logits_NV / batch.temperature
+        if batch.temperature != 1:
+            student_logits_NV = student_logits_NV / batch.temperature
+            teacher_logits_NV = teacher_logits_NV / batch.temperature
         logprobs_N = losses.token_logprobs(student_logits_NV, batch.response_ids_BR[mask])
         old_logprobs_N = batch.student_logprobs_BR[mask]
         long = losses.clipped_policy_loss(

@@ -1,0 +1,110 @@
+"""The `reference` preset against numbers of the published functions, value and gradient (origin: tests/golden/README.md)."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+from safetensors import safe_open
+
+from minillm import losses
+from minillm.checks import construct
+from minillm.objectives import PretrainLoss
+from minillm.types import Rollout
+
+GOLDEN = sorted((Path(__file__).parent.parent / "golden").glob("*.safetensors"))
+CLOSE = dict(rtol=1e-4, atol=1e-5)
+
+
+@pytest.fixture(params=GOLDEN, ids=lambda file: file.stem)
+def case(request):
+    with safe_open(request.param, "pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        return tensors, json.loads(file.metadata()["config"])
+
+
+def objective_of(config):
+    """The preset as the yaml has it, with the case's settings."""
+    conf = str(Path(__file__).parents[2] / "conf")
+    with initialize_config_dir(conf, version_base="1.3"):
+        cfg = compose("train", ["objective=reference", "run.name=golden"])
+    node = OmegaConf.to_container(cfg.objective)
+    names = ("gamma", "reward_scaling", "reward_clip", "length_norm", "single_step")
+    node |= {name: config[name] for name in names} | {"clip": config["ppo_clip"]}
+    return construct(node)
+
+
+def rollout_of(tensors, config):
+    return Rollout(
+        prompt_ids_BP=tensors["query_ids"],
+        prompt_mask_BP=tensors["query_ids"] != config["pad_id"],
+        response_ids_BR=tensors["response_ids"],
+        response_mask_BR=tensors["response_mask"],
+        student_logprobs_BR=tensors["student_logprobs_rollout"],
+        teacher_logprobs_BR=tensors["teacher_logprobs"],
+        alpha=config["teacher_mix_alpha"] or 0.0,
+        temperature=config["temperature"],
+    )
+
+
+def response_part(logits, tensors):
+    n_prompt, n_response = tensors["query_ids"].shape[1], tensors["response_ids"].shape[1]
+    return logits[:, n_prompt - 1 : n_prompt - 1 + n_response]
+
+
+def test_log_probabilities(case):
+    tensors, _ = case
+    mask = tensors["response_mask"]
+    for logits, logprobs in (("student_logits_rollout", "student_logprobs_rollout"), ("teacher_logits", "teacher_logprobs")):
+        got = losses.token_logprobs(response_part(tensors[logits], tensors), tensors["response_ids"])
+        torch.testing.assert_close(got[mask], tensors[logprobs][mask], **CLOSE)
+
+
+def test_weights_rewards_and_advantages(case):
+    tensors, config = case
+    mask = tensors["response_mask"]
+    rollout, objective = rollout_of(tensors, config), objective_of(config)
+    weights = losses.importance_weights(rollout.student_logprobs_BR, rollout.teacher_logprobs_BR, rollout.alpha)
+    torch.testing.assert_close(weights[mask], tensors["importance_weights"][mask], **CLOSE)
+    rewards = losses.token_rewards(
+        rollout.student_logprobs_BR,
+        rollout.teacher_logprobs_BR,
+        mask,
+        scaling=config["reward_scaling"],
+        clip=config["reward_clip"],
+    )
+    torch.testing.assert_close(rewards[mask], tensors["rewards"][mask], **CLOSE)
+    plain = losses.discounted_returns(rewards, mask, gamma=config["gamma"], length_norm=True, skip_current=False)
+    torch.testing.assert_close(plain[mask], tensors["advantages_unwhitened"][mask], **CLOSE)
+    torch.testing.assert_close(objective.prepare(rollout).advantages_BR[mask], tensors["advantages"][mask], **CLOSE)
+
+
+def test_losses_and_their_gradient(case):
+    tensors, config = case
+    mask = tensors["response_mask"]
+    objective = objective_of(config)
+    experience = objective.prepare(rollout_of(tensors, config))
+    student = tensors["student_logits_now"].clone().requires_grad_()
+    flat = [response_part(logits, tensors)[mask] for logits in (student, tensors["teacher_logits"])]
+    output = objective.loss(*flat, experience, mask.sum())
+    torch.testing.assert_close(output.parts["long"], tensors["pg_loss"], **CLOSE)
+    torch.testing.assert_close(output.parts["single"], tensors["single_step_loss"], **CLOSE)
+    torch.testing.assert_close(output.loss, tensors["rl_loss"], **CLOSE)
+    output.loss.backward()
+    torch.testing.assert_close(student.grad, tensors["grad_student_logits"], **CLOSE)
+
+
+def test_the_regulariser_and_its_gradient(case):
+    tensors, config = case
+    logits = tensors["lm_logits"].clone().requires_grad_()
+    counted = tensors["lm_labels"] != -100
+    output = PretrainLoss(kd_ratio=config["kd_ratio"]).loss(
+        logits[counted], tensors["lm_teacher_logits"][counted], tensors["lm_labels"][counted], counted.sum()
+    )
+    torch.testing.assert_close(output.parts["cross_entropy"], tensors["lm_loss"], **CLOSE)
+    torch.testing.assert_close(output.parts["soft_cross_entropy"], tensors["lm_kd_loss"], **CLOSE)
+    torch.testing.assert_close(output.loss, tensors["pt_loss"], **CLOSE)
+    output.loss.backward()
+    torch.testing.assert_close(logits.grad, tensors["grad_lm_logits"], **CLOSE)

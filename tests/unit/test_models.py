@@ -1,0 +1,162 @@
+"""Heads, pruning, vocabularies, stop tokens, loading from directories and what an error says."""
+
+import copy
+
+import pytest
+import torch
+
+from minillm.errors import ConfigError, ModelError
+from minillm.models import Architecture, Checkpoint, LanguageModel, ModelPair, PrunedTeacher, keep_layers, pair_of
+from minillm.models.vocabulary import shared_rows, stop_ids
+from tests.conftest import FAMILIES, make_model, make_tokenizer
+
+
+@pytest.fixture
+def saved(tmp_path):
+    make_model(dtype=torch.float32).save_pretrained(tmp_path / "model")
+    make_tokenizer().save_pretrained(tmp_path / "model")
+    return tmp_path / "model"
+
+
+@pytest.mark.parametrize("family", [*FAMILIES, "gemma2", "granite", "cohere"])
+def test_logits_from_hidden_states_equal_the_models_own(family):
+    network = make_model(family)
+    if family == "granite":
+        network.config.logits_scaling = network.logits_scaling = 4.0
+    LanguageModel(network).verify_head()
+
+
+def test_a_family_with_unknown_logits_is_refused():
+    network = make_model()
+    network.lm_head.register_forward_hook(lambda module, args, output: output * 2)
+    with pytest.raises(ModelError, match=r"llama: logits from hidden states and head differ .* not supported"):
+        LanguageModel(network).verify_head()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_architecture_reads_what_it_writes(family):
+    network = make_model(family)
+    architecture = Architecture.of(network.config)
+    assert architecture == Architecture.of(architecture.random_model().config)
+    assert (architecture.layers, architecture.width, architecture.ffn, architecture.vocabulary) == (2, 32, 48, 31)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_keeping_all_layers_changes_nothing_and_dropping_some_does(family):
+    network = make_model(family, layers=4)
+    ids = torch.arange(1, 7)[None]
+    whole, part = keep_layers(network, [0, 1, 2, 3]), keep_layers(network, [0, 3])
+    torch.testing.assert_close(whole(ids).logits, network(ids).logits, rtol=0, atol=1e-12)
+    assert part.config.num_hidden_layers == 2
+    names = dict(part.named_parameters())
+    layer = next(name for name in names if ".1." in name and names[name].dim() > 1)
+    assert torch.equal(names[layer], dict(network.named_parameters())[layer.replace(".1.", ".3.", 1)])
+
+
+def test_layers_beyond_the_teacher_are_refused():
+    with pytest.raises(ConfigError, match=r"layers \[1, 9\] of a teacher with 4 layers \(0 to 3\)"):
+        PrunedTeacher(drop_layers=[1, 9]).kept(4)
+    with pytest.raises(ConfigError, match="exactly one of the two"):
+        PrunedTeacher()
+
+
+def test_padded_vocabularies_are_cut_to_the_shared_rows():
+    tokenizer = make_tokenizer()
+    assert shared_rows(tokenizer, make_tokenizer(), 40, 36) == 36
+    pair = pair_of(make_model(vocabulary=40), make_model(vocabulary=36), tokenizer, make_tokenizer())
+    assert LanguageModel(pair.student, pair.n_vocab).logits(torch.zeros(2, 32).double()).shape == (2, 36)
+    # Rows beyond the shared ones must not take part in the softmax.
+    model = LanguageModel(pair.student, pair.n_vocab)
+    hidden = torch.randn(3, 32).double()
+    full = hidden @ pair.student.get_output_embeddings().weight.T
+    torch.testing.assert_close(model.logits(hidden), full[:, :36])
+
+
+def test_different_tokenizers_are_refused_with_both_sizes():
+    with pytest.raises(ModelError, match=r"do not share a vocabulary: 1 of .* student: 38 tokens, 38 rows; teacher: 38 tokens"):
+        shared_rows(make_tokenizer(("yes",)), make_tokenizer(("no",)), 38, 38)
+
+
+def test_a_token_added_behind_the_shared_rows_is_fine():
+    assert shared_rows(make_tokenizer(), make_tokenizer(("added",)), 37, 38) == 37
+
+
+def test_different_ends_are_refused():
+    other = make_tokenizer()
+    other.eos_token = "cat"
+    with pytest.raises(ModelError, match=r"end an answer differently: '</s>' \(id 0\) and 'cat'"):
+        shared_rows(make_tokenizer(), other, 37, 37)
+
+
+def test_a_different_template_is_said(caplog):
+    other = make_tokenizer()
+    other.chat_template = "{{ 1 }}"
+    shared_rows(make_tokenizer(), other, 37, 37)
+    assert "different chat templates" in caplog.text
+
+
+def test_stop_tokens_are_a_set():
+    network = make_model()
+    network.generation_config.eos_token_id = [3, 4, 99]
+    assert stop_ids(make_tokenizer(), network, n_vocab=31) == (0, 3, 4)
+
+
+def test_the_teacher_is_frozen_and_the_student_is_a_copy(saved):
+    pair = ModelPair(student=PrunedTeacher(keep_layers=[0]), teacher=str(saved), dtype="float32").load(torch.device("cpu"))
+    teacher = pair.teacher.network
+    assert not teacher.training and not any(p.requires_grad for p in teacher.parameters())
+    assert all(p.requires_grad for p in pair.student.parameters())
+    before = copy.deepcopy(teacher.state_dict())
+    with torch.no_grad():
+        for parameter in pair.student.parameters():
+            parameter.add_(1)
+    assert all(torch.equal(before[name], value) for name, value in teacher.state_dict().items())
+
+
+def test_dropout_is_off_after_loading(tmp_path):
+    make_model("gpt2").save_pretrained(tmp_path)
+    make_tokenizer().save_pretrained(tmp_path)
+    network, _ = Checkpoint(str(tmp_path)).load()
+    assert all(module.p == 0 for module in network.modules() if isinstance(module, torch.nn.Dropout))
+
+
+def test_a_stated_architecture_is_compared(saved):
+    stated = Architecture.of(make_model(layers=3).config)
+    with pytest.raises(ModelError, match="layers: 3 stated, 2 found"):
+        Checkpoint(str(saved), architecture=stated).load()
+
+
+@pytest.mark.parametrize(
+    ("source", "text"),
+    [
+        ("/no/such/dir", "no such file or directory"),
+        ("missing.gguf", "no such file or directory"),
+        ("package:no_such_package", "not installed here"),
+        ("someone/some-model", "what to do: the hub cannot be reached"),
+    ],
+)
+def test_a_model_that_cannot_be_had_says_what_to_do(source, text):
+    with pytest.raises((ConfigError, ModelError), match=text):
+        Checkpoint(source).load()
+
+
+def test_a_gated_model_says_what_to_do(monkeypatch):
+    def refuse(*args, **kwargs):
+        raise OSError("You are trying to access a gated repo. 401 Client Error")
+
+    monkeypatch.setattr("minillm.models.checkpoint.AutoConfig.from_pretrained", refuse)
+    with pytest.raises(ModelError, match="accept its licence"):
+        Checkpoint("owner/gated").load()
+
+
+def test_a_revision_is_passed_on(monkeypatch):
+    seen = {}
+
+    def remember(path, revision=None, **kwargs):
+        seen.update(path=path, revision=revision)
+        raise OSError("offline")
+
+    monkeypatch.setattr("minillm.models.checkpoint.AutoConfig.from_pretrained", remember)
+    with pytest.raises(ModelError):
+        Checkpoint("owner/name@v1.0").load()
+    assert seen == {"path": "owner/name", "revision": "v1.0"}

@@ -1,0 +1,98 @@
+"""The estimator's expectation over all answers of a toy equals the gradient of the exact sequence-level KL.
+
+V tokens (0 ends an answer), at most T of them; student and teacher are tables of logits, one row a prefix.
+"""
+
+import itertools
+
+import pytest
+import torch
+
+from minillm.objectives import MiniLLM
+from minillm.types import Rollout
+
+V, T = 3, 4
+PREFIXES = [prefix for n in range(T) for prefix in itertools.product(range(1, V), repeat=n)]
+ROW = {prefix: row for row, prefix in enumerate(PREFIXES)}
+ANSWERS = [
+    (*prefix, last) for prefix in PREFIXES for last in range(V) if last == 0 or len(prefix) == T - 1
+]
+UNBIASED = dict(length_norm=False, clip_on="ratio", importance="exact")
+
+
+def tables():
+    g = torch.Generator().manual_seed(5)
+    student, teacher = (torch.randn(len(PREFIXES), V, dtype=torch.float64, generator=g) for _ in range(2))
+    return student.requires_grad_(), teacher
+
+
+def token_logprobs(table, answer):
+    rows = [ROW[answer[:t]] for t in range(len(answer))]
+    return table.log_softmax(-1)[rows, list(answer)]
+
+
+def exact_gradient(student, teacher):
+    kl = 0.0
+    for answer in ANSWERS:
+        logq, logp = token_logprobs(student, answer).sum(), token_logprobs(teacher, answer).sum()
+        kl = kl + logq.exp() * (logq - logp)
+    return torch.autograd.grad(kl, student)[0]
+
+
+def expected_gradient(student, teacher, alpha, **options):
+    """Sum over all answers of p~(answer) times the gradient of the loss on that answer, by the real objective."""
+    objective = MiniLLM(**{**UNBIASED, **options})
+    total = 0.0
+    for answer in ANSWERS:
+        n = len(answer)
+        logq, logp = (token_logprobs(table.detach(), answer) for table in (student, teacher))
+        chance = (alpha * logp.exp() + (1 - alpha) * logq.exp()).prod()
+        rollout = Rollout(
+            prompt_ids_BP=torch.zeros(1, 1, dtype=torch.long),
+            prompt_mask_BP=torch.ones(1, 1, dtype=torch.bool),
+            response_ids_BR=torch.tensor([[*answer, *[0] * (T - n)]]),
+            response_mask_BR=torch.arange(T)[None] < n,
+            student_logprobs_BR=torch.nn.functional.pad(logq, (0, T - n))[None],
+            teacher_logprobs_BR=torch.nn.functional.pad(logp, (0, T - n))[None],
+            alpha=alpha,
+        )
+        rows = [ROW[answer[:t]] for t in range(n)]
+        output = objective.loss(student[rows], teacher[rows], objective.prepare(rollout), 1.0)
+        total = total + chance * output.loss
+    return torch.autograd.grad(total, student)[0]
+
+
+def test_all_answers_are_listed():
+    student, _ = tables()
+    assert sum(token_logprobs(student, answer).sum().exp() for answer in ANSWERS).item() == pytest.approx(1, abs=1e-12)
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.2, 0.5])
+def test_the_decomposed_estimator_is_unbiased(alpha):
+    student, teacher = tables()
+    got = expected_gradient(student, teacher, alpha)
+    torch.testing.assert_close(got, exact_gradient(student, teacher), rtol=0, atol=1e-8)
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.3])
+def test_the_policy_gradient_without_single_step_is_unbiased(alpha):
+    student, teacher = tables()
+    got = expected_gradient(student, teacher, alpha, single_step=False, skip_current=False)
+    torch.testing.assert_close(got, exact_gradient(student, teacher), rtol=0, atol=1e-8)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        dict(importance="token"),
+        dict(single_weight=False),
+        dict(skip_current=False),
+        dict(gamma=0.9),
+        dict(length_norm=True),
+    ],
+    ids=str,
+)
+def test_every_departure_from_the_exact_estimator_is_seen(options):
+    student, teacher = tables()
+    error = expected_gradient(student, teacher, 0.3, **options) - exact_gradient(student, teacher)
+    assert error.abs().max() > 1e-3
