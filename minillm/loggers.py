@@ -45,7 +45,7 @@ class MetricsCSV(Logger):
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        row = {STEP: str(step)} | {key: repr(float(value)) for key, value in metrics.items()}
+        row = {key: repr(float(value)) for key, value in metrics.items()} | {STEP: str(step)}
         self.rows.append(row)
         new = [key for key in row if key not in self.columns]
         if new or len(self.rows) == 1:

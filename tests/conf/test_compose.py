@@ -1,0 +1,124 @@
+"""Every yaml composes, every key is consumed by a constructor, presets and explicit choices win as documented."""
+
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from minillm.build import check_config
+from minillm.checks import construct, node_problems
+from minillm.errors import ConfigError
+from minillm.models import Architecture
+from tests.conftest import make_model
+
+CONF = Path(__file__).parents[2] / "conf"
+GROUPS = sorted(f"{file.parent.name}={file.stem}" for file in CONF.glob("*/*.yaml"))
+
+
+def composed(*overrides, config="train"):
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose(config, [*overrides, "run.name=test", "run.dir=/nowhere/test"], return_hydra_config=False)
+
+
+def settings(*overrides):
+    return check_config(composed(*overrides))
+
+
+@pytest.mark.parametrize("choice", GROUPS)
+def test_every_yaml_composes_and_every_key_is_consumed(choice):
+    cfg = composed(choice)
+    check_config(cfg)
+
+
+def test_all_groups_of_the_contract_are_there():
+    wanted = "model objective sampler regulariser data regime optim strategy trainer callbacks logger experiment sweep"
+    assert set(wanted.split()) == {folder.name for folder in CONF.iterdir() if folder.is_dir()}
+
+
+def test_a_key_that_no_constructor_takes_is_seen():
+    """What makes the test above able to fail."""
+    node = OmegaConf.to_container(composed().objective) | {"gama": 1.0}
+    assert node_problems(node, "objective") == ["objective.gama: no such key; did you mean gamma?"]
+
+
+@pytest.mark.parametrize("file", sorted(CONF.glob("model/*.yaml")), ids=lambda file: file.stem)
+def test_every_model_yaml_instantiates_small_without_a_hub(file):
+    node = OmegaConf.to_container(OmegaConf.load(file))
+    for side in ("student", "teacher"):
+        if "architecture" in node[side]:
+            stated: Architecture = construct(node[side]["architecture"])
+            small = stated.shrunk(layers=2, width=16, heads=4, kv_heads=2 if stated.kv_heads < stated.heads else 4,
+                                  ffn=32, vocabulary=64, head_dim=None)  # fmt: skip
+            assert Architecture.of(small.random_model().config) == small
+
+
+def test_presets_set_the_regulariser_and_an_explicit_one_wins():
+    assert settings("objective=paper").regulariser.kd_ratio == 0.0
+    assert settings("objective=reference").regulariser.kd_ratio == 0.5
+    assert not settings("objective=reference", "regulariser=none").regulariser.on
+    assert settings("objective=reference", "regulariser=pretrain").regulariser.kd_ratio == 0.0
+    assert settings("experiment=demo").objective == settings("objective=paper").objective
+
+
+def test_the_paper_preset_is_the_class_default_and_the_reference_differs_in_every_row():
+    paper, reference = settings("objective=paper").objective, settings("objective=reference").objective
+    assert paper == type(paper)()
+    differing = {name for name in vars(paper) if getattr(paper, name) != getattr(reference, name)}
+    assert differing == {
+        "skip_current", "gamma", "whitening", "reward_scaling", "reward_clip", "single_weight", "denominator"
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("importance", ["token", "exact"])
+def test_keys_relied_on_from_outside(importance, tmp_path):
+    made = settings(
+        "seed=7", "eval_seed=9", "data.train_file=a.jsonl", "data.val_file=b.jsonl", "data.corpus_file=c.txt",
+        "model.student=/some/student", "model.teacher=owner/teacher", f"objective.importance={importance}", "start.steps=3",
+    )  # fmt: skip
+    assert made.model.student.source == "/some/student" and made.model.teacher.source == "owner/teacher"
+    assert (made.data.train_file, made.data.val_file, made.data.corpus_file) == ("a.jsonl", "b.jsonl", "c.txt")
+    assert made.objective.importance == importance and made.start.steps == 3 and made.callbacks["validation"].seed == 9
+
+
+def test_all_problems_come_in_one_message():
+    overrides = (
+        "objective.gamma=2", "sampler.alpha=1.5", "optim.learning_rate=fast", "regime.minibatch_size=10",
+        "+trainer.gradient_clip_val=1.0", "+objective.gama=1", "seed=x", "run.name='a=b'",
+    )  # fmt: skip
+    with pytest.raises(ConfigError) as caught:
+        settings(*overrides[2:3], *overrides[4:7])
+    text = str(caught.value)
+    assert "optim.learning_rate='fast': wanted a number" in text
+    assert "trainer.gradient_clip_val: the training loop is ours (manual optimisation); use optim.grad_clip" in text
+    assert "objective.gama: no such key; did you mean gamma?" in text
+    assert "seed='x': wanted an integer" in text
+    with pytest.raises(ConfigError) as caught:
+        settings("objective.gamma=2", "sampler.alpha=1.5", "optim.learning_rate=-1")
+    text = str(caught.value)
+    assert "objective.gamma=2: wanted a number in [0, 1]" in text
+    assert "sampler.alpha=1.5" in text and "optim.learning_rate=-1" in text
+
+
+@pytest.mark.parametrize(
+    ("overrides", "text"),
+    [
+        (["data.corpus_file=null"], "data.corpus_file=null: the regulariser needs a corpus"),
+        (["start.steps=4", "start.minibatch_size=7"], "start.minibatch_size=7 does not divide regime.rollouts=256"),
+        (["objective.single_step=false"], "skip_current=true with single_step=false"),
+        (["strategy.devices=2"], "trains on one device"),
+        (["callbacks.validation=null"], "callbacks.record.export=best: needs"),
+        (["+trainer.accumulate_grad_batches=2"], "use regime.microbatch_size"),
+        (["data.template=paper", "data.system=hello"], "only the chat template takes them"),
+        (["resume=yes"], "resume='yes': wanted null or auto"),
+    ],
+)
+def test_cross_field_rules(overrides, text):
+    with pytest.raises(ConfigError) as caught:
+        settings(*overrides)
+    assert text in str(caught.value)
+
+
+def test_the_evaluation_config_composes():
+    cfg = composed("models=[a,b]", "teacher=t", "data.files=[x.jsonl]", config="evaluate")
+    assert list(cfg.models) == ["a", "b"] and cfg.teacher == "t" and list(cfg.data.files) == ["x.jsonl"]

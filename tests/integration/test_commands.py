@@ -1,0 +1,94 @@
+"""train.py, then evaluate.py, as a user calls them; and what a user's mistakes look like."""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+ROOT = Path(__file__).parents[2]
+
+
+def call(script, *arguments, cwd, **environment):
+    return subprocess.run(
+        [sys.executable, ROOT / script, *map(str, arguments)],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "200"} | environment,
+    )
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    return tmp_path_factory.mktemp("place")
+
+
+def test_train_then_evaluate(place, world, overrides):
+    run = place / "runs" / "tiny"
+    done = call("train.py", *overrides, "run.name=tiny", cwd=place, WANDB_MODE="offline")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "Rouge-L is measured against the references of the validation file" in done.stdout
+
+    figures = json.loads((run / "metrics.json").read_text())
+    for name in ("reverse_kl", "rouge_l", "length", "distinct_4"):
+        assert {f"val/{name}_raw", f"val/{name}_start", f"val/{name}"} <= figures.keys()
+    assert {"val/teacher_length", "wall_seconds"} <= figures.keys()
+    assert (figures["steps"], figures["start_steps"]) == (6, 2)
+    with open(run / "metrics.csv", newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    assert [row["progress/optimizer_step"] for row in rows if row["train/loss"]] == ["4", "6", "8"]
+    assert {"raw.jsonl", "start.jsonl", "step_6.jsonl"} <= {file.name for file in (run / "samples").iterdir()}
+    assert {"last.ckpt", "best.ckpt"} == {file.name for file in (run / "checkpoints").iterdir()}
+    assert (run / "wandb" / "run_id").exists() and list((run / "wandb").glob("offline-run-*"))
+
+    checkpoint = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+    assert all(name.startswith("student.") for name in checkpoint["state_dict"])
+    student, tokenizer = (kind.from_pretrained(run / "student") for kind in (AutoModelForCausalLM, AutoTokenizer))
+    assert student.config.num_hidden_layers == 1 and tokenizer.eos_token == "</s>"
+    assert student.generation_config.eos_token_id == [0]
+    assert "MiniLLM" in (run / "student" / "README.md").read_text()
+
+    again = call("train.py", *overrides, "run.name=tiny", cwd=place)
+    assert again.returncode == 1 and "already holds a run" in again.stderr and "resume=auto" in again.stderr
+    assert json.loads((run / "metrics.json").read_text()) == figures
+
+    arguments = [f"models=[{run}/student,{world}/student]", f"teacher={world}/teacher", f"data.files=[{world}/val.jsonl]"]
+    arguments += ["seeds=[1,2]", "max_new_tokens=6", "run.name=eval"]
+    measured = call("evaluate.py", *arguments, cwd=place)
+    assert measured.returncode == 0, measured.stderr[-3000:]
+    results = json.loads((place / "runs" / "eval" / "metrics.json").read_text())
+    mine = results[f"{run}/student"][f"{world}/val.jsonl"]
+    assert mine["prompts"] == 5 and set(mine["rouge_l"]["per_seed"]) == {"1", "2"}
+    assert mine["reverse_kl"]["mean"] == pytest.approx(sum(mine["reverse_kl"]["per_seed"].values()) / 2)
+    answers = [json.loads(line) for line in (place / "runs" / "eval" / "answers.jsonl").read_text().splitlines()]
+    assert len(answers) == 2 * 2 * 5 and {"id", "prompt", "answer", "references", "reverse_kl"} <= answers[0].keys()
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments", "text"),
+    [
+        ("train.py", ["objective.gama=1"], "objective.gama: no such key; did you mean objective.gamma?"),
+        ("train.py", ["trainer.gradient_clip_val=1"], "use optim.grad_clip"),
+        ("train.py", ["objective=papr"], "paper"),
+        ("evaluate.py", ["models=[]", "seeds=[]"], "2 problems in the configuration"),
+    ],
+)
+def test_mistakes_are_one_message_and_no_traceback(place, script, arguments, text):
+    done = call(script, *arguments, "run.name=mistake", cwd=place)
+    assert done.returncode == 1 and text in done.stderr and "Traceback" not in done.stderr
+    assert not (place / "runs" / "mistake" / "config.yaml").exists()
+
+
+def test_a_broken_data_file_is_named_with_its_line(place, world, overrides):
+    broken = place / "broken.jsonl"
+    broken.write_text('{"instruction": "a"}\n{"instruction": \n{"input": "b"}\n')
+    done = call("train.py", *overrides, f"data.train_file={broken}", "run.name=broken", cwd=place)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert "broken.jsonl:2: not JSON" in done.stderr and "broken.jsonl:3: key instruction" in done.stderr

@@ -1,0 +1,71 @@
+"""A run that is cut off and resumed equals one that was not: weights, figures, samples."""
+
+import csv
+
+import lightning as L
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from omegaconf import open_dict
+
+from minillm.build import build, check_config, claim_run_dir
+from tests.conf.test_compose import CONF
+
+
+class Killed(Exception):
+    pass
+
+
+class KillAfter(L.Callback):
+    def __init__(self, rounds):
+        self.rounds = rounds
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+        if module.round == self.rounds:
+            raise Killed
+
+
+def train(run_dir, overrides, *, resume=None, kill_after=None):
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = compose("train", [*overrides, "logger=csv", f"run.dir={run_dir}", "run.name=test"])
+    with open_dict(cfg):
+        cfg.resume = resume
+    settings = check_config(cfg)
+    claim_run_dir(cfg)
+    run = build(cfg, settings)
+    if kill_after is not None:
+        run.trainer.callbacks.append(KillAfter(kill_after))
+    run.trainer.fit(run.module, run.datamodule, ckpt_path=run.ckpt_path)
+    return run
+
+
+def rows(run_dir):
+    with open(run_dir / "metrics.csv", newline="") as stream:
+        kept = [{k: v for k, v in row.items() if "time/" not in k and "seconds" not in k and v} for row in csv.DictReader(stream)]
+    return [row for row in kept if row]
+
+
+@pytest.mark.parametrize("kill_after", [1, 2, 3])
+def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path, overrides, kill_after):
+    whole = train(tmp_path / "whole", overrides)
+    with pytest.raises(Killed):
+        train(tmp_path / "cut", overrides, kill_after=kill_after)
+    resumed = train(tmp_path / "cut", overrides, resume="auto")
+    assert resumed.module.step == whole.module.step == 6
+    mine, theirs = resumed.module.state_dict(), whole.module.state_dict()
+    assert all(torch.equal(mine[name], theirs[name]) for name in theirs)
+    assert rows(tmp_path / "cut") == rows(tmp_path / "whole")
+    sample = "samples/step_6.jsonl"
+    assert (tmp_path / "cut" / sample).read_text() == (tmp_path / "whole" / sample).read_text()
+
+
+def test_another_seed_gives_another_run(tmp_path, overrides):
+    one, two = (train(tmp_path / str(seed), [*overrides, f"seed={seed}"]) for seed in (0, 1))
+    first = one.module.state_dict()
+    assert any(not torch.equal(first[name], value) for name, value in two.module.state_dict().items())
+
+
+def test_training_moves_towards_the_teacher(tmp_path, overrides):
+    longer = [*overrides, "regime.max_steps=60", "callbacks.validation.every=null", "regulariser=none", "optim.learning_rate=5e-3"]
+    figures = train(tmp_path / "long", longer).trainer.callbacks[0].final_figures()
+    assert figures["val/reverse_kl"] < 0.8 * figures["val/reverse_kl_raw"]

@@ -1,0 +1,48 @@
+"""Imports point down only: types and maths know nothing of models, models nothing of training."""
+
+import ast
+from pathlib import Path
+
+PACKAGE = Path(__file__).parents[2] / "minillm"
+LAYERS = [
+    {"types", "errors", "losses", "seeding", "memory", "console"},
+    {"objectives", "models", "data", "optim"},
+    {"sampling", "scoring", "metrics", "evaluation"},
+    {"modules", "callbacks", "loggers", "datamodule"},
+    {"checks", "build", "cli", "suite"},
+]
+LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
+
+
+def room(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imported_rooms(path: Path) -> set[str]:
+    rooms = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("minillm"):
+            below = node.module.split(".")[1:]
+            rooms |= {below[0]} if below else {alias.name for alias in node.names}
+    return rooms
+
+
+def test_every_file_has_a_layer():
+    files = {room(path) for path in PACKAGE.rglob("*.py")} - {"__init__"}
+    assert files == set(LEVEL)
+
+
+def test_imports_point_down():
+    upward = [
+        f"{path.relative_to(PACKAGE)} imports {other}"
+        for path in PACKAGE.rglob("*.py")
+        if room(path) != "__init__"
+        for other in imported_rooms(path) - {room(path)}
+        if LEVEL[other] > LEVEL[room(path)]
+    ]
+    assert not upward
+
+
+def test_no_file_outgrows_one_idea():
+    long = {str(path): n for path in PACKAGE.rglob("*.py") if (n := len(path.read_text().splitlines())) > 300}
+    assert not long

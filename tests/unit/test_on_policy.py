@@ -1,0 +1,144 @@
+"""The update: invariant to padding and micro-batches, nothing to do for equal models, trained by the student only."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from minillm.errors import ConfigError
+from minillm.models import LanguageModel, Pair
+from minillm.modules import OnPolicy, OnPolicyDistillation, SupervisedStart
+from minillm.objectives import MiniLLM, PretrainLoss
+from minillm.optim import Optim
+from minillm.sampling import Sampler
+from minillm.types import TrainBatch
+from tests.conftest import make_model, make_pair
+from tests.helpers import PROMPTS, prompt_batch
+
+REFERENCE = dict(skip_current=False, gamma=0.95, reward_scaling=0.5, reward_clip=100.0, single_weight=False)
+
+
+def module_of(pair, objective=None, microbatch_size=8, kd_ratio=0.5, alpha=0.3, **start):
+    module = OnPolicyDistillation(
+        pair,
+        objective or MiniLLM(),
+        Sampler(alpha=alpha, max_new_tokens=6, batch_size=4),
+        PretrainLoss(kd_ratio=kd_ratio, batch_size=4),
+        Optim(learning_rate=1e-3),
+        OnPolicy(rollouts=6, minibatch_size=6, microbatch_size=microbatch_size, inner_epochs=1, max_steps=1),
+        SupervisedStart(**start),
+        seed=0,
+    )
+    module.manual_backward = lambda loss: loss.backward()  # what a trainer on one device does
+    return module
+
+
+def gradients(module, extra=0, drifted=True):
+    """Of one mini-batch and one corpus batch, with the student moved away from the one that sampled."""
+    rollout = module.rollout(TrainBatch(prompt_batch(PROMPTS * 2, extra=extra)))
+    experience = module.objective.prepare(rollout)
+    if drifted:
+        torch.manual_seed(9)
+        with torch.no_grad():
+            for parameter in module.student.parameters():
+                parameter.add_(0.02 * torch.randn_like(parameter))
+    metrics = module._policy_gradients(experience)
+    corpus = torch.arange(1, 29).view(4, 7) % 31
+    metrics |= module._corpus_gradients(corpus)
+    return metrics, {name: p.grad.clone() for name, p in module.student.named_parameters()}
+
+
+def assert_same(one, other):
+    for name in one[1]:
+        torch.testing.assert_close(one[1][name], other[1][name], rtol=0, atol=1e-10)
+    for name in ("train/loss", "train/pretrain"):
+        torch.testing.assert_close(one[0][name], other[0][name], rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("objective", [MiniLLM(), MiniLLM(denominator="sequences"), MiniLLM(whitening="masked", **REFERENCE)])
+@pytest.mark.parametrize("size", [1, 2, 4])
+def test_the_split_into_micro_batches_changes_neither_loss_nor_gradient(objective, size):
+    assert_same(gradients(module_of(make_pair(), objective)), gradients(module_of(make_pair(), objective, size)))
+
+
+def test_the_micro_batch_denominator_does_depend_on_the_split():
+    objective = MiniLLM(denominator="micro_batch")
+    whole, split = (gradients(module_of(make_pair(), objective, size)) for size in (8, 2))
+    assert abs(whole[0]["train/loss"] - split[0]["train/loss"]) > 1e-6
+
+
+def test_more_prompt_padding_changes_neither_loss_nor_gradient():
+    assert_same(gradients(module_of(make_pair())), gradients(module_of(make_pair()), extra=5))
+
+
+def test_whitening_over_all_cells_depends_on_padding_and_masked_does_not():
+    module = module_of(make_pair())
+    rollout = module.rollout(TrainBatch(prompt_batch(PROMPTS * 2)))
+    wider = replace(
+        rollout,
+        **{
+            name: torch.nn.functional.pad(getattr(rollout, name), (0, 3))
+            for name in ("response_ids_BR", "response_mask_BR", "student_logprobs_BR", "teacher_logprobs_BR")
+        },
+    )
+    mask, width = rollout.response_mask_BR, rollout.response_mask_BR.shape[1]
+    for whitening, same in (("all", False), ("masked", True)):
+        one, two = (MiniLLM(whitening=whitening).prepare(each).advantages_BR[:, :width][mask] for each in (rollout, wider))
+        assert torch.allclose(one, two, atol=1e-12) == same
+
+
+def test_a_student_equal_to_its_teacher_has_nothing_to_learn():
+    network = make_model(seed=2)
+    pair = Pair(network, LanguageModel(make_model(seed=2)).frozen(), make_pair().tokenizer, 31, (0,))
+    module = module_of(pair)
+    experience = module.objective.prepare(module.rollout(TrainBatch(prompt_batch(PROMPTS * 2))))
+    metrics = module._policy_gradients(experience)
+    assert abs(metrics["train/loss"]) < 1e-9
+    assert max(p.grad.abs().max() for p in network.parameters() if p.grad is not None) < 1e-9
+
+
+def test_the_rollout_log_probs_are_those_of_the_update():
+    """Right after sampling the ratio is 1: nothing is clipped and the long part is minus the mean advantage times w."""
+    module = module_of(make_pair())
+    rollout = module.rollout(TrainBatch(prompt_batch(PROMPTS * 2)))
+    experience = module.objective.prepare(rollout)
+    metrics = module._policy_gradients(experience)
+    mask = rollout.response_mask_BR
+    a, w = experience.advantages_BR[mask], experience.long_weights_BR[mask]
+    expected = -torch.minimum(a * w, a * w.clamp(0.8, 1.2)).sum() / mask.sum()
+    torch.testing.assert_close(metrics["train/long"], expected, rtol=0, atol=1e-9)
+    assert metrics["train/clipped"] == 0
+
+
+def test_teacher_passes_are_counted_once_a_rollout():
+    pair = make_pair()
+    calls = []
+    pair.teacher.network.base_model.register_forward_hook(lambda *args: calls.append(1))
+    module = module_of(pair, alpha=0.0, kd_ratio=0.0)
+    experience = module.objective.prepare(module.rollout(TrainBatch(prompt_batch(PROMPTS))))
+    assert len(calls) == 1
+    for _ in range(4):
+        module._policy_gradients(experience)
+    assert len(calls) == 1
+
+
+def test_the_teacher_is_no_child_and_in_no_state_dict():
+    module = module_of(make_pair())
+    assert [name for name, _ in module.named_children()] == ["student"]
+    assert all(name.startswith("student.") for name in module.state_dict())
+    assert len(module.configure_optimizers().param_groups[0]["params"]) == len(list(module.student.parameters()))
+
+
+def test_the_start_learns_from_teacher_samples_with_soft_targets():
+    pair = make_pair()
+    module = module_of(pair, steps=1, minibatch_size=6)
+    answers = module.start.answers(prompt_batch(PROMPTS * 2), pair, module.sampler, seed=0)
+    assert answers.teacher_hidden_BRH is not None and answers.student_logprobs_BR is None
+    again = module.start.answers(prompt_batch(PROMPTS * 2), pair, module.sampler, seed=0)
+    assert torch.equal(answers.response_ids_BR, again.response_ids_BR)
+
+
+def test_sizes_that_do_not_divide_are_refused():
+    with pytest.raises(ConfigError, match="minibatch_size=12 does not divide rollouts=64"):
+        OnPolicy(rollouts=64, minibatch_size=12)
+    assert OnPolicy().steps_per_rollout == 16  # 256 / 64 x 4, the paper's
