@@ -1,0 +1,94 @@
+"""What can be read, and that an error names file, line and key."""
+
+import json
+from pathlib import Path
+
+import datasets
+import pytest
+
+from minillm.data import read_records
+from minillm.errors import DataError
+
+
+def write(tmp_path, *rows):
+    file = tmp_path / "data.jsonl"
+    file.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows), encoding="utf-8")
+    return str(file)
+
+
+def test_the_minillm_schema(tmp_path):
+    file = write(tmp_path, {"instruction": " a ", "input": "b", "output": ["c", "d"], "topic": "x"}, {"instruction": "e", "output": "f"})
+    one, two = read_records(file)
+    assert (one.id, one.instruction, one.input, one.references, one.question) == (f"{file}:1", "a", "b", ("c", "d"), "a\n\nb")
+    assert (two.input, two.references, two.question) == ("", ("f",), "e")
+
+
+def test_chat_messages(tmp_path):
+    turns = [("system", "s"), ("user", "u1"), ("assistant", "a1"), ("user", "u2"), ("assistant", "a2")]
+    messages = [{"role": role, "content": content} for role, content in turns]
+    with_answer, without = read_records(write(tmp_path, {"messages": messages}, {"messages": messages[:-1]}))
+    assert with_answer.instruction == without.instruction == "u2"
+    assert with_answer.references == ("a2",) and without.references == ()
+    assert with_answer.history == tuple(turns[:3])
+
+
+@pytest.mark.parametrize(
+    ("row", "text"),
+    [
+        ("{broken", "data.jsonl:2: not JSON"),
+        ({"instruction": "  "}, "data.jsonl:2: key instruction is empty"),
+        ({"input": "x"}, "data.jsonl:2: key instruction (or messages) is missing; got input"),
+        ({"instruction": 3}, "data.jsonl:2: key instruction: wanted text, got int"),
+        ([1], "data.jsonl:2: wanted a JSON object, got list"),
+        ({"messages": [{"role": "assistant", "content": "x"}]}, "data.jsonl:2: key messages: wanted a last user turn"),
+        ({"messages": [{"role": "user"}]}, "data.jsonl:2: key messages: wanted a list of objects"),
+    ],
+)
+def test_a_bad_row_is_named(tmp_path, row, text):
+    with pytest.raises(DataError) as caught:
+        read_records(write(tmp_path, {"instruction": "fine"}, row))
+    assert text in str(caught.value) and "1 unusable rows" in str(caught.value)
+
+
+def test_many_bad_rows_come_in_one_message(tmp_path):
+    with pytest.raises(DataError, match="12 unusable rows") as caught:
+        read_records(write(tmp_path, *[{"input": "x"}] * 12))
+    assert "data.jsonl:10:" in str(caught.value) and "and 2 more" in str(caught.value)
+
+
+def test_empty_missing_and_undecodable_files(tmp_path):
+    with pytest.raises(DataError, match="no records"):
+        read_records(write(tmp_path, ""))
+    with pytest.raises(DataError, match=r"missing.jsonl: cannot be read \(No such file"):
+        read_records(str(tmp_path / "missing.jsonl"))
+    (tmp_path / "latin.jsonl").write_bytes(b'{"instruction": "caf\xe9"}\n')
+    with pytest.raises(DataError, match="not UTF-8"):
+        read_records(str(tmp_path / "latin.jsonl"))
+
+
+def test_a_hub_data_set_with_dollys_columns(monkeypatch):
+    rows = [{"instruction": "i", "context": "c", "response": "r", "category": "x"}]
+    seen = []
+    monkeypatch.setattr(datasets, "load_dataset", lambda name, split: seen.append((name, split)) or datasets.Dataset.from_list(rows))
+    (record,) = read_records("databricks/databricks-dolly-15k:train[:1]")
+    assert (record.instruction, record.input, record.references) == ("i", "c", ("r",))
+    assert seen == [("databricks/databricks-dolly-15k", "train[:1]")]
+
+
+def test_an_unreachable_hub_says_what_to_do(monkeypatch):
+    def fail(name, split):
+        raise ConnectionError("no network")
+
+    monkeypatch.setattr(datasets, "load_dataset", fail)
+    with pytest.raises(DataError, match=r"owner/set: cannot load this hub data set \(no network\).*give a .jsonl file"):
+        read_records("owner/set")
+
+
+def test_the_builtin_prompts():
+    train, validation = read_records("builtin"), read_records("builtin:validation")
+    assert len(train) >= 400 and len(validation) >= 80
+    keys = [(record.instruction.lower(), record.input) for record in train + validation]
+    assert len(set(keys)) == len(keys)
+    folder = Path(read_records("builtin")[0].id.rsplit(":", 1)[0]).parent
+    topics = {json.loads(line)["topic"] for file in folder.glob("*.jsonl") for line in file.read_text().splitlines()}
+    assert len(topics) == 20
