@@ -59,6 +59,12 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path, overrides, kill_aft
     assert (tmp_path / "cut" / sample).read_text() == (tmp_path / "whole" / sample).read_text()
 
 
+def test_minillm_begins_with_a_fresh_optimizer(tmp_path, overrides):
+    run = train(tmp_path, overrides)
+    state = run.trainer.optimizers[0].state
+    assert {int(each["step"]) for each in state.values()} == {6}  # 8 updates in all, 2 of them in the supervised start
+
+
 def test_another_seed_gives_another_run(tmp_path, overrides):
     one, two = (train(tmp_path / str(seed), [*overrides, f"seed={seed}"]) for seed in (0, 1))
     first = one.module.state_dict()

@@ -114,7 +114,9 @@ def test_the_teacher_is_frozen_and_the_student_is_a_copy(saved):
 
 
 def test_dropout_is_off_after_loading(tmp_path):
-    make_model("gpt2").save_pretrained(tmp_path)
+    network = make_model("gpt2")
+    network.config.resid_pdrop = network.config.embd_pdrop = network.config.attn_pdrop = 0.1
+    network.save_pretrained(tmp_path)
     make_tokenizer().save_pretrained(tmp_path)
     network, _ = Checkpoint(str(tmp_path)).load()
     assert all(module.p == 0 for module in network.modules() if isinstance(module, torch.nn.Dropout))

@@ -68,19 +68,27 @@ def test_scoring_afterwards_gives_what_mixed_decoding_would_have_left():
 
 
 @pytest.mark.parametrize("alpha", [0.0, 0.2, 1.0])
-def test_first_token_frequencies_follow_the_exact_mixture(alpha):
-    pair = make_pair(vocabulary=7)
-    student, n = LanguageModel(pair.student), 4000
+def test_frequencies_of_two_tokens_follow_the_exact_mixture(alpha):
+    """Joint frequencies, so that draws that are not independent from token to token are seen too."""
+    pair, n, v = make_pair(vocabulary=5), 6000, 5
+    student = LanguageModel(pair.student)
     models = (student if alpha < 1 else None, pair.teacher if alpha > 0 else None)
-    batch = prompt_batch([[5, 2, 6]]).rows([0] * n)
-    rollout = decode(*models, batch, seeds=list(range(n)), alpha=alpha, **OPTIONS | {"max_new_tokens": 1})
-    counts = torch.bincount(rollout.response_ids_BR[:, 0], minlength=7) / n
-    one = batch.rows([0])
-    q, p = (m.logits(m.hidden(one.ids_BP, one.mask_BP)[0, -1:])[0].softmax(-1) for m in (student, pair.teacher))
-    exact = alpha * p + (1 - alpha) * q
+    prompt = prompt_batch([[3, 2, 4]])
+    options = OPTIONS | {"max_new_tokens": 2, "stop_ids": (v + 1,)}
+    rollout = decode(*models, prompt.rows([0] * n), seeds=list(range(n)), alpha=alpha, **options)
+    ids_N2 = rollout.response_ids_BR
+    counts = torch.bincount(ids_N2[:, 0] * v + ids_N2[:, 1], minlength=v * v).view(v, v) / n
+
+    def probs(model, ids_BS):
+        return model.logits(model.hidden(ids_BS, torch.ones_like(ids_BS, dtype=torch.bool))[:, -1]).softmax(-1)
+
+    def mixed(ids_BS):
+        return alpha * probs(pair.teacher, ids_BS) + (1 - alpha) * probs(student, ids_BS)
+
+    longer = torch.cat([prompt.ids_BP.repeat(v, 1), torch.arange(v)[:, None]], dim=1)
+    exact = mixed(prompt.ids_BP)[0][:, None] * mixed(longer)
     assert (counts - exact).abs().max() < 4 * math.sqrt(0.25 / n)
-    if alpha == 0.2:
-        assert (q - exact).abs().max() > 0.01
+    assert (counts - exact.T).abs().max() > 4 * math.sqrt(0.25 / n)
 
 
 def test_a_row_draws_the_same_answer_in_any_batch():
