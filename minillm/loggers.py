@@ -12,6 +12,8 @@ from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
+from minillm.console import say
+
 STEP = "progress/optimizer_step"
 
 
@@ -104,6 +106,8 @@ def wandb_logger(
         offline=wandb_offline(),
         config=settings,
     )
+    mode = os.environ.get("WANDB_MODE") or ("offline: no key found" if wandb_offline() else "online")
+    say(f"W&B run {logger.version} ({mode}); logger=csv does without")
     logger.experiment.define_metric(STEP)
     logger.experiment.define_metric("*", step_metric=STEP)
     return logger

@@ -7,16 +7,17 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, stdev
+from typing import Literal
 
 from omegaconf import DictConfig, OmegaConf
 from rich import get_console
 
-from minillm.checks import construct, matches, node_problems
+from minillm.checks import construct, describe, matches, node_problems
 from minillm.console import say, show_figures
 from minillm.data import Record, Sources, read_records
 from minillm.errors import ConfigError
 from minillm.evaluation import Answer, answer_prompts, summarise
-from minillm.models import Checkpoint, LanguageModel, Pair, choose_dtype, device_of, pair_of, solo
+from minillm.models import Attention, Checkpoint, Dtype, LanguageModel, Pair, choose_dtype, device_of, pair_of, solo
 
 COLUMNS = {
     "rouge_l": "Rouge-L",
@@ -65,6 +66,9 @@ def check_suite(cfg: DictConfig) -> Suite:
         problems.append(f"teacher={plain['teacher']!r}: wanted a directory, a hub id or null")
     if not matches(plain["seeds"], list[int | None]) or not plain["seeds"] or len(set(plain["seeds"])) < len(plain["seeds"]):
         problems.append(f"seeds={plain['seeds']!r}: wanted different integers, or [null] for greedy decoding")
+    for key, kind in {"dtype": Dtype, "attention": Attention, "device": Literal["auto", "cpu", "cuda"]}.items():
+        if not matches(plain[key], kind):
+            problems.append(f"{key}={plain[key]!r}: wanted {describe(kind)}")
     for key in ("max_new_tokens", "batch_size"):
         if not matches(plain[key], int) or plain[key] < 1:
             problems.append(f"{key}={plain[key]!r}: wanted a positive integer")

@@ -27,7 +27,8 @@ class Progress(L.Callback):
             return
         columns = [SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()]
         columns += [TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.fields[figures]}")]
-        self._bars = Bars(*columns, console=get_console())
+        # A rollout takes longer than the 30 seconds from which the remaining time is estimated by default.
+        self._bars = Bars(*columns, console=get_console(), speed_estimate_period=1800)
         self._start = self._bars.add_task(
             "supervised start", total=module.start.steps, completed=module.start_step, figures="", visible=module.in_start
         )

@@ -113,6 +113,7 @@ class Validation(BoundaryCallback):
 
     def measure(self, trainer, module, stage: str) -> None:
         """Answer, summarise, log, write samples/<stage>.jsonl."""
+        say(f"Validation, {stage}: {len(self._prompts)} held-out prompts, at most {self.max_new_tokens} tokens each ...")
         answers = self._answer(module.model, self.seed, self._pair.teacher)
         figures = summarise(answers, self._references)
         samples = [answer.answer for answer in answers[: self.n_samples]]
@@ -130,11 +131,14 @@ class Validation(BoundaryCallback):
 
     def on_train_end(self, trainer, module) -> None:
         n = self.n_samples
-        names = ["prompt", "teacher", *(("raw", "start", "end") if "raw" in self.samples else ("end",))]
-        columns = [[answer.prompt for answer in self.teacher_answers[:n]], [a.answer for a in self.teacher_answers[:n]]]
-        columns += [self.samples[name] for name in names[2:]]
-        show_samples(f"The same {n} held-out prompts at every stage", names, list(zip(*columns, strict=True)))
-        show_figures("Student and teacher", self.stages | {"teacher (greedy)": self._teacher_figures()}, COLUMNS)
+        stages = [name for name in ("raw", "start", "end") if name in self.stages]
+        teacher = self.teacher_answers[:n]
+        columns = [[answer.prompt for answer in teacher], [answer.answer for answer in teacher]]
+        columns += [self.samples[name] for name in stages]
+        rows = list(zip(*columns, strict=True))
+        show_samples(f"The same {len(rows)} held-out prompts at every stage", ["prompt", "teacher", *stages], rows)
+        figures = {name: self.stages[name] for name in stages} | {"teacher (greedy)": self._teacher_figures()}
+        show_figures("Student and teacher", figures, COLUMNS)
 
     def final_figures(self) -> dict[str, float]:
         """Flat names for metrics.json: val/<figure>_raw, val/<figure>_start, val/<figure>, val/teacher_<figure>."""

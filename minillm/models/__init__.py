@@ -1,14 +1,16 @@
 """Loading a student and a frozen teacher from stock transformers checkpoints."""
 
 from minillm.models.architecture import Architecture
-from minillm.models.checkpoint import Checkpoint, choose_dtype, device_of
+from minillm.models.checkpoint import Attention, Checkpoint, Dtype, choose_dtype, device_of
 from minillm.models.language_model import LanguageModel
 from minillm.models.pair import ModelPair, Pair, PrunedTeacher, pair_of, solo
 from minillm.models.prune import keep_layers
 
 __all__ = [
     "Architecture",
+    "Attention",
     "Checkpoint",
+    "Dtype",
     "LanguageModel",
     "ModelPair",
     "Pair",

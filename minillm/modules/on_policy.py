@@ -86,9 +86,6 @@ class OnPolicyDistillation(L.LightningModule):
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return self.optim.build(p for p in self.student.parameters() if p.requires_grad)
 
-    def transfer_batch_to_device(self, batch: TrainBatch, device: torch.device, dataloader_idx: int) -> TrainBatch:
-        return batch.to(device)
-
     def on_save_checkpoint(self, checkpoint: dict) -> None:
         checkpoint["minillm"] = {"round": self.round, "start_step": self.start_step, "step": self.step}
 

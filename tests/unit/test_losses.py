@@ -180,3 +180,15 @@ def test_k1_backpropagated_has_zero_mean_gradient_and_ours_has_not():
     (ours,) = torch.autograd.grad(losses.reverse_kl(logits, teacher).sum(), logits)
     assert k1.abs().max() < 1e-12
     assert ours.abs().max() > 1e-2
+
+
+def test_k3_backpropagated_gives_the_gradient_of_the_forward_kl():
+    """The trap: r - 1 - log r with r = p/q estimates the reverse KL, but its gradient is the forward KL's."""
+    logits, teacher = torch.randn(6, dtype=torch.float64).requires_grad_(), torch.randn(6).double()
+    logq, logp = logits.log_softmax(-1), teacher.log_softmax(-1)
+    log_r = logp - logq
+    (k3,) = torch.autograd.grad((logq.exp().detach() * (log_r.exp() - 1 - log_r)).sum(), logits, retain_graph=True)
+    (forward,) = torch.autograd.grad((logp.exp() * (logp - logq)).sum(), logits, retain_graph=True)
+    (ours,) = torch.autograd.grad(losses.reverse_kl(logits, teacher), logits)
+    torch.testing.assert_close(k3, forward)
+    assert (k3 - ours).abs().max() > 1e-2

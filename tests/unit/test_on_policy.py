@@ -18,11 +18,11 @@ from tests.helpers import PROMPTS, prompt_batch
 REFERENCE = dict(skip_current=False, gamma=0.95, reward_scaling=0.5, reward_clip=100.0, single_weight=False)
 
 
-def module_of(pair, objective=None, microbatch_size=8, kd_ratio=0.5, alpha=0.3, **start):
+def module_of(pair, objective=None, microbatch_size=8, kd_ratio=0.5, alpha=0.3, temperature=1.0, **start):
     module = OnPolicyDistillation(
         pair,
         objective or MiniLLM(),
-        Sampler(alpha=alpha, max_new_tokens=6, batch_size=4),
+        Sampler(alpha=alpha, temperature=temperature, max_new_tokens=6, batch_size=4),
         PretrainLoss(kd_ratio=kd_ratio, batch_size=4),
         Optim(learning_rate=1e-3),
         OnPolicy(rollouts=6, minibatch_size=6, microbatch_size=microbatch_size, inner_epochs=1, max_steps=1),
@@ -97,9 +97,11 @@ def test_a_student_equal_to_its_teacher_has_nothing_to_learn():
     assert max(p.grad.abs().max() for p in network.parameters() if p.grad is not None) < 1e-9
 
 
-def test_the_rollout_log_probs_are_those_of_the_update():
-    """Right after sampling the ratio is 1: nothing is clipped and the long part is minus the mean advantage times w."""
-    module = module_of(make_pair())
+@pytest.mark.parametrize("temperature", [1.0, 0.6])
+def test_the_rollout_log_probs_are_those_of_the_update(temperature):
+    """Right after sampling the ratio is 1: nothing is clipped and the long part is minus the mean advantage times w.
+    The temperature applies to student, teacher, reward and mixture alike."""
+    module = module_of(make_pair(), temperature=temperature)
     rollout = module.rollout(TrainBatch(prompt_batch(PROMPTS * 2)))
     experience = module.objective.prepare(rollout)
     metrics = module._policy_gradients(experience)
