@@ -1,4 +1,7 @@
-"""Measure models: `python evaluate.py models=[DIR_OR_ID,...] teacher=DIR_OR_ID data.files=[FILE,...]`. See conf/evaluate.yaml."""
+"""Measure models: `python evaluate.py models=[DIR_OR_ID,...] teacher=DIR_OR_ID data.files=[FILE,...]`.
+
+All keys: conf/evaluate.yaml.
+"""
 
 import hydra
 from omegaconf import DictConfig

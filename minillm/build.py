@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from minillm.checks import construct, matches, node_problems
 from minillm.datamodule import DistillationDataModule
-from minillm.errors import ConfigError
+from minillm.errors import ConfigError, nearest
 from minillm.loggers import MetricsCSV
 from minillm.modules import OnPolicyDistillation
 
@@ -24,6 +24,11 @@ _SUPPLIED = {
     "callbacks.record": ("run_dir", "began", "card"),
     "logger": ("run_dir", "name", "settings"),
 }
+_ROOT = ("seed", "eval_seed", "resume", "optimized_metric", "run", "strategy", "trainer", "callbacks", "logger")
+_PLAIN = {
+    "run": ("name", "dir"),
+    "strategy": ("strategy", "devices", "num_nodes"),
+}  # groups without a constructor of ours
 _SETTINGS = ("model", "data", "sampler", "regulariser", "objective", "regime", "optim", "start")
 
 
@@ -73,7 +78,11 @@ def check_config(cfg: DictConfig, *, command: str = "", began: float | None = No
         "record": {
             "run_dir": run_dir,
             "began": time.time() if began is None else began,
-            "card": {"name": plain["run"]["name"], "teacher": _teacher_name(plain["model"]["teacher"]), "command": command},
+            "card": {
+                "name": plain["run"]["name"],
+                "teacher": _teacher_name(plain["model"]["teacher"]),
+                "command": command,
+            },
         },
     }
     callbacks = {
@@ -88,21 +97,18 @@ def check_config(cfg: DictConfig, *, command: str = "", began: float | None = No
 
 
 def build(cfg: DictConfig, settings: Settings) -> Run:
-    """Load the models and the data, make the trainer.
+    """Load the models and the data, make the trainer, write the resolved config into the run directory.
 
     Raises:
         ModelError, DataError, ConfigError: see `ModelPair.load` and `Sources`.
     """
     plain = OmegaConf.to_container(cfg, resolve=True)
     run_dir = Path(plain["run"]["dir"])
-    loggers = [MetricsCSV(run_dir / "metrics.csv")]
-    if plain["logger"].get("_target_"):
-        loggers.append(construct(plain["logger"], run_dir=run_dir, name=plain["run"]["name"], settings=plain))
     trainer = construct(
         plain["trainer"],
         **plain["strategy"],
         max_epochs=-1,
-        logger=loggers,
+        logger=MetricsCSV(run_dir / "metrics.csv"),
         callbacks=list(settings.callbacks.values()),
         enable_checkpointing=False,
         enable_progress_bar=False,
@@ -125,6 +131,12 @@ def build(cfg: DictConfig, settings: Settings) -> Run:
         raise ConfigError(
             "start.responses=reference: not every training prompt has a reference; use start.responses=teacher"
         )
+    # Only now, with everything loaded, is the run directory taken: a mistake can be mended under the same run.name.
+    run_dir.mkdir(parents=True, exist_ok=True)
+    (run_dir / "config.yaml").write_text(OmegaConf.to_yaml(cfg, resolve=True))
+    if plain["logger"].get("_target_"):
+        wandb = construct(plain["logger"], run_dir=run_dir, name=plain["run"]["name"], settings=plain)
+        trainer.loggers = [*trainer.loggers, wandb]
     module = OnPolicyDistillation(
         pair,
         settings.objective,
@@ -137,23 +149,6 @@ def build(cfg: DictConfig, settings: Settings) -> Run:
     )
     last = run_dir / "checkpoints" / "last.ckpt"
     return Run(module, datamodule, trainer, last if plain["resume"] and last.exists() else None)
-
-
-def claim_run_dir(cfg: DictConfig) -> None:
-    """Refuse a run directory that is in use unless the run is resumed; write the resolved config.
-
-    Raises:
-        ConfigError: the directory holds a run and resume is null.
-    """
-    run_dir = Path(cfg.run.dir)
-    config_file = run_dir / "config.yaml"
-    if config_file.exists() and not cfg.resume:
-        raise ConfigError(
-            f"run.name={cfg.run.name}: {run_dir} already holds a run; choose another run.name, go on with resume=auto, or "
-            "delete the directory"
-        )
-    run_dir.mkdir(parents=True, exist_ok=True)
-    config_file.write_text(OmegaConf.to_yaml(cfg, resolve=True))
 
 
 def _collect(problems: list[str], group: str, node: dict, **supplied: Any) -> Any:
@@ -171,9 +166,18 @@ def _root_problems(plain: dict) -> list[str]:
         for key, kind in wanted.items()
         if not matches(plain[key], kind)
     ]
+    known = {"": (*_ROOT, *_SETTINGS)} | {f"{group}.": keys for group, keys in _PLAIN.items()}
+    for prefix, keys in known.items():
+        given = plain[prefix[:-1]] if prefix else plain
+        problems += [f"{prefix}{key}: no such key; {nearest(key, keys)}" for key in given if key not in keys]
     name = plain["run"]["name"]
     if not isinstance(name, str) or not name or re.search(r"[=,\[\](){}\s]", name) or name.startswith(("/", ".")):
         problems.append(f"run.name={name!r}: wanted a relative path without = , spaces or brackets")
+    run_dir = Path(plain["run"]["dir"])
+    if (run_dir / "config.yaml").exists() and not plain["resume"]:
+        problems.append(
+            f"run.name={name}: {run_dir} already holds a run; choose another name, go on with resume=auto, or delete it"
+        )
     if plain["resume"] not in (None, "auto"):
         problems.append(f"resume={plain['resume']!r}: wanted null or auto")
     return problems
@@ -186,7 +190,8 @@ def _cross_field_problems(built: dict, callbacks: dict, plain: dict) -> list[str
         problems.append("data.corpus_file=null: the regulariser needs a corpus; name a file or set regulariser=none")
     if start and regime and start.steps and regime.rollouts % start.minibatch_size:
         problems.append(
-            f"start.minibatch_size={start.minibatch_size} does not divide regime.rollouts={regime.rollouts}; use a divisor"
+            f"start.minibatch_size={start.minibatch_size} does not divide regime.rollouts={regime.rollouts}; "
+            "use a divisor"
         )
     record, checkpoints = callbacks.get("record"), callbacks.get("checkpoints")
     if record and record.export == "best" and not (checkpoints and callbacks.get("validation")):
@@ -195,7 +200,9 @@ def _cross_field_problems(built: dict, callbacks: dict, plain: dict) -> list[str
         )
     devices = plain["strategy"]["devices"], plain["strategy"]["num_nodes"]
     if devices != (1, 1):
-        problems.append(f"strategy.devices, strategy.num_nodes={devices}: this version trains on one device; set both to 1")
+        problems.append(
+            f"strategy.devices, strategy.num_nodes={devices}: this version trains on one device; set both to 1"
+        )
     return problems
 
 

@@ -1,4 +1,4 @@
-"""Config nodes and the constructors they name in `_target_`: compare keys and types, then construct; all problems at once."""
+"""Config nodes and the constructors they name in `_target_`: compare keys and types, then construct."""
 
 from __future__ import annotations
 
@@ -123,5 +123,12 @@ def describe(hint: Any) -> str:
         return "one of " + ", ".join(map(str, arguments))
     if origin in (list, tuple):
         return f"a list of {describe(arguments[0])}" if arguments else "a list"
-    names = {int: "an integer", float: "a number", bool: "true or false", str: "text", type(None): "null", dict: "a mapping"}
+    names = {
+        int: "an integer",
+        float: "a number",
+        bool: "true or false",
+        str: "text",
+        type(None): "null",
+        dict: "a mapping",
+    }
     return names.get(origin or hint, getattr(hint, "__name__", str(hint)))

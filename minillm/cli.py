@@ -23,7 +23,7 @@ CONF = Path(__file__).parent.parent / "conf"
 
 
 def run(main: Callable[[], None], config_name: str) -> None:
-    """Call a @hydra.main function; exit with status 1 and a message, without a traceback, on an error the user can act on."""
+    """Call a @hydra.main function; an error that the user can act on ends it with a message and status 1."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # so that Hydra raises instead of printing its own summary
     _quieten()
     keep_freed_memory()
@@ -78,6 +78,6 @@ def _flat(cfg: DictConfig, prefix: str = "") -> Iterator[str]:
     for key in cfg:
         name = f"{prefix}{key}"
         yield name
-        if OmegaConf.is_dict(cfg) and not OmegaConf.is_missing(cfg, key) and not OmegaConf.is_interpolation(cfg, key):
-            if isinstance(cfg[key], DictConfig):
-                yield from _flat(cfg[key], f"{name}.")
+        unresolved = OmegaConf.is_missing(cfg, key) or OmegaConf.is_interpolation(cfg, key)
+        if not unresolved and isinstance(cfg[key], DictConfig):
+            yield from _flat(cfg[key], f"{name}.")

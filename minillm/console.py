@@ -12,12 +12,14 @@ from rich.table import Table
 def show_figures(title: str, rows: Mapping[str, Mapping[str, float]], columns: Mapping[str, str]) -> None:
     """A table with a line for each of `rows`; `columns` maps a figure's name to its heading."""
     table = Table(title=title, title_justify="left")
-    table.add_column("")
+    table.add_column("", overflow="fold", min_width=16)
     for heading in columns.values():
         table.add_column(heading, justify="right")
     for name, figures in rows.items():
         values = [figures.get(key) for key in columns]
-        table.add_row(escape(name), *("-" if value is None else f"{value:.3f}".rstrip("0").rstrip(".") for value in values))
+        table.add_row(
+            escape(name), *("-" if value is None else f"{value:.3f}".rstrip("0").rstrip(".") for value in values)
+        )
     get_console().print(table)
 
 

@@ -13,7 +13,7 @@ from minillm.losses import reverse_kl
 from minillm.metrics import distinct_n, exact_match, rouge_l
 from minillm.models import LanguageModel
 from minillm.sampling import decode
-from minillm.scoring import response_hidden, response_logits
+from minillm.scoring import response_hidden
 from minillm.seeding import seed_for
 from minillm.types import Rollout
 

@@ -81,14 +81,20 @@ def wandb_offline() -> bool:
 
 def _netrc_has_key() -> bool:
     try:
-        hosts = netrc().hosts
+        hosts = netrc(os.environ.get("NETRC")).hosts
     except (OSError, NetrcParseError):
         return False
     return any("wandb" in host for host in hosts)
 
 
 def wandb_logger(
-    *, run_dir: Path, name: str, settings: dict, project: str = "minillm", entity: str | None = None, group: str | None = None
+    *,
+    run_dir: Path,
+    name: str,
+    settings: dict,
+    project: str = "minillm",
+    entity: str | None = None,
+    group: str | None = None,
 ) -> WandbLogger:
     """Files and run id inside the run directory; a resumed run goes on with the same id."""
     id_file = Path(run_dir) / "wandb" / "run_id"

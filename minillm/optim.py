@@ -35,11 +35,14 @@ class Optim:
             ),
             (self.eps > 0, f"eps={self.eps}: wanted a number above 0"),
             (self.weight_decay >= 0, f"weight_decay={self.weight_decay}: wanted 0 or more"),
-            (self.grad_clip is None or self.grad_clip > 0, f"grad_clip={self.grad_clip}: wanted a norm above 0, or null"),
+            (
+                self.grad_clip is None or self.grad_clip > 0,
+                f"grad_clip={self.grad_clip}: wanted a norm above 0, or null",
+            ),
             (self.warmup_steps >= 0, f"warmup_steps={self.warmup_steps}: wanted 0 or more"),
             (
                 0 <= self.min_learning_rate <= self.learning_rate,
-                f"min_learning_rate={self.min_learning_rate}: wanted a number in [0, learning_rate={self.learning_rate}]",
+                f"min_learning_rate={self.min_learning_rate}: wanted 0 to learning_rate={self.learning_rate}",
             ),
         )
 
@@ -74,7 +77,9 @@ class Optim:
         """
         norm = nn.utils.clip_grad_norm_(parameters, self.grad_clip or math.inf)
         if not torch.isfinite(norm):
-            raise NonFiniteError(f"gradient norm is {norm.item()}; the update was not made. Try a smaller optim.learning_rate")
+            raise NonFiniteError(
+                f"gradient norm is {norm.item()}; the update was not made. Try a smaller optim.learning_rate"
+            )
         for group in optimizer.param_groups:
             group["lr"] = rate
         optimizer.step()

@@ -169,7 +169,9 @@ class Sampler:
         )
 
 
-def decode_all(student, teacher, prompts: PromptBatch, *, seeds: list[int] | None, batch_size: int, **settings) -> Rollout:
+def decode_all(
+    student, teacher, prompts: PromptBatch, *, seeds: list[int] | None, batch_size: int, **settings
+) -> Rollout:
     """`decode` in batches of `batch_size` rows, joined and trimmed to the longest answer."""
     parts = []
     for start in range(0, len(prompts), batch_size):

@@ -26,7 +26,7 @@ def response_logits(model: LanguageModel, hidden_BRH: Tensor, mask_BR: Tensor) -
 
 @torch.no_grad()
 def with_teacher(rollout: Rollout, teacher: LanguageModel, *, batch_size: int) -> Rollout:
-    """The rollout with the teacher's hidden states and log-probs: one forward pass, where decoding has not left them."""
+    """The rollout with the teacher's hidden states and log-probs, by one forward pass if decoding left none."""
     if rollout.teacher_hidden_BRH is not None:
         return rollout
     mask_BR = rollout.response_mask_BR

@@ -18,7 +18,7 @@ def seed_for(base: int, purpose: str, *position: int) -> int:
 
 
 def row_uniforms(seeds: list[int], n_tokens: int) -> Tensor:
-    """[B, T] float64 draws in [0, 1): row b comes from its own stream `seeds[b]`, so its answer does not depend on its batch."""
+    """[B, T] float64 draws in [0, 1). Row b has its own stream `seeds[b]`: its answer does not depend on its batch."""
     generator = torch.Generator()
     rows = [torch.rand(n_tokens, generator=generator.manual_seed(seed), dtype=torch.float64) for seed in seeds]
     return torch.stack(rows) if rows else torch.empty(0, n_tokens, dtype=torch.float64)

@@ -64,7 +64,11 @@ def check_suite(cfg: DictConfig) -> Suite:
         problems.append(f"data.files={files!r}: wanted a list of files, for example data.files=[builtin:validation]")
     if not matches(plain["teacher"], str | None):
         problems.append(f"teacher={plain['teacher']!r}: wanted a directory, a hub id or null")
-    if not matches(plain["seeds"], list[int | None]) or not plain["seeds"] or len(set(plain["seeds"])) < len(plain["seeds"]):
+    if (
+        not matches(plain["seeds"], list[int | None])
+        or not plain["seeds"]
+        or len(set(plain["seeds"])) < len(plain["seeds"])
+    ):
         problems.append(f"seeds={plain['seeds']!r}: wanted different integers, or [null] for greedy decoding")
     for key, kind in {"dtype": Dtype, "attention": Attention, "device": Literal["auto", "cpu", "cuda"]}.items():
         if not matches(plain[key], kind):
@@ -75,7 +79,9 @@ def check_suite(cfg: DictConfig) -> Suite:
     if not matches(plain["limit"], int | None) or (plain["limit"] or 1) < 1:
         problems.append(f"limit={plain['limit']!r}: wanted a positive integer or null")
     if (Path(plain["run"]["dir"]) / "metrics.json").exists():
-        problems.append(f"run.name={plain['run']['name']}: {plain['run']['dir']} already holds results; choose another run.name")
+        problems.append(
+            f"run.name={plain['run']['name']}: {plain['run']['dir']} already holds results; choose another run.name"
+        )
     if problems:
         raise ConfigError(problems)
     return Suite(
@@ -112,7 +118,10 @@ def run_suite(suite: Suite) -> dict:
                 results[name][file] = _over_seeds(suite.seeds, figures) | {"prompts": len(prompts)}
     (suite.run_dir / "metrics.json").write_text(json.dumps(results, indent=2) + "\n")
     for file in suite.records:
-        rows = {name: {key: each["mean"] for key, each in files[file].items() if key != "prompts"} for name, files in results.items()}
+        rows = {
+            name: {key: each["mean"] for key, each in files[file].items() if key != "prompts"}
+            for name, files in results.items()
+        }
         show_figures(f"{file}, mean of seeds {list(suite.seeds)}", rows, COLUMNS)
     say(f"Wrote {suite.run_dir}: metrics.json, answers.jsonl")
     return results

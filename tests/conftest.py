@@ -8,14 +8,17 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("WANDB_MODE", "disabled")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-import pytest  # noqa: E402
-import torch  # noqa: E402
-from tokenizers import Tokenizer, models, pre_tokenizers  # noqa: E402
-from transformers import PreTrainedTokenizerFast  # noqa: E402
+import pytest
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
-from minillm.models import Architecture, LanguageModel, Pair  # noqa: E402
+from minillm.models import Architecture, LanguageModel, Pair
 
-WORDS = "the a of to and in is what name list write tell why how big small red blue cat dog fish bird tree river one two".split()
+WORDS = [
+    *"the a of to and in is what name list write tell why".split(),
+    *"how big small red blue cat dog fish bird tree river one two".split(),
+]
 TEMPLATE = (
     "{% for m in messages %}{{ m['role'] + ' ' + m['content'] + ' </s> ' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ 'assistant ' }}{% endif %}"

@@ -18,7 +18,9 @@ class Checkpoints(BoundaryCallback):
         monitor: a figure of the validation, `reverse_kl` or `rouge_l` (the paper's choice); mode: which way is better.
     """
 
-    def __init__(self, *, run_dir: Path, every: int | None = 100, monitor: str = "rouge_l", mode: Literal["min", "max"] = "max"):
+    def __init__(
+        self, *, run_dir: Path, every: int | None = 100, monitor: str = "rouge_l", mode: Literal["min", "max"] = "max"
+    ):
         check(
             (every is None or every > 0, f"every={every}: wanted a positive number of optimizer steps, or null"),
             (monitor in ("reverse_kl", "rouge_l"), f"monitor={monitor}: wanted reverse_kl or rouge_l"),
@@ -49,7 +51,9 @@ class Checkpoints(BoundaryCallback):
         if validation is not None and not module.in_start and validation.newest_step != self._judged:
             self._judged = validation.newest_step
             value = validation.newest[self.monitor]
-            better = self.best is None or (value > self.best["value"] if self.mode == "max" else value < self.best["value"])
+            better = self.best is None or (
+                value > self.best["value"] if self.mode == "max" else value < self.best["value"]
+            )
             if better:
                 self.best = {"value": value, "step": module.step, self.monitor: value}
                 self._save(trainer, self.best_file, weights_only=True)

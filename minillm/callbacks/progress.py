@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import lightning as L
 from rich import get_console
-from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.progress import Progress as Bars
 
 from minillm.console import say
@@ -26,11 +33,20 @@ class Progress(L.Callback):
         if not get_console().is_terminal:
             return
         columns = [SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()]
-        columns += [TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.fields[figures]}")]
+        columns += [
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[figures]}"),
+        ]
         # A rollout takes longer than the 30 seconds from which the remaining time is estimated by default.
         self._bars = Bars(*columns, console=get_console(), speed_estimate_period=1800)
         self._start = self._bars.add_task(
-            "supervised start", total=module.start.steps, completed=module.start_step, figures="", visible=module.in_start
+            "supervised start",
+            total=module.start.steps,
+            completed=module.start_step,
+            figures="",
+            visible=module.in_start,
         )
         self._distill = self._bars.add_task(
             "MiniLLM", total=module.regime.max_steps, completed=module.step, figures="", start=not module.in_start
@@ -38,13 +54,21 @@ class Progress(L.Callback):
         self._bars.start()
 
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx) -> None:
-        figures = "  ".join(f"{name} {module.metrics[key]:.3g}" for key, name in _SHOWN.items() if key in module.metrics)
+        figures = "  ".join(
+            f"{name} {module.metrics[key]:.3g}" for key, name in _SHOWN.items() if key in module.metrics
+        )
         started = module.step > 0
         if self._bars is None:
-            where = f"step {module.step}/{module.regime.max_steps}" if started else f"start {module.start_step}/{module.start.steps}"
+            where = (
+                f"step {module.step}/{module.regime.max_steps}"
+                if started
+                else f"start {module.start_step}/{module.start.steps}"
+            )
             say(f"{where}  {figures}")
             return
-        self._bars.update(self._start, completed=module.start_step, figures="" if started else figures, visible=not started)
+        self._bars.update(
+            self._start, completed=module.start_step, figures="" if started else figures, visible=not started
+        )
         if not module.in_start:
             self._bars.start_task(self._distill)
         self._bars.update(self._distill, completed=module.step, figures=figures if started else "")

@@ -60,7 +60,11 @@ class RunRecord(L.Callback):
             if self.export == "best":
                 weights = torch.load(checkpoints.best_file, map_location=module.device, weights_only=True)["state_dict"]
                 module.load_state_dict(weights)
-        export_student(module.pair, self.run_dir / "student", card=self.card | {"weights": self.export}, figures=figures)
+        export_student(
+            module.pair, self.run_dir / "student", card=self.card | {"weights": self.export}, figures=figures
+        )
         figures["wall_seconds"] = self.wall_seconds
         (self.run_dir / "metrics.json").write_text(json.dumps(figures, indent=2) + "\n")
-        say(f"Wrote {self.run_dir}: metrics.json, metrics.csv, samples/, checkpoints/, student/ ({self.export} weights)")
+        say(
+            f"Wrote {self.run_dir}: metrics.json, metrics.csv, samples/, checkpoints/, student/ ({self.export} weights)"
+        )

@@ -113,7 +113,9 @@ class Validation(BoundaryCallback):
 
     def measure(self, trainer, module, stage: str) -> None:
         """Answer, summarise, log, write samples/<stage>.jsonl."""
-        say(f"Validation, {stage}: {len(self._prompts)} held-out prompts, at most {self.max_new_tokens} tokens each ...")
+        say(
+            f"Validation, {stage}: {len(self._prompts)} held-out prompts, at most {self.max_new_tokens} tokens each ..."
+        )
         answers = self._answer(module.model, self.seed, self._pair.teacher)
         figures = summarise(answers, self._references)
         samples = [answer.answer for answer in answers[: self.n_samples]]

@@ -17,6 +17,4 @@ def _permutation(seed: int, epoch: int, n_rows: int) -> tuple[int, ...]:
 
 def rows_at(seed: int, position: int, count: int, n_rows: int) -> list[int]:
     """`count` rows from `position` on, in an endless stream of passes over n_rows, each in an order of its own."""
-    return [
-        _permutation(seed, place // n_rows, n_rows)[place % n_rows] for place in range(position, position + count)
-    ]
+    return [_permutation(seed, place // n_rows, n_rows)[place % n_rows] for place in range(position, position + count)]

@@ -86,7 +86,9 @@ def build_prompts(
             dropped["also a validation prompt"] += 1
             continue
         prompt = encode(record)
-        if len(prompt) > max_prompt_tokens:
+        if not prompt:
+            dropped["no tokens: the template renders nothing"] += 1
+        elif len(prompt) > max_prompt_tokens:
             dropped[f"longer than {max_prompt_tokens} tokens"] += 1
         elif max(prompt) >= n_vocab:
             dropped["a token outside the shared vocabulary"] += 1
@@ -95,9 +97,15 @@ def build_prompts(
             if record.references:
                 text_ids = tokenizer(record.references[0], add_special_tokens=False)["input_ids"]
                 reference = tuple([*text_ids, tokenizer.eos_token_id][:max_response_tokens])
-            kept.append((record, tuple(prompt), reference))
+            if max(reference, default=0) >= n_vocab:
+                dropped["a token outside the shared vocabulary"] += 1
+            else:
+                kept.append((record, tuple(prompt), reference))
     reasons = ", ".join(f"{count} {reason}" for reason, count in dropped.items())
     log.info("%s: %d kept of %d%s", name, len(kept), len(records), f" (dropped: {reasons})" if reasons else "")
     if not kept:
-        raise DataError(f"{name}: none of {len(records)} prompts is left ({reasons}); raise data.max_prompt_tokens or change the file")
+        raise DataError(
+            f"{name}: none of {len(records)} prompts is left ({reasons}); change "
+            "data.max_prompt_tokens, data.val_size or the file"
+        )
     return PromptSet(*(tuple(column) for column in zip(*kept, strict=True)), pad_id=pad_id, dropped=dropped)

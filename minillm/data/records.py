@@ -1,4 +1,4 @@
-"""Reading instruction data: JSONL in the MiniLLM schema or as chat messages, a hub data set, or the built-in prompts."""
+"""Reading instruction data: JSONL (MiniLLM schema or chat messages), a hub data set, or the built-in prompts."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _SHOWN = 10  # problems in one message
 
 @dataclass(frozen=True)
 class Record:
-    """One prompt. `id` is `file:line`; `history` holds earlier chat turns (system included); `references` may be empty."""
+    """One prompt. `id` is `file:line`; `history` holds earlier chat turns, system included; references may be empty."""
 
     id: str
     instruction: str
@@ -46,7 +46,9 @@ def read_records(source: str) -> list[Record]:
         lines = "\n".join(f"  {problem}" for problem in problems[:_SHOWN])
         raise DataError(f"{source}: {len(problems)} unusable rows:\n{lines}{rest}")
     if not records:
-        raise DataError(f"{source}: no records; wanted at least one JSON object a line with the key instruction or messages")
+        raise DataError(
+            f"{source}: no records; wanted at least one JSON object a line with the key instruction or messages"
+        )
     return records
 
 
@@ -58,20 +60,28 @@ def json_lines(path: Path) -> Iterator[tuple[str, object]]:
                 if line.strip():
                     where = f"{path}:{number}"
                     try:
-                        yield where, json.loads(line)
-                    except json.JSONDecodeError as error:
-                        yield where, DataError(f"{where}: not JSON ({error.msg} at column {error.colno})")
+                        yield where, json.loads(line.rstrip("\n"))
+                    except ValueError as error:  # JSONDecodeError, or a number beyond Python's limit on digits
+                        reason = (
+                            f"{error.msg} at column {error.colno}" if isinstance(error, json.JSONDecodeError) else error
+                        )
+                        yield where, DataError(f"{where}: not JSON ({reason})")
     except UnicodeDecodeError as error:
-        raise DataError(f"{path}: not UTF-8 (byte {error.start}: {error.reason}); convert the file") from error
+        raise DataError(f"{path}: not UTF-8 ({error.reason}); convert the file") from error
     except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}); change data.train_file, data.val_file or data.files") from error
+        raise DataError(f"{path}: cannot be read ({error.strerror}); change the data setting that names it") from error
 
 
 def _rows(source: str) -> Iterable[tuple[str, object]]:
     if source in BUILTIN:
         return json_lines(Path(__file__).parent / "builtin" / BUILTIN[source])
     path = Path(source).expanduser()
-    if path.exists() or path.suffix in (".jsonl", ".json") or source.count("/") != 1 or source.startswith((".", "~", "/")):
+    if (
+        path.exists()
+        or path.suffix in (".jsonl", ".json")
+        or source.count("/") != 1
+        or source.startswith((".", "~", "/"))
+    ):
         return json_lines(path)
     return _hub_rows(source)
 
@@ -109,13 +119,16 @@ def _record(where: str, row: object) -> Record:
     instruction = _text(where, "instruction", row["instruction"])
     if not instruction:
         raise DataError(f"{where}: key instruction is empty")
-    output = row.get("output") or []
-    references = tuple(_text(where, "output", text) for text in ([output] if isinstance(output, str) else output))
-    return Record(where, instruction, _text(where, "input", row.get("input") or ""), tuple(filter(None, references)))
+    output = row.get("output")
+    outputs = [] if output is None else output if isinstance(output, list) else [output]
+    references = tuple(_text(where, "output", text) for text in outputs)
+    return Record(where, instruction, _text(where, "input", row.get("input", "")), tuple(filter(None, references)))
 
 
 def _chat_record(where: str, messages: object) -> Record:
-    if not isinstance(messages, list) or not all(isinstance(turn, dict) and {"role", "content"} <= turn.keys() for turn in messages):
+    if not isinstance(messages, list) or not all(
+        isinstance(turn, dict) and {"role", "content"} <= turn.keys() for turn in messages
+    ):
         raise DataError(f"{where}: key messages: wanted a list of objects with role and content")
     turns = [(str(turn["role"]), _text(where, "messages.content", turn["content"])) for turn in messages]
     references = (turns.pop()[1],) if turns and turns[-1][0] == "assistant" else ()

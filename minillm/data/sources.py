@@ -58,7 +58,9 @@ class Sources:
             validation = [train[row] for row in held_out]
         else:
             validation = read_records(self.val_file)[: self.val_size]
-        return self._build(train, pair, "training prompts", validation), self._build(validation, pair, "validation prompts")
+        return self._build(train, pair, "training prompts", validation), self._build(
+            validation, pair, "validation prompts"
+        )
 
     def evaluation_prompts(self, records: list[Record], pair: Pair, name: str) -> PromptSet:
         return self._build(records, pair, name)

@@ -28,7 +28,9 @@ _WITHOUT_INPUT = (
 def paper_prompt(record: Record) -> str:
     """Raises DataError for a conversation of several turns, which this template has no place for."""
     if record.history:
-        raise DataError(f"{record.id}: a conversation of several turns; the paper's template has one: set data.template=chat")
+        raise DataError(
+            f"{record.id}: a conversation of several turns; the paper's template has one: set data.template=chat"
+        )
     return (_WITH_INPUT if record.input else _WITHOUT_INPUT).format(instruction=record.instruction, input=record.input)
 
 

@@ -23,7 +23,7 @@ def rouge_l(answer: str, references: Sequence[str]) -> float:
 
 
 def exact_match(answer: str, references: Sequence[str]) -> float:
-    """100 where the answer equals a reference after lower-casing and removing punctuation and extra white space, else 0."""
+    """100 where the answer equals a reference but for case, punctuation and extra white space, else 0."""
     return 100.0 * any(_normalised(answer) == _normalised(reference) for reference in references)
 
 

@@ -49,7 +49,9 @@ def export_student(pair: Pair, directory: Path, *, card: Mapping[str, str], figu
     )
     pair.student.save_pretrained(aside)
     pair.tokenizer.save_pretrained(aside)
-    shown = {"weights": card.get("weights", "last")} | {k: f"{v:.4g}" for k, v in figures.items() if k.startswith("val/")}
+    shown = {"weights": card.get("weights", "last")} | {
+        k: f"{v:.4g}" for k, v in figures.items() if k.startswith("val/")
+    }
     facts = "\n".join(f"| {key} | {value} |" for key, value in shown.items())
     (aside / "README.md").write_text(_CARD.format(facts=facts, **{k: card[k] for k in ("name", "teacher", "command")}))
     if directory.exists():

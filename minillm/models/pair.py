@@ -52,8 +52,8 @@ class PrunedTeacher:
 
 @dataclass(frozen=True)
 class Pair:
-    """A loaded pair. `student` is trained; `teacher` is frozen, in eval mode and outside of every checkpoint (None where
-    a model is measured alone)."""
+    """A loaded pair. `student` is trained; `teacher` is frozen, in eval mode and outside of every checkpoint, and None
+    where a model is measured alone."""
 
     student: PreTrainedModel
     teacher: LanguageModel | None
@@ -90,13 +90,19 @@ class ModelPair:
         """
         dtype = choose_dtype(self.dtype, device)
         log.info("Weights in %s on %s", str(dtype).removeprefix("torch."), device)
-        teacher, teacher_tokenizer = self.teacher.load(dtype, self.attention)
+        teacher, teacher_tokenizer = self._load("teacher", dtype)
         if isinstance(self.student, PrunedTeacher):
             student = keep_layers(teacher, self.student.kept(teacher.config.num_hidden_layers))
             tokenizer = copy.deepcopy(teacher_tokenizer)
         else:
-            student, tokenizer = self.student.load(dtype, self.attention)
+            student, tokenizer = self._load("student", dtype)
         return pair_of(student.to(device), teacher.to(device), tokenizer, teacher_tokenizer)
+
+    def _load(self, side: str, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+        try:
+            return getattr(self, side).load(dtype, self.attention)
+        except ConfigError as error:
+            raise ConfigError(error.prefixed(f"model.{side}")) from error
 
 
 def pair_of(

@@ -23,9 +23,7 @@ def shared_rows(
         ModelError: a token below that number differs, or the two end an answer with different tokens.
     """
     rows = min(student_rows, teacher_rows)
-    sizes = (
-        f"student: {len(student)} tokens, {student_rows} rows; teacher: {len(teacher)} tokens, {teacher_rows} rows"
-    )
+    sizes = f"student: {len(student)} tokens, {student_rows} rows; teacher: {len(teacher)} tokens, {teacher_rows} rows"
     change = "use a student and a teacher of one family (model.student, model.teacher)"
     ours, theirs = (
         {index: token for token, index in tokenizer.get_vocab().items() if index < rows}

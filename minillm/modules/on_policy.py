@@ -27,8 +27,8 @@ from minillm.types import Experience, Rollout, TrainBatch
 
 @dataclass(frozen=True)
 class OnPolicy:
-    """The config group `regime`: sizes of the loop, all global (paper: 256 rollouts, mini-batches of 64, 4 inner epochs,
-    5,000 optimizer steps). `microbatch_size` rows go through the models at a time and change no number."""
+    """The config group `regime`: sizes of the loop, all global (paper: 256 rollouts, mini-batches of 64, 4 inner
+    epochs, 5,000 optimizer steps). `microbatch_size` rows go through the models at a time and change no number."""
 
     rollouts: int = 256
     minibatch_size: int = 64

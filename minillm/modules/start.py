@@ -17,7 +17,7 @@ from minillm.types import PromptBatch, Rollout
 
 @dataclass(frozen=True)
 class SupervisedStart:
-    """The config node `start`: `steps` optimizer steps of (1 - kd_ratio) cross entropy + kd_ratio soft-target cross entropy.
+    """The config node `start`: optimizer steps of (1 - kd_ratio) cross entropy + kd_ratio soft-target cross entropy.
 
     responses: `teacher` samples them at T = 1; `reference` takes those of the data. `minibatch_size` is the number of
     answers in an optimizer step, over all devices.

@@ -1,4 +1,4 @@
-"""Cross entropy against tokens and against the teacher's soft targets: the supervised start and the L_PT regulariser."""
+"""Cross entropy against tokens and the teacher's soft targets: the supervised start and the L_PT regulariser."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ def mixed_cross_entropy(
 ) -> LossOutput:
     """(1 - r) CE(ids) + r CE(teacher's distribution), summed over [N] tokens, over `n_tokens` of the global batch.
 
-    With r = kd_ratio; student_logits and teacher_logits [N, V], the latter only needed where r > 0 (word-level KD, paper, section
-    3.1; the published code's L_PT has r = 0.5).
+    With r = kd_ratio; student_logits and teacher_logits [N, V], the latter only needed where r > 0 (word-level KD,
+    paper, section 3.1; the published code's L_PT has r = 0.5).
     """
     hard = -token_logprobs(student_logits, ids).sum() / n_tokens
     if kd_ratio == 0:

@@ -47,7 +47,10 @@ class MiniLLM:
         check(
             (0 <= self.gamma <= 1, f"gamma={self.gamma}: wanted a number in [0, 1]"),
             (self.clip > 0, f"clip={self.clip}: wanted a number above 0"),
-            (self.reward_scaling is None or self.reward_scaling > 0, f"reward_scaling={self.reward_scaling}: {positive}"),
+            (
+                self.reward_scaling is None or self.reward_scaling > 0,
+                f"reward_scaling={self.reward_scaling}: {positive}",
+            ),
             (self.reward_clip is None or self.reward_clip > 0, f"reward_clip={self.reward_clip}: {positive}"),
             (
                 self.single_step or not self.skip_current,

@@ -10,7 +10,6 @@ from minillm.build import check_config
 from minillm.checks import construct, node_problems
 from minillm.errors import ConfigError
 from minillm.models import Architecture
-from tests.conftest import make_model
 
 CONF = Path(__file__).parents[2] / "conf"
 GROUPS = sorted(f"{file.parent.name}={file.stem}" for file in CONF.glob("*/*.yaml"))
@@ -74,7 +73,8 @@ def test_the_paper_preset_is_the_class_default_and_the_reference_differs_in_ever
 def test_keys_relied_on_from_outside(importance, tmp_path):
     made = settings(
         "seed=7", "eval_seed=9", "data.train_file=a.jsonl", "data.val_file=b.jsonl", "data.corpus_file=c.txt",
-        "model.student=/some/student", "model.teacher=owner/teacher", f"objective.importance={importance}", "start.steps=3",
+        "model.student=/some/student", "model.teacher=owner/teacher", "start.steps=3",
+        f"objective.importance={importance}",
     )  # fmt: skip
     assert made.model.student.source == "/some/student" and made.model.teacher.source == "owner/teacher"
     assert (made.data.train_file, made.data.val_file, made.data.corpus_file) == ("a.jsonl", "b.jsonl", "c.txt")
@@ -110,6 +110,8 @@ def test_all_problems_come_in_one_message():
         (["callbacks.validation=null"], "callbacks.record.export=best: needs"),
         (["+trainer.accumulate_grad_batches=2"], "use regime.microbatch_size"),
         (["data.template=paper", "data.system=hello"], "only the chat template takes them"),
+        (["+sed=1"], "sed: no such key; did you mean seed?"),
+        (["+strategy.device=2"], "strategy.device: no such key; did you mean devices?"),
         (["resume=yes"], "resume='yes': wanted null or auto"),
     ],
 )

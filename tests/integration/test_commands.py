@@ -59,7 +59,11 @@ def test_train_then_evaluate(place, world, overrides):
     assert again.returncode == 1 and "already holds a run" in again.stderr and "resume=auto" in again.stderr
     assert json.loads((run / "metrics.json").read_text()) == figures
 
-    arguments = [f"models=[{run}/student,{world}/student]", f"teacher={world}/teacher", f"data.files=[{world}/val.jsonl]"]
+    arguments = [
+        f"models=[{run}/student,{world}/student]",
+        f"teacher={world}/teacher",
+        f"data.files=[{world}/val.jsonl]",
+    ]
     arguments += ["seeds=[1,2]", "max_new_tokens=6", "run.name=eval"]
     measured = call("evaluate.py", *arguments, cwd=place)
     assert measured.returncode == 0, measured.stderr[-3000:]
@@ -91,4 +95,5 @@ def test_a_broken_data_file_is_named_with_its_line(place, world, overrides):
     broken.write_text('{"instruction": "a"}\n{"instruction": \n{"input": "b"}\n')
     done = call("train.py", *overrides, f"data.train_file={broken}", "run.name=broken", cwd=place)
     assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert not (place / "runs" / "broken" / "config.yaml").exists()  # the name is free for another try
     assert "broken.jsonl:2: not JSON" in done.stderr and "broken.jsonl:3: key instruction" in done.stderr

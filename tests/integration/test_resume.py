@@ -8,7 +8,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import open_dict
 
-from minillm.build import build, check_config, claim_run_dir
+from minillm.build import build, check_config
 from tests.conf.test_compose import CONF
 
 
@@ -31,7 +31,6 @@ def train(run_dir, overrides, *, resume=None, kill_after=None):
     with open_dict(cfg):
         cfg.resume = resume
     settings = check_config(cfg)
-    claim_run_dir(cfg)
     run = build(cfg, settings)
     if kill_after is not None:
         run.trainer.callbacks.append(KillAfter(kill_after))
@@ -41,7 +40,10 @@ def train(run_dir, overrides, *, resume=None, kill_after=None):
 
 def rows(run_dir):
     with open(run_dir / "metrics.csv", newline="") as stream:
-        kept = [{k: v for k, v in row.items() if "time/" not in k and "seconds" not in k and v} for row in csv.DictReader(stream)]
+        kept = [
+            {k: v for k, v in row.items() if "time/" not in k and "seconds" not in k and v}
+            for row in csv.DictReader(stream)
+        ]
     return [row for row in kept if row]
 
 
@@ -72,6 +74,12 @@ def test_another_seed_gives_another_run(tmp_path, overrides):
 
 
 def test_training_moves_towards_the_teacher(tmp_path, overrides):
-    longer = [*overrides, "regime.max_steps=60", "callbacks.validation.every=null", "regulariser=none", "optim.learning_rate=5e-3"]
+    longer = [
+        *overrides,
+        "regime.max_steps=60",
+        "callbacks.validation.every=null",
+        "regulariser=none",
+        "optim.learning_rate=5e-3",
+    ]
     figures = train(tmp_path / "long", longer).trainer.callbacks[0].final_figures()
     assert figures["val/reverse_kl"] < 0.8 * figures["val/reverse_kl_raw"]

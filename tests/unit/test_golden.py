@@ -1,4 +1,4 @@
-"""The `reference` preset against numbers of the published functions, value and gradient (origin: tests/golden/README.md)."""
+"""The `reference` preset against numbers of the published functions (origin: tests/golden/README.md)."""
 
 import json
 from pathlib import Path
@@ -57,7 +57,10 @@ def response_part(logits, tensors):
 def test_log_probabilities(case):
     tensors, _ = case
     mask = tensors["response_mask"]
-    for logits, logprobs in (("student_logits_rollout", "student_logprobs_rollout"), ("teacher_logits", "teacher_logprobs")):
+    for logits, logprobs in (
+        ("student_logits_rollout", "student_logprobs_rollout"),
+        ("teacher_logits", "teacher_logprobs"),
+    ):
         got = losses.token_logprobs(response_part(tensors[logits], tensors), tensors["response_ids"])
         torch.testing.assert_close(got[mask], tensors[logprobs][mask], **CLOSE)
 

@@ -29,7 +29,13 @@ def test_new_columns_and_resume(tmp_path):
 
 @pytest.mark.parametrize(
     ("mode", "key", "netrc", "offline"),
-    [("online", "", "", False), ("offline", "k", "", False), ("", "k", "", False), ("", "", "machine api.wandb.ai", False), ("", "", "", True)],
+    [
+        ("online", "", "", False),
+        ("offline", "k", "", False),
+        ("", "k", "", False),
+        ("", "", "machine api.wandb.ai", False),
+        ("", "", "", True),
+    ],
 )
 def test_wandb_mode_wins_then_a_key_then_offline(monkeypatch, tmp_path, mode, key, netrc, offline):
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -39,3 +45,54 @@ def test_wandb_mode_wins_then_a_key_then_offline(monkeypatch, tmp_path, mode, ke
         (tmp_path / ".netrc").write_text(f"{netrc} login user password {'k' * 40}\n")
         (tmp_path / ".netrc").chmod(0o600)
     assert wandb_offline() is offline
+
+
+def log(logger, *steps):
+    for step in steps:
+        logger.log_metrics({"z": 0.1 * step, "a": 1 / step} | ({"late": 7} if step >= 4 else {}), step)
+
+
+@pytest.mark.parametrize("kept", [1, 3, 4, 5])
+def test_a_resumed_file_equals_that_of_an_uninterrupted_run_byte_for_byte(tmp_path, kept):
+    log(MetricsCSV(tmp_path / "whole.csv"), 1, 2, 3, 4, 5, 6)
+    log(MetricsCSV(tmp_path / "cut.csv"), 1, 2, 3, 4, 5)
+    again = MetricsCSV(tmp_path / "cut.csv")
+    again.resume_at(kept)
+    log(again, *range(kept + 1, 7))
+    assert (tmp_path / "cut.csv").read_bytes() == (tmp_path / "whole.csv").read_bytes()
+
+
+def test_reloading_keeps_columns_rows_and_full_precision(tmp_path):
+    log(MetricsCSV(tmp_path / "m.csv"), 3, 4)
+    again = MetricsCSV(tmp_path / "m.csv")
+    assert again.columns == [STEP, "a", "z", "late"]
+    assert [float(row["a"]) for row in again.rows] == [1 / 3, 1 / 4]
+    log(again, 5)
+    assert [float(row["z"]) for row in read(tmp_path / "m.csv")] == [0.1 * 3, 0.1 * 4, 0.1 * 5]
+
+
+def test_known_columns_are_appended_and_only_new_ones_rewrite(tmp_path):
+    logger = MetricsCSV(file := tmp_path / "m.csv")
+    log(logger, 1)
+    inode, start = file.stat().st_ino, file.read_bytes()
+    log(logger, 2)
+    assert file.stat().st_ino == inode and file.read_bytes().startswith(start)
+    log(logger, 4)
+    assert file.stat().st_ino != inode and read(file)[0] == {STEP: "1", "a": "1.0", "z": "0.1", "late": ""}
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_resuming_before_the_first_step_leaves_the_header_only(tmp_path):
+    log(MetricsCSV(tmp_path / "m.csv"), 1, 2)
+    MetricsCSV(tmp_path / "m.csv").resume_at(-1)
+    assert (tmp_path / "m.csv").read_text().split() == [STEP]
+
+
+@pytest.mark.parametrize("text", ["machine github.com login user password p\n", "not a netrc file\n"])
+def test_a_netrc_without_a_wandb_key_or_broken_is_offline(monkeypatch, tmp_path, text):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    (tmp_path / ".netrc").write_text(text)
+    (tmp_path / ".netrc").chmod(0o600)
+    assert wandb_offline() is True

@@ -116,7 +116,9 @@ def test_the_clipped_loss_equals_a_loop(weighted, n_tokens):
         new, old, advantages, weights, MASK, clip=0.2, clip_weighted_ratio=weighted, n_tokens=n_tokens
     )
     n = int(MASK.sum()) if n_tokens is None else 11
-    assert got.item() == pytest.approx(loop_policy_loss(new, old, advantages, weights, MASK, 0.2, weighted, n), abs=1e-12)
+    assert got.item() == pytest.approx(
+        loop_policy_loss(new, old, advantages, weights, MASK, 0.2, weighted, n), abs=1e-12
+    )
 
 
 def test_garbage_outside_the_mask_changes_neither_loss_nor_gradient():
@@ -166,7 +168,9 @@ def test_a_token_of_probability_zero_gives_no_nan():
     assert torch.isfinite(losses.soft_cross_entropy(teacher, student.detach())).all()
 
 
-@pytest.mark.parametrize(("given", "computed"), [("float16", "float32"), ("bfloat16", "float32"), ("float64", "float64")])
+@pytest.mark.parametrize(
+    ("given", "computed"), [("float16", "float32"), ("bfloat16", "float32"), ("float64", "float64")]
+)
 def test_log_softmax_raises_half_types_and_keeps_float64(given, computed):
     logits = torch.randn(2, 5).to(getattr(torch, given))
     assert losses.token_logprobs(logits, torch.zeros(2, dtype=torch.long)).dtype == getattr(torch, computed)

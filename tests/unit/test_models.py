@@ -73,7 +73,9 @@ def test_padded_vocabularies_are_cut_to_the_shared_rows():
 
 
 def test_different_tokenizers_are_refused_with_both_sizes():
-    with pytest.raises(ModelError, match=r"1 of the first 32 tokens differ.*student: 32 tokens, 32 rows; teacher: 32 tokens"):
+    with pytest.raises(
+        ModelError, match=r"1 of the first 32 tokens differ.*student: 32 tokens, 32 rows; teacher: 32 tokens"
+    ):
         shared_rows(make_tokenizer(("yes",)), make_tokenizer(("no",)), 32, 32)
 
 
@@ -102,7 +104,9 @@ def test_stop_tokens_are_a_set():
 
 
 def test_the_teacher_is_frozen_and_the_student_is_a_copy(saved):
-    pair = ModelPair(student=PrunedTeacher(keep_layers=[0]), teacher=str(saved), dtype="float32").load(torch.device("cpu"))
+    pair = ModelPair(student=PrunedTeacher(keep_layers=[0]), teacher=str(saved), dtype="float32").load(
+        torch.device("cpu")
+    )
     teacher = pair.teacher.network
     assert not teacher.training and not any(p.requires_grad for p in teacher.parameters())
     assert all(p.requires_grad for p in pair.student.parameters())
@@ -140,6 +144,11 @@ def test_a_stated_architecture_is_compared(saved):
 def test_a_model_that_cannot_be_had_says_what_to_do(source, text):
     with pytest.raises((ConfigError, ModelError), match=text):
         Checkpoint(source).load()
+
+
+def test_the_side_of_a_missing_model_is_named(saved):
+    with pytest.raises(ConfigError, match="model.student.source=/no/dir: no such file or directory"):
+        ModelPair(student="/no/dir", teacher=str(saved)).load(torch.device("cpu"))
 
 
 def test_a_gated_model_says_what_to_do(monkeypatch):

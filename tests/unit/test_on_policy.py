@@ -55,7 +55,9 @@ def assert_same(one, other):
         torch.testing.assert_close(one[0][name], other[0][name], rtol=0, atol=1e-10)
 
 
-@pytest.mark.parametrize("objective", [MiniLLM(), MiniLLM(denominator="sequences"), MiniLLM(whitening="masked", **REFERENCE)])
+@pytest.mark.parametrize(
+    "objective", [MiniLLM(), MiniLLM(denominator="sequences"), MiniLLM(whitening="masked", **REFERENCE)]
+)
 @pytest.mark.parametrize("size", [1, 2, 4])
 def test_the_split_into_micro_batches_changes_neither_loss_nor_gradient(objective, size):
     assert_same(gradients(module_of(make_pair(), objective)), gradients(module_of(make_pair(), objective, size)))
@@ -83,7 +85,9 @@ def test_whitening_over_all_cells_depends_on_padding_and_masked_does_not():
     )
     mask, width = rollout.response_mask_BR, rollout.response_mask_BR.shape[1]
     for whitening, same in (("all", False), ("masked", True)):
-        one, two = (MiniLLM(whitening=whitening).prepare(each).advantages_BR[:, :width][mask] for each in (rollout, wider))
+        one, two = (
+            MiniLLM(whitening=whitening).prepare(each).advantages_BR[:, :width][mask] for each in (rollout, wider)
+        )
         assert torch.allclose(one, two, atol=1e-12) == same
 
 

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -11,7 +12,11 @@ from minillm.optim import Optim
 
 
 def test_warm_up_then_constant_linear_or_cosine():
-    for schedule, half in (("constant", 1.0), ("linear", 0.55), ("cosine", 0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi / 2)))):
+    for schedule, half in (
+        ("constant", 1.0),
+        ("linear", 0.55),
+        ("cosine", 0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi / 2))),
+    ):
         optim = Optim(learning_rate=1.0, warmup_steps=4, schedule=schedule, min_learning_rate=0.1)
         assert [optim.rate(step, 24) for step in range(4)] == [0.25, 0.5, 0.75, 1.0]
         assert optim.rate(14, 24) == pytest.approx(half)
@@ -26,7 +31,9 @@ def test_the_start_warms_up_and_decays_to_zero():
 
 def test_all_bad_values_come_in_one_error():
     with pytest.raises(ConfigError) as caught:
-        Optim(learning_rate=0, betas=(0.9, 1.0), eps=0, weight_decay=-1, grad_clip=0, warmup_steps=-1, min_learning_rate=2)
+        Optim(
+            learning_rate=0, betas=(0.9, 1.0), eps=0, weight_decay=-1, grad_clip=0, warmup_steps=-1, min_learning_rate=2
+        )
     assert len(caught.value.problems) == 7
 
 
@@ -46,3 +53,60 @@ def test_a_non_finite_gradient_stops_before_the_update():
     with pytest.raises(NonFiniteError, match="gradient norm is nan; the update was not made"):
         optim.step(optimizer, [parameter], 1e-3)
     assert parameter.tolist() == [1.0, 1.0, 1.0]
+
+
+@pytest.mark.parametrize("warmup", [0, 1, 5])
+@pytest.mark.parametrize("schedule", ["constant", "linear", "cosine"])
+def test_every_step_is_that_of_the_closed_form(schedule, warmup):
+    optim = Optim(learning_rate=0.3, warmup_steps=warmup, schedule=schedule, min_learning_rate=0.06)
+    for step in range(30):
+        done = np.interp(step, [warmup, 25], [0, 1])
+        late = {
+            "constant": 0.3,
+            "linear": np.interp(step, [warmup, 25], [0.3, 0.06]),
+            "cosine": 0.06 + 0.24 * math.cos(math.pi * done / 2) ** 2,  # half-angle form
+        }
+        wanted = 0.3 * (step + 1) / warmup if step < warmup else late[schedule]
+        assert optim.rate(step, 25) == pytest.approx(wanted, rel=1e-12, abs=1e-15), step
+
+
+@pytest.mark.parametrize(
+    ("settings", "problem"),
+    [
+        ({"learning_rate": 0}, "learning_rate=0: wanted a number above 0"),
+        ({"betas": (0.9,)}, "betas=[0.9]: wanted two numbers in [0, 1)"),
+        ({"betas": [-0.1, 0.9]}, "betas=[-0.1, 0.9]: wanted two numbers in [0, 1)"),
+        ({"eps": 0}, "eps=0: wanted a number above 0"),
+        ({"weight_decay": -0.1}, "weight_decay=-0.1: wanted 0 or more"),
+        ({"grad_clip": 0}, "grad_clip=0: wanted a norm above 0, or null"),
+        ({"warmup_steps": -1}, "warmup_steps=-1: wanted 0 or more"),
+        ({"min_learning_rate": 1.0}, "min_learning_rate=1.0: wanted 0 to learning_rate=5e-06"),
+    ],
+)
+def test_a_bad_value_is_one_problem(settings, problem):
+    with pytest.raises(ConfigError) as caught:
+        Optim(**settings)
+    assert caught.value.problems == [problem]
+
+
+def test_the_first_update_is_adamws_by_hand_and_gradients_are_cleared():
+    optim = Optim(learning_rate=1.0, weight_decay=0.1, eps=1e-3, grad_clip=None)
+    parameter = torch.nn.Parameter(torch.tensor([2.0, -3.0], dtype=torch.float64))
+    optimizer = optim.build([parameter])
+    parameter.grad = torch.tensor([6.0, -8.0], dtype=torch.float64)
+    assert optim.step(optimizer, [parameter], 0.01).item() == pytest.approx(10.0)
+    wanted = [2 * (1 - 0.001) - 0.01 * 6 / 6.001, -3 * (1 - 0.001) + 0.01 * 8 / 8.001]
+    assert parameter.tolist() == pytest.approx(wanted, rel=1e-12)
+    assert parameter.grad is None and optimizer.param_groups[0]["lr"] == 0.01
+
+
+@pytest.mark.parametrize("clip", [1.0, None])
+@pytest.mark.parametrize("bad", [math.inf, -math.inf, math.nan])
+def test_one_bad_number_among_several_weights_stops_all_of_them(bad, clip):
+    optim = Optim(grad_clip=clip)
+    parameters = [torch.nn.Parameter(torch.ones(2)) for _ in range(2)]
+    optimizer = optim.build(parameters)
+    parameters[0].grad, parameters[1].grad = torch.ones(2), torch.tensor([1.0, bad])
+    with pytest.raises(NonFiniteError, match="the update was not made. Try a smaller optim.learning_rate"):
+        optim.step(optimizer, parameters, 1.0)
+    assert all(torch.equal(parameter, torch.ones(2)) for parameter in parameters) and not optimizer.state

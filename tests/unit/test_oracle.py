@@ -14,9 +14,7 @@ from minillm.types import Rollout
 V, T = 3, 4
 PREFIXES = [prefix for n in range(T) for prefix in itertools.product(range(1, V), repeat=n)]
 ROW = {prefix: row for row, prefix in enumerate(PREFIXES)}
-ANSWERS = [
-    (*prefix, last) for prefix in PREFIXES for last in range(V) if last == 0 or len(prefix) == T - 1
-]
+ANSWERS = [(*prefix, last) for prefix in PREFIXES for last in range(V) if last == 0 or len(prefix) == T - 1]
 UNBIASED = dict(length_norm=False, clip_on="ratio", importance="exact")
 
 

@@ -1,5 +1,8 @@
 """Padding with explicit masks; prompts dropped and counted, never cut."""
 
+import logging
+import random
+
 import pytest
 
 from minillm.data import Record, Sources, build_prompts
@@ -35,13 +38,20 @@ def test_long_prompts_are_dropped_and_counted_never_cut():
     assert dict(made.dropped) == {"longer than 3 tokens": 1, "a token outside the shared vocabulary": 1}
 
 
+def test_empty_prompts_and_references_outside_the_vocabulary_are_dropped():
+    made = prompts([Record("a", ""), Record("b", "1", references=("60",)), Record("c", "2")])
+    assert made.prompt_ids == ((2,),) and sum(made.dropped.values()) == 2
+
+
 def test_validation_prompts_are_never_trained_on():
     made = prompts([Record("a", "1"), Record("b", "2")], exclude=[Record("other", "2")])
     assert made.prompt_ids == ((1,),) and made.dropped["also a validation prompt"] == 1
 
 
 def test_nothing_left_is_an_error_that_says_why():
-    with pytest.raises(DataError, match=r"none of 1 prompts is left \(1 longer than 3 tokens\); raise data.max_prompt_tokens"):
+    with pytest.raises(
+        DataError, match=r"none of 1 prompts is left \(1 longer than 3 tokens\); change data.max_prompt_tokens"
+    ):
         prompts([Record("a", "1 2 3 4")])
 
 
@@ -63,3 +73,56 @@ def test_sources_say_all_that_is_wrong():
         Sources(val_file=None, max_prompt_tokens=0, block_size=1, system="x", template="paper")
     for text in ("max_prompt_tokens=0", "block_size=1", "val_size=null with val_file=null", "only the chat template"):
         assert text in str(caught.value)
+
+
+def test_a_batch_keeps_each_prompt_whole_where_pad_is_eos_and_eos_is_inside():
+    made = prompts([Record("a", "0 7 0"), Record("b", "0"), Record("c", "5 0")])
+    batch = made.batch([2, 0, 1])
+    assert batch.ids_BP.tolist() == [[0, 5, 0], [0, 7, 0], [0, 0, 0]]
+    assert batch.mask_BP.int().tolist() == [[0, 1, 1], [1, 1, 1], [0, 0, 1]]
+    assert batch.reference_ids_BR is None and batch.reference_mask_BR is None and len(batch) == 3
+
+
+def test_rows_of_no_tokens_and_no_rows_can_be_padded():
+    ids, mask = pad([[], [3]], 9, left=False)
+    assert ids.tolist() == [[9], [3]] and mask.tolist() == [[False], [True]]
+    assert pad([], 9, left=True)[0].shape == (0, 0)
+
+
+def test_every_prompt_comes_back_out_of_its_batch():
+    draw = random.Random(0)
+    texts = [" ".join(str(draw.randrange(50)) for _ in range(draw.randint(1, 9))) for _ in range(23)]
+    made = prompts([Record(str(n), text) for n, text in enumerate(texts)], max_prompt_tokens=9)
+    batches = made.batches(5)
+    assert [len(batch) for batch in batches] == [5, 5, 5, 5, 3] and [batch.index for batch in batches] == list(range(5))
+    found = [
+        (row, ids[mask].tolist())
+        for batch in batches
+        for row, ids, mask in zip(batch.records.tolist(), batch.ids_BP, batch.mask_BP, strict=True)
+    ]
+    assert sorted(found) == [(n, list(map(int, text.split()))) for n, text in enumerate(texts)]
+    assert [len(ids) for _, ids in found] == sorted(len(text.split()) for text in texts)
+
+
+def test_held_out_means_the_same_history_instruction_and_input():
+    records = [Record("a", "1"), Record("b", "1", "x"), Record("c", "1", history=(("system", "s"),)), Record("d", "2")]
+    for held_out, left in (("a", "bcd"), ("b", "acd"), ("c", "abd")):
+        exclude = [record for record in records if record.id == held_out]
+        assert "".join(record.id for record in prompts(records, exclude=exclude).records) == left
+
+
+def test_all_reasons_are_logged_with_their_counts(caplog):
+    records = [Record("a", "1"), Record("b", "1 2 3 4"), Record("c", "1 2 3 4 5"), Record("d", "9")]
+    with caplog.at_level(logging.INFO, logger="minillm.data.prompts"):
+        prompts(records, exclude=[records[3]], name="training prompts")
+    assert "training prompts: 1 kept of 4 (dropped: 2 longer than 3 tokens, 1 also a validation prompt)" in caplog.text
+
+
+def test_the_first_reference_is_taken_and_its_absence_is_seen():
+    made = prompts([Record("a", "1", references=("4", "5")), Record("b", "2")])
+    assert made.reference_ids == ((4, 0), ()) and not made.has_references
+
+
+def test_everything_held_out_is_an_error_with_the_name_of_the_set():
+    with pytest.raises(DataError, match=r"training prompts: none of 2 prompts is left \(2 also a validation prompt\)"):
+        prompts([Record("a", "1"), Record("b", "1")], exclude=[Record("c", "1")], name="training prompts")

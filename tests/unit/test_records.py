@@ -12,14 +12,26 @@ from minillm.errors import DataError
 
 def write(tmp_path, *rows):
     file = tmp_path / "data.jsonl"
-    file.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows), encoding="utf-8")
+    file.write_text(
+        "".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows), encoding="utf-8"
+    )
     return str(file)
 
 
 def test_the_minillm_schema(tmp_path):
-    file = write(tmp_path, {"instruction": " a ", "input": "b", "output": ["c", "d"], "topic": "x"}, {"instruction": "e", "output": "f"})
+    file = write(
+        tmp_path,
+        {"instruction": " a ", "input": "b", "output": ["c", "d"], "topic": "x"},
+        {"instruction": "e", "output": "f"},
+    )
     one, two = read_records(file)
-    assert (one.id, one.instruction, one.input, one.references, one.question) == (f"{file}:1", "a", "b", ("c", "d"), "a\n\nb")
+    assert (one.id, one.instruction, one.input, one.references, one.question) == (
+        f"{file}:1",
+        "a",
+        "b",
+        ("c", "d"),
+        "a\n\nb",
+    )
     assert (two.input, two.references, two.question) == ("", ("f",), "e")
 
 
@@ -40,6 +52,9 @@ def test_chat_messages(tmp_path):
         ({"input": "x"}, "data.jsonl:2: key instruction (or messages) is missing; got input"),
         ({"instruction": 3}, "data.jsonl:2: key instruction: wanted text, got int"),
         ([1], "data.jsonl:2: wanted a JSON object, got list"),
+        ({"instruction": "a", "output": 5}, "data.jsonl:2: key output: wanted text, got int"),
+        ({"instruction": "a", "output": {"k": "v"}}, "data.jsonl:2: key output: wanted text, got dict"),
+        ({"instruction": "a", "input": 0}, "data.jsonl:2: key input: wanted text, got int"),
         ({"messages": [{"role": "assistant", "content": "x"}]}, "data.jsonl:2: key messages: wanted a last user turn"),
         ({"messages": [{"role": "user"}]}, "data.jsonl:2: key messages: wanted a list of objects"),
     ],
@@ -69,7 +84,9 @@ def test_empty_missing_and_undecodable_files(tmp_path):
 def test_a_hub_data_set_with_dollys_columns(monkeypatch):
     rows = [{"instruction": "i", "context": "c", "response": "r", "category": "x"}]
     seen = []
-    monkeypatch.setattr(datasets, "load_dataset", lambda name, split: seen.append((name, split)) or datasets.Dataset.from_list(rows))
+    monkeypatch.setattr(
+        datasets, "load_dataset", lambda name, split: seen.append((name, split)) or datasets.Dataset.from_list(rows)
+    )
     (record,) = read_records("databricks/databricks-dolly-15k:train[:1]")
     assert (record.instruction, record.input, record.references) == ("i", "c", ("r",))
     assert seen == [("databricks/databricks-dolly-15k", "train[:1]")]
@@ -92,3 +109,53 @@ def test_the_builtin_prompts():
     folder = Path(read_records("builtin")[0].id.rsplit(":", 1)[0]).parent
     topics = {json.loads(line)["topic"] for file in folder.glob("*.jsonl") for line in file.read_text().splitlines()}
     assert len(topics) == 20
+
+
+def test_different_problems_come_in_one_message_and_blank_lines_count(tmp_path):
+    file = write(tmp_path, {"instruction": "fine"}, "", "{broken", {"instruction": ""}, {"topic": "x", "input": "y"})
+    with pytest.raises(DataError) as caught:
+        read_records(file)
+    assert str(caught.value).splitlines() == [
+        f"{file}: 3 unusable rows:",
+        f"  {file}:3: not JSON (Expecting property name enclosed in double quotes at column 2)",
+        f"  {file}:4: key instruction is empty",
+        f"  {file}:5: key instruction (or messages) is missing; got topic, input",
+    ]
+
+
+def test_empty_texts_are_no_references(tmp_path):
+    rows = [{"instruction": "a", "output": output} for output in ("", ["", " b "], None)]
+    assert [record.references for record in read_records(write(tmp_path, *rows))] == [(), ("b",), ()]
+
+
+def test_hub_rows_default_to_train_skip_nulls_and_are_numbered(monkeypatch):
+    rows = [{"instruction": "i", "input": None, "context": "c", "output": None, "response": "r"}, {"instruction": None}]
+    seen = []
+    monkeypatch.setattr(datasets, "load_dataset", lambda name, split: seen.append((name, split)) or rows[: len(seen)])
+    (record,) = read_records("owner/set")
+    assert (record.id, record.input, record.references) == ("owner/set:1", "c", ("r",))
+    with pytest.raises(DataError, match="owner/set:2: key instruction"):
+        read_records("owner/set")
+    assert seen == [("owner/set", "train")] * 2
+
+
+def test_a_path_is_never_asked_of_the_hub(monkeypatch, tmp_path):
+    monkeypatch.setattr(datasets, "load_dataset", lambda *args, **options: pytest.fail("asked the hub"))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "owner").mkdir()
+    (tmp_path / "owner" / "set").write_text('{"instruction": "here"}\n')
+    assert read_records("owner/set")[0].instruction == "here"
+    for source in ("owner/none.jsonl", "./none", "none", "a/b/none"):
+        with pytest.raises(DataError, match="none(.jsonl)?: cannot be read"):
+            read_records(source)
+
+
+def test_the_builtin_files_are_disjoint_by_instruction_and_input_and_none_is_empty():
+    keys = {}
+    for source in ("builtin", "builtin:validation"):
+        file = Path(read_records(source)[0].id.rpartition(":")[0])
+        rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+        assert all(row["instruction"].strip() for row in rows)
+        keys[source] = {(row["instruction"].strip(), row["input"].strip()) for row in rows}
+        assert len(keys[source]) == len(rows) == len(read_records(source))
+    assert not keys["builtin"] & keys["builtin:validation"]

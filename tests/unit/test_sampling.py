@@ -108,7 +108,8 @@ def test_more_padding_changes_no_number():
     pair = make_pair()
     student = LanguageModel(pair.student)
     plain, padded = (
-        decode(student, pair.teacher, prompt_batch(extra=extra), seeds=[1, 2, 3], alpha=0.2, **OPTIONS) for extra in (0, 9)
+        decode(student, pair.teacher, prompt_batch(extra=extra), seeds=[1, 2, 3], alpha=0.2, **OPTIONS)
+        for extra in (0, 9)
     )
     assert torch.equal(plain.response_ids_BR, padded.response_ids_BR)
     torch.testing.assert_close(plain.student_logprobs_BR, padded.student_logprobs_BR, rtol=0, atol=1e-10)
@@ -122,13 +123,19 @@ def test_an_eos_inside_a_prompt_stays_visible():
     hidden = model.logits(model.hidden(batch.ids_BP, batch.ids_BP != 0)[:, -1])
     assert (seen[1] - hidden[1]).abs().max() > 1e-3
     alone = prompt_batch([PROMPTS[1]])
-    torch.testing.assert_close(seen[1], model.logits(model.hidden(alone.ids_BP, alone.mask_BP)[:, -1])[0], atol=1e-9, rtol=0)
+    torch.testing.assert_close(
+        seen[1], model.logits(model.hidden(alone.ids_BP, alone.mask_BP)[:, -1])[0], atol=1e-9, rtol=0
+    )
 
 
 def test_the_first_stop_counts_and_nothing_after_it():
     network = make_model(vocabulary=9)
     rollout = decode(
-        LanguageModel(network), None, prompt_batch([[3, 4]] * 40), seeds=list(range(40)), **OPTIONS | {"stop_ids": (0, 5)}
+        LanguageModel(network),
+        None,
+        prompt_batch([[3, 4]] * 40),
+        seeds=list(range(40)),
+        **OPTIONS | {"stop_ids": (0, 5)},
     )
     ended = 0
     for ids, mask in zip(rollout.response_ids_BR.tolist(), rollout.response_mask_BR.tolist(), strict=True):
@@ -138,7 +145,10 @@ def test_the_first_stop_counts_and_nothing_after_it():
         if n < 12:
             assert ids[n - 1] in (0, 5)
             ended += 1
-    assert {0, 5} <= {row[sum(m) - 1] for row, m in zip(rollout.response_ids_BR.tolist(), rollout.response_mask_BR.tolist())}
+    assert {0, 5} <= {
+        row[sum(m) - 1]
+        for row, m in zip(rollout.response_ids_BR.tolist(), rollout.response_mask_BR.tolist(), strict=True)
+    }
     assert ended > 5
 
 
@@ -151,4 +161,6 @@ def test_inverse_cdf_never_draws_a_token_of_probability_zero():
 def test_the_sampler_says_all_that_is_wrong_with_it():
     with pytest.raises(ValueError) as caught:
         Sampler(alpha=1.0, temperature=0.0, max_new_tokens=0, batch_size=0)
-    assert all(name in str(caught.value) for name in ("alpha=1.0", "temperature=0.0", "max_new_tokens=0", "batch_size=0"))
+    assert all(
+        name in str(caught.value) for name in ("alpha=1.0", "temperature=0.0", "max_new_tokens=0", "batch_size=0")
+    )
