@@ -21,7 +21,8 @@ Attention = Literal["sdpa", "eager", "flash_attention_2"]
 
 
 def choose_dtype(dtype: Dtype, device: torch.device) -> torch.dtype:
-    """`auto` is bfloat16 on a GPU that has it and float32 elsewhere (a CPU's bfloat16 is about 100 times slower)."""
+    """For weights that are not trained: `auto` is bfloat16 on a GPU that has it, else float32 (a CPU without matrix
+    units for bfloat16 is about 100 times slower with it)."""
     if dtype != "auto":
         return getattr(torch, dtype)
     return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32

@@ -151,6 +151,16 @@ def test_the_side_of_a_missing_model_is_named(saved):
         ModelPair(student="/no/dir", teacher=str(saved)).load(torch.device("cpu"))
 
 
+def test_auto_keeps_trained_weights_in_float32_and_the_teacher_small_on_a_gpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
+    pair = ModelPair(student="s", teacher="t")
+    both = {"student": torch.float32, "teacher": torch.float32}
+    assert pair.dtypes(torch.device("cpu")) == both
+    assert pair.dtypes(torch.device("cuda")) == both | {"teacher": torch.bfloat16}
+    half = ModelPair(student="s", teacher="t", dtype="bfloat16").dtypes(torch.device("cpu"))
+    assert set(half.values()) == {torch.bfloat16}
+
+
 def test_a_gated_model_says_what_to_do(monkeypatch):
     def refuse(*args, **kwargs):
         raise OSError("You are trying to access a gated repo. 401 Client Error")
