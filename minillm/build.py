@@ -18,12 +18,7 @@ from minillm.loggers import MetricsCSV
 from minillm.modules import OnPolicyDistillation
 
 # What build passes beside the config.
-_SUPPLIED = {
-    "callbacks.validation": ("run_dir", "seed"),
-    "callbacks.checkpoints": ("run_dir",),
-    "callbacks.record": ("run_dir", "began", "card"),
-    "logger": ("run_dir", "name", "settings"),
-}
+_SUPPLIED = {"logger": ("run_dir", "name", "settings")}
 _ROOT = ("seed", "eval_seed", "resume", "optimized_metric", "run", "strategy", "trainer", "callbacks", "logger")
 _PLAIN = {
     "run": ("name", "dir"),
@@ -63,32 +58,23 @@ def check_config(cfg: DictConfig, *, command: str = "", began: float | None = No
     """
     plain = OmegaConf.to_container(cfg, resolve=True)
     problems = _root_problems(plain)
-    for group in (*_SETTINGS, "trainer", "logger"):
+    for group in ("trainer", "logger"):
         problems += node_problems(plain[group], group, supplied=_SUPPLIED.get(group, ()))
-    for name, node in plain["callbacks"].items():
-        problems += node_problems(node, f"callbacks.{name}", supplied=_SUPPLIED.get(f"callbacks.{name}", ()))
-    if problems:
-        raise ConfigError(problems)
-
-    built = {group: _collect(problems, group, plain[group]) for group in _SETTINGS}
     run_dir = Path(plain["run"]["dir"])
     extra = {
-        "validation": {"run_dir": run_dir, "seed": plain["eval_seed"]},
-        "checkpoints": {"run_dir": run_dir},
-        "record": {
+        "callbacks.validation": {"run_dir": run_dir, "seed": plain["eval_seed"]},
+        "callbacks.checkpoints": {"run_dir": run_dir},
+        "callbacks.record": {
             "run_dir": run_dir,
             "began": time.time() if began is None else began,
-            "card": {
-                "name": plain["run"]["name"],
-                "teacher": _teacher_name(plain["model"]["teacher"]),
-                "command": command,
-            },
+            "card": {"name": plain["run"]["name"], "teacher": _teacher_name(plain["model"]), "command": command},
         },
     }
+    built = {group: _collect(problems, group, plain[group]) for group in _SETTINGS}
+    nodes = {name: node for name, node in plain["callbacks"].items() if node}
     callbacks = {
-        name: _collect(problems, f"callbacks.{name}", node, **extra.get(name, {}))
-        for name, node in plain["callbacks"].items()
-        if node
+        name: _collect(problems, f"callbacks.{name}", node, **extra.get(f"callbacks.{name}", {}))
+        for name, node in nodes.items()
     }
     problems += _cross_field_problems(built, callbacks, plain)
     if problems:
@@ -151,12 +137,16 @@ def build(cfg: DictConfig, settings: Settings) -> Run:
     return Run(module, datamodule, trainer, last if plain["resume"] and last.exists() else None)
 
 
-def _collect(problems: list[str], group: str, node: dict, **supplied: Any) -> Any:
-    try:
-        return construct(node, **supplied)
-    except ConfigError as error:
-        problems += error.prefixed(group)
-        return None
+def _collect(problems: list[str], path: str, node: dict, **supplied: Any) -> Any:
+    """The object of a node, or None and its problems: of keys and types first, of values where those are right."""
+    found = node_problems(node, path, supplied=tuple(supplied))
+    if not found:
+        try:
+            return construct(node, **supplied)
+        except ConfigError as error:
+            found = error.prefixed(path)
+    problems += found
+    return None
 
 
 def _root_problems(plain: dict) -> list[str]:
@@ -193,12 +183,27 @@ def _cross_field_problems(built: dict, callbacks: dict, plain: dict) -> list[str
             f"start.minibatch_size={start.minibatch_size} does not divide regime.rollouts={regime.rollouts}; "
             "use a divisor"
         )
-    record, checkpoints = callbacks.get("record"), callbacks.get("checkpoints")
-    if record and record.export == "best" and not (checkpoints and callbacks.get("validation")):
+    record = callbacks.get("record")
+    if "record" not in callbacks:
+        problems.append(
+            "callbacks.record=null: it writes metrics.json and student/; wanted conf/callbacks/default.yaml's"
+        )
+    if record and record.export == "best" and not {"checkpoints", "validation"} <= callbacks.keys():
         problems.append(
             "callbacks.record.export=best: needs callbacks.checkpoints and callbacks.validation; set it to last"
         )
-    devices = plain["strategy"]["devices"], plain["strategy"]["num_nodes"]
+    precision = plain["trainer"].get("precision")
+    if precision not in ("32-true", "bf16-mixed"):
+        problems.append(
+            f"trainer.precision={precision}: wanted 32-true or bf16-mixed; the weights' type is model.dtype"
+        )
+    if (
+        built["model"]
+        and built["model"].attention == "flash_attention_2"
+        and built["model"].dtype in ("auto", "float32")
+    ):
+        problems.append("model.attention=flash_attention_2: works in half types only; wanted model.dtype=bfloat16")
+    devices = plain["strategy"].get("devices"), plain["strategy"].get("num_nodes")
     if devices != (1, 1):
         problems.append(
             f"strategy.devices, strategy.num_nodes={devices}: this version trains on one device; set both to 1"
@@ -206,5 +211,6 @@ def _cross_field_problems(built: dict, callbacks: dict, plain: dict) -> list[str
     return problems
 
 
-def _teacher_name(teacher: Any) -> str:
-    return teacher if isinstance(teacher, str) else teacher["source"]
+def _teacher_name(model: dict) -> str:
+    teacher = model.get("teacher")
+    return str(teacher.get("source") if isinstance(teacher, dict) else teacher)

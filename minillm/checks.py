@@ -33,6 +33,10 @@ FORBIDDEN_TRAINER = {
     "enable_progress_bar": "callbacks.progress",
     "default_root_dir": "run.name",
     "log_every_n_steps": "nothing: every rollout is logged",
+    "use_distributed_sampler": "nothing: the data module orders the data",
+    "fast_dev_run": "regime.max_steps",
+    "limit_train_batches": "regime.max_steps",
+    "overfit_batches": "data.train_file",
 }
 
 

@@ -5,32 +5,26 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from minillm.callbacks.boundary import BoundaryCallback
+from minillm.callbacks.boundary import BoundaryCallback, find
 from minillm.callbacks.validation import Validation
-from minillm.errors import check
+
+_SIGN = {"rouge_l": 1, "reverse_kl": -1}  # which way is better
 
 
 class Checkpoints(BoundaryCallback):
     """Saves at rollout boundaries: `last.ckpt` (everything) every `every` optimizer steps and at the end, `best.ckpt`
-    (weights) at each validation whose `monitor` is the best so far.
+    (weights) at each validation whose `monitor` is the best so far, from the start of MiniLLM on.
 
     Args:
-        monitor: a figure of the validation, `reverse_kl` or `rouge_l` (the paper's choice); mode: which way is better.
+        monitor: a figure of the validation: `rouge_l`, higher is better (the paper's choice), or `reverse_kl`, lower.
     """
 
     def __init__(
-        self, *, run_dir: Path, every: int | None = 100, monitor: str = "rouge_l", mode: Literal["min", "max"] = "max"
+        self, *, run_dir: Path, every: int | None = 100, monitor: Literal["rouge_l", "reverse_kl"] = "rouge_l"
     ):
-        check(
-            (every is None or every > 0, f"every={every}: wanted a positive number of optimizer steps, or null"),
-            (monitor in ("reverse_kl", "rouge_l"), f"monitor={monitor}: wanted reverse_kl or rouge_l"),
-            (mode in ("min", "max"), f"mode={mode}: wanted min or max"),
-        )
         super().__init__(every)
-        self.folder = Path(run_dir) / "checkpoints"
-        self.monitor, self.mode = monitor, mode
-        self.best: dict | None = None
-        self._judged: int | None = None
+        self.folder, self.monitor = Path(run_dir) / "checkpoints", monitor
+        self.best: dict | None = None  # step and figures of the best validation
 
     @property
     def last_file(self) -> Path:
@@ -41,24 +35,30 @@ class Checkpoints(BoundaryCallback):
         return self.folder / "best.ckpt"
 
     def state_dict(self) -> dict:
-        return {"best": self.best, "judged": self._judged}
+        return {"best": self.best}
 
     def load_state_dict(self, state: dict) -> None:
-        self.best, self._judged = state["best"], state["judged"]
+        self.best = state["best"]
+
+    def on_train_start(self, trainer, module) -> None:
+        self._judge(trainer, module)
 
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx) -> None:
-        validation = next((each for each in trainer.callbacks if isinstance(each, Validation)), None)
-        if validation is not None and not module.in_start and validation.newest_step != self._judged:
-            self._judged = validation.newest_step
-            value = validation.newest[self.monitor]
-            better = self.best is None or (
-                value > self.best["value"] if self.mode == "max" else value < self.best["value"]
-            )
-            if better:
-                self.best = {"value": value, "step": module.step, self.monitor: value}
-                self._save(trainer, self.best_file, weights_only=True)
+        self._judge(trainer, module)
         if self.due(module) or trainer.should_stop:
             self._save(trainer, self.last_file)
+
+    def _judge(self, trainer, module) -> None:
+        """Keep the weights if the validation just made, of these very weights, is the best."""
+        validation = find(trainer, Validation)
+        if validation is None or module.in_start or validation.newest_step != module.step:
+            return
+        if self.best is not None and self.best["step"] == module.step:
+            return
+        figures, sign = validation.newest, _SIGN[self.monitor]
+        if self.best is None or sign * figures[self.monitor] > sign * self.best["figures"][self.monitor]:
+            self.best = {"step": module.step, "figures": dict(figures)}
+            self._save(trainer, self.best_file, weights_only=True)
 
     def _save(self, trainer, file: Path, weights_only: bool = False) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)

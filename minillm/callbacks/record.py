@@ -10,6 +10,7 @@ from typing import Literal
 import lightning as L
 import torch
 
+from minillm.callbacks.boundary import find
 from minillm.callbacks.checkpoint import Checkpoints
 from minillm.callbacks.validation import Validation
 from minillm.console import say
@@ -51,18 +52,20 @@ class RunRecord(L.Callback):
             logger.log_metrics(module.metrics | progress, step)
 
     def on_train_end(self, trainer, module) -> None:
-        checkpoints = next((each for each in trainer.callbacks if isinstance(each, Checkpoints)), None)
-        validation = next((each for each in trainer.callbacks if isinstance(each, Validation)), None)
+        checkpoints, validation = find(trainer, Checkpoints), find(trainer, Validation)
         figures = {} if validation is None else validation.final_figures()
-        figures |= {"steps": module.step, "start_steps": module.start_step, "rollouts": module.round}
+        exported = {} if validation is None else validation.newest
         if checkpoints is not None and checkpoints.best is not None:
-            figures |= {f"best/{name}": value for name, value in checkpoints.best.items() if name != "value"}
+            best = checkpoints.best
+            figures |= {"best/step": best["step"]} | {f"best/{name}": value for name, value in best["figures"].items()}
             if self.export == "best":
+                exported = best["figures"]
                 weights = torch.load(checkpoints.best_file, map_location=module.device, weights_only=True)["state_dict"]
                 module.load_state_dict(weights)
         export_student(
-            module.pair, self.run_dir / "student", card=self.card | {"weights": self.export}, figures=figures
+            module.pair, self.run_dir / "student", card=self.card | {"weights": self.export}, figures=exported
         )
+        figures |= {"steps": module.step, "start_steps": module.start_step, "rollouts": module.round}
         figures["wall_seconds"] = self.wall_seconds
         (self.run_dir / "metrics.json").write_text(json.dumps(figures, indent=2) + "\n")
         say(

@@ -48,7 +48,6 @@ class Validation(BoundaryCallback):
         n_samples: int = 5,
     ):
         check(
-            (every is None or every > 0, f"every={every}: wanted a positive number of optimizer steps, or null"),
             (max_new_tokens > 0, f"max_new_tokens={max_new_tokens}: wanted a positive number of tokens"),
             (batch_size > 0, f"batch_size={batch_size}: wanted a positive number of rows"),
             (n_samples >= 0, f"n_samples={n_samples}: wanted 0 or more"),
@@ -59,7 +58,6 @@ class Validation(BoundaryCallback):
         self.stages: dict[str, dict[str, float]] = {}  # raw, start, and the newest as end
         self.samples: dict[str, list[str]] = {}  # answers of the stages to the first prompts
         self.newest_step: int | None = None  # MiniLLM's optimizer step of the newest figures
-        self._said_references = False
 
     def state_dict(self) -> dict:
         return {"stages": self.stages, "samples": self.samples, "newest_step": self.newest_step}
@@ -119,8 +117,8 @@ class Validation(BoundaryCallback):
         answers = self._answer(module.model, self.seed, self._pair.teacher)
         figures = summarise(answers, self._references)
         samples = [answer.answer for answer in answers[: self.n_samples]]
-        self._remember(stage if stage in ("raw", "start") else "end", figures, samples)
-        self._remember("end", figures, samples)
+        for name in {stage, "end"} & {"raw", "start", "end"}:
+            self._remember(name, figures, samples)
         self.newest_step = module.step
         show_figures(f"Validation, {stage}", {"student": figures, "teacher": self._teacher_figures()}, COLUMNS)
         self._write(answers, stage)
@@ -149,8 +147,7 @@ class Validation(BoundaryCallback):
         return figures | {f"val/teacher_{name}": value for name, value in self._teacher_figures().items()}
 
     def _teacher_figures(self) -> dict[str, float]:
-        figures = summarise(self.teacher_answers, self._references)
-        return figures if self._prompts.has_references else figures | {"rouge_l": 100.0}
+        return summarise(self.teacher_answers, self._references)
 
     def _remember(self, stage: str, figures: dict[str, float], samples: list[str]) -> None:
         self.stages[stage], self.samples[stage] = figures, samples

@@ -33,7 +33,8 @@ Sampling at temperature 1 without top-p or top-k is what the student was trained
 
 
 def export_student(pair: Pair, directory: Path, *, card: Mapping[str, str], figures: Mapping[str, float]) -> None:
-    """Write `directory` anew (aside, then renamed). `card` needs name, teacher and command."""
+    """Write `directory` anew (aside, then renamed). `card` needs name, teacher and command; `figures` are of the very
+    weights that are exported."""
     directory = Path(directory)
     directory.parent.mkdir(parents=True, exist_ok=True)
     aside = Path(tempfile.mkdtemp(dir=directory.parent, prefix=".student-"))
@@ -49,9 +50,7 @@ def export_student(pair: Pair, directory: Path, *, card: Mapping[str, str], figu
     )
     pair.student.save_pretrained(aside)
     pair.tokenizer.save_pretrained(aside)
-    shown = {"weights": card.get("weights", "last")} | {
-        k: f"{v:.4g}" for k, v in figures.items() if k.startswith("val/")
-    }
+    shown = {"weights": card.get("weights", "last")} | {name: f"{value:.4g}" for name, value in figures.items()}
     facts = "\n".join(f"| {key} | {value} |" for key, value in shown.items())
     (aside / "README.md").write_text(_CARD.format(facts=facts, **{k: card[k] for k in ("name", "teacher", "command")}))
     if directory.exists():

@@ -90,13 +90,17 @@ class ModelPair:
         """
         dtypes = self.dtypes(device)
         log.info(
-            "Weights on %s: student %s, teacher %s", device, *(str(dtypes[side])[6:] for side in ("student", "teacher"))
+            "Weights on %s: student %s, teacher %s",
+            device,
+            *(str(dtype).removeprefix("torch.") for dtype in dtypes.values()),
         )
         pruned = isinstance(self.student, PrunedTeacher)
         teacher, teacher_tokenizer = self._load("teacher", dtypes["student" if pruned else "teacher"])
         if pruned:
             student = keep_layers(teacher, self.student.kept(teacher.config.num_hidden_layers))
-            teacher, tokenizer = teacher.to(dtypes["teacher"]), copy.deepcopy(teacher_tokenizer)
+            tokenizer = copy.deepcopy(teacher_tokenizer)
+            for parameter in teacher.parameters():  # not teacher.to(): that would round the rotary frequencies too
+                parameter.data = parameter.data.to(dtypes["teacher"])
         else:
             student, tokenizer = self._load("student", dtypes["student"])
         return pair_of(student.to(device), teacher.to(device), tokenizer, teacher_tokenizer)

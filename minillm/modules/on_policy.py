@@ -93,9 +93,12 @@ class OnPolicyDistillation(L.LightningModule):
         for name, value in checkpoint["minillm"].items():
             setattr(self, name, value)
 
+    def on_train_start(self) -> None:
+        if self.step >= self.regime.max_steps:  # a resumed run that was already through
+            self.trainer.should_stop = True
+
     def training_step(self, batch: TrainBatch, batch_idx: int) -> None:
-        # Dropout is off in the config; train mode only matters to gradient checkpointing, which eval mode disables.
-        self.student.train()
+        self.student.train()  # dropout is off in the config
         self.metrics = self._start_round(batch) if self.in_start else self._distill_round(batch)
         self.round = batch.prompts.index + 1
         if self.step >= self.regime.max_steps:

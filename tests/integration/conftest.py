@@ -37,5 +37,4 @@ def overrides(world):
         "optim.learning_rate=1e-3", "optim.warmup_steps=2", "callbacks.validation.every=2",
         "callbacks.validation.max_new_tokens=6", "callbacks.checkpoints.every=2",
         "callbacks.checkpoints.monitor=reverse_kl",
-        "callbacks.checkpoints.mode=min",
     ]  # fmt: skip

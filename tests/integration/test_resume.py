@@ -1,12 +1,14 @@
 """A run that is cut off and resumed equals one that was not: weights, figures, samples."""
 
 import csv
+import json
 
 import lightning as L
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import open_dict
+from transformers import AutoModelForCausalLM
 
 from minillm.build import build, check_config
 from tests.conf.test_compose import CONF
@@ -65,6 +67,29 @@ def test_minillm_begins_with_a_fresh_optimizer(tmp_path, overrides):
     run = train(tmp_path, overrides)
     state = run.trainer.optimizers[0].state
     assert {int(each["step"]) for each in state.values()} == {6}  # 8 updates in all, 2 of them in the supervised start
+
+
+def test_resuming_a_finished_run_adds_nothing(tmp_path, overrides):
+    train(tmp_path, overrides)
+    before = rows(tmp_path), (tmp_path / "metrics.json").read_text().split('"wall_seconds"')[0]
+    again = train(tmp_path, overrides, resume="auto")
+    after = rows(tmp_path), (tmp_path / "metrics.json").read_text().split('"wall_seconds"')[0]
+    assert before == after and again.module.step == 6
+
+
+def test_best_weights_are_those_that_were_validated(tmp_path, overrides):
+    """Without a supervised start the first validation is of the untrained student, before the first rollout."""
+    options = ["start.steps=0", "regime.max_steps=2", "optim.learning_rate=10", "optim.warmup_steps=0"]
+    train(tmp_path, [*overrides, *options])
+    figures = json.loads((tmp_path / "metrics.json").read_text())
+    assert figures["best/step"] == 0 and figures["best/reverse_kl"] == figures["val/reverse_kl_raw"]
+    saved = torch.load(tmp_path / "checkpoints" / "best.ckpt", weights_only=True)["state_dict"]
+    original = AutoModelForCausalLM.from_pretrained(overrides[0].split("=")[1]).state_dict()
+    assert all(torch.equal(saved[f"student.{name}"], value) for name, value in original.items())
+    exported = AutoModelForCausalLM.from_pretrained(tmp_path / "student").state_dict()
+    assert all(torch.equal(exported[name], value) for name, value in original.items())
+    card = (tmp_path / "student" / "README.md").read_text()
+    assert f"| reverse_kl | {figures['best/reverse_kl']:.4g} |" in card
 
 
 def test_another_seed_gives_another_run(tmp_path, overrides):

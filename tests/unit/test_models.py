@@ -161,6 +161,15 @@ def test_auto_keeps_trained_weights_in_float32_and_the_teacher_small_on_a_gpu(mo
     assert set(half.values()) == {torch.bfloat16}
 
 
+def test_a_pruned_pair_keeps_rotary_frequencies_in_float32(saved, monkeypatch):
+    pair = ModelPair(student=PrunedTeacher(keep_layers=[0]), teacher=str(saved))
+    both = {"student": torch.float32, "teacher": torch.bfloat16}
+    monkeypatch.setattr(ModelPair, "dtypes", lambda self, device: both)
+    teacher = pair.load(torch.device("cpu")).teacher.network
+    assert {p.dtype for p in teacher.parameters()} == {torch.bfloat16}
+    assert teacher.model.rotary_emb.inv_freq.dtype == torch.float32
+
+
 def test_a_gated_model_says_what_to_do(monkeypatch):
     def refuse(*args, **kwargs):
         raise OSError("You are trying to access a gated repo. 401 Client Error")

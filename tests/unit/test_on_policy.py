@@ -116,6 +116,18 @@ def test_the_rollout_log_probs_are_those_of_the_update(temperature):
     assert metrics["train/clipped"] == 0
 
 
+@pytest.mark.parametrize("alpha", [0.0, 0.3])
+def test_a_float32_student_learns_from_a_bfloat16_teacher(alpha):
+    """What dtype=auto makes on a GPU; log-probs, rewards and losses are computed in float32."""
+    pair = make_pair(dtype=torch.float32)
+    pair.teacher.network.to(torch.bfloat16)
+    module = module_of(pair, alpha=alpha)
+    experience = module.objective.prepare(module.rollout(TrainBatch(prompt_batch(PROMPTS))))
+    assert experience.teacher_hidden_BRH.dtype == torch.bfloat16
+    assert {experience.student_logprobs_BR.dtype, experience.teacher_logprobs_BR.dtype} == {torch.float32}
+    assert torch.isfinite(module._policy_gradients(experience)["train/loss"])
+
+
 def test_teacher_passes_are_counted_once_a_rollout():
     pair = make_pair()
     calls = []

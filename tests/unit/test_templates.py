@@ -10,7 +10,8 @@ from minillm.errors import ConfigError, DataError
 def test_the_papers_template_with_and_without_input():
     assert paper_prompt(Record("x", "Add.", "1 2")) == (
         "Below is an instruction that describes a task, paired with an input that provides further context. Write a "
-        "response that appropriately completes the request.\n\n### Instruction:\nAdd.\n\n### Input:\n1 2\n\n### Response:\n"
+        "response that appropriately completes the request.\n\n"
+        "### Instruction:\nAdd.\n\n### Input:\n1 2\n\n### Response:\n"
     )
     assert paper_prompt(Record("x", "Add {a}.")) == (
         "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
