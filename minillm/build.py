@@ -11,10 +11,12 @@ from typing import Any
 import lightning as L
 from omegaconf import DictConfig, OmegaConf
 
-from minillm.checks import construct, matches, node_problems
+from minillm.checks import collect, construct, matches, node_problems
+from minillm.data import read_documents
 from minillm.datamodule import DistillationDataModule
-from minillm.errors import ConfigError, nearest
+from minillm.errors import ConfigError, check, nearest
 from minillm.loggers import MetricsCSV
+from minillm.models import Pair
 from minillm.modules import OnPolicyDistillation
 
 # What build passes beside the config.
@@ -70,10 +72,10 @@ def check_config(cfg: DictConfig, *, command: str = "", began: float | None = No
             "card": {"name": plain["run"]["name"], "teacher": _teacher_name(plain["model"]), "command": command},
         },
     }
-    built = {group: _collect(problems, group, plain[group]) for group in _SETTINGS}
+    built = {group: collect(problems, group, plain[group]) for group in _SETTINGS}
     nodes = {name: node for name, node in plain["callbacks"].items() if node}
     callbacks = {
-        name: _collect(problems, f"callbacks.{name}", node, **extra.get(f"callbacks.{name}", {}))
+        name: collect(problems, f"callbacks.{name}", node, **extra.get(f"callbacks.{name}", {}))
         for name, node in nodes.items()
     }
     problems += _cross_field_problems(built, callbacks, plain)
@@ -101,9 +103,13 @@ def build(cfg: DictConfig, settings: Settings) -> Run:
         use_distributed_sampler=False,
         default_root_dir=run_dir,
     )
+    # Files first: a mistyped name should not cost the download of a teacher.
+    records = settings.data.records()
+    documents = read_documents(settings.data.corpus_file) if settings.regulariser.on else None
     pair = settings.model.load(trainer.strategy.root_device)
-    train_prompts, val_prompts = settings.data.prompts(pair)
-    corpus = settings.data.corpus(pair) if settings.regulariser.on else None
+    check_lengths(settings, pair)
+    train_prompts, val_prompts = settings.data.prompts(*records, pair)
+    corpus = None if documents is None else settings.data.corpus(documents, pair)
     datamodule = DistillationDataModule(
         train_prompts,
         val_prompts,
@@ -137,16 +143,25 @@ def build(cfg: DictConfig, settings: Settings) -> Run:
     return Run(module, datamodule, trainer, last if plain["resume"] and last.exists() else None)
 
 
-def _collect(problems: list[str], path: str, node: dict, **supplied: Any) -> Any:
-    """The object of a node, or None and its problems: of keys and types first, of values where those are right."""
-    found = node_problems(node, path, supplied=tuple(supplied))
-    if not found:
-        try:
-            return construct(node, **supplied)
-        except ConfigError as error:
-            found = error.prefixed(path)
-    problems += found
-    return None
+def check_lengths(settings: Settings, pair: Pair) -> None:
+    """Raises ConfigError where prompt and answer, or a corpus block, exceed a model's positions."""
+    validation = settings.callbacks.get("validation")
+    answer = max(settings.sampler.max_new_tokens, validation.max_new_tokens if validation else 0)
+    longest = {
+        "data.max_prompt_tokens + max_new_tokens of sampler or validation": settings.data.max_prompt_tokens + answer
+    }
+    if settings.start.steps and settings.start.responses == "reference":
+        reference = settings.data.max_prompt_tokens + settings.data.max_response_tokens
+        longest["data.max_prompt_tokens + data.max_response_tokens"] = reference
+    if settings.regulariser.on:
+        longest["data.block_size"] = settings.data.block_size
+    limits = [network.config.max_position_embeddings for network in (pair.student, pair.teacher.network)]
+    check(
+        *(
+            (length <= min(limits), f"{name}={length}: the models have {min(limits)} positions; lower them")
+            for name, length in longest.items()
+        )
+    )
 
 
 def _root_problems(plain: dict) -> list[str]:

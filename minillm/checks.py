@@ -97,6 +97,18 @@ def construct(node: Mapping, **supplied: Any) -> Any:
     return get_object(node["_target_"])(**arguments, **supplied)
 
 
+def collect(problems: list[str], path: str, node: dict, **supplied: Any) -> Any:
+    """The object of a node, or None and its problems: of keys and types first, of values where those are right."""
+    found = node_problems(node, path, supplied=tuple(supplied))
+    if not found:
+        try:
+            return construct(node, **supplied)
+        except ConfigError as error:
+            found = error.prefixed(path)
+    problems += found
+    return None
+
+
 def matches(value: Any, hint: Any) -> bool:
     """Is a plain config value of the annotated type? An int serves as a float; a bool never as a number."""
     if hint is Any:

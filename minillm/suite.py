@@ -12,10 +12,10 @@ from typing import Literal
 from omegaconf import DictConfig, OmegaConf
 from rich import get_console
 
-from minillm.checks import construct, describe, matches, node_problems
+from minillm.checks import collect, describe, matches
 from minillm.console import say, show_figures
 from minillm.data import Record, Sources, read_records
-from minillm.errors import ConfigError
+from minillm.errors import ConfigError, ModelError
 from minillm.evaluation import Answer, answer_prompts, summarise
 from minillm.models import Attention, Checkpoint, Dtype, LanguageModel, Pair, choose_dtype, device_of, pair_of, solo
 
@@ -27,6 +27,7 @@ COLUMNS = {
     "truncated": "truncated",
     "distinct_4": "distinct-4",
 }
+_TRAINING_KEYS = ("train_file", "val_file", "val_size", "corpus_file", "block_size", "max_response_tokens")
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,10 @@ def check_suite(cfg: DictConfig) -> Suite:
     plain = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=False)
     data = dict(plain["data"])
     files = data.pop("files")
-    problems = node_problems(data, "data")
+    problems: list[str] = []
+    sources = collect(problems, "data", data)
+    ignored = [key for key in _TRAINING_KEYS if sources and getattr(sources, key) != getattr(Sources(), key)]
+    problems += [f"data.{key}: is for training; evaluate.py measures data.files" for key in ignored]
     if plain["models"] == "???" or not matches(plain["models"], list[str]) or not plain["models"]:
         problems.append("models: wanted a list of directories or hub ids, for example models=[runs/demo/student]")
     elif len(set(plain["models"])) != len(plain["models"]):
@@ -84,11 +88,18 @@ def check_suite(cfg: DictConfig) -> Suite:
         )
     if problems:
         raise ConfigError(problems)
+    for name in [*plain["models"], *filter(None, [plain["teacher"]])]:
+        try:
+            Checkpoint(name).resolve()
+        except (ConfigError, ModelError) as error:
+            problems.append(f"models/teacher: {error}")
+    if problems:
+        raise ConfigError(problems)
     return Suite(
         models=tuple(map(Checkpoint, plain["models"])),
         teacher=Checkpoint(plain["teacher"]) if plain["teacher"] else None,
         records={file: read_records(file)[: plain["limit"]] for file in files},
-        sources=construct(data),
+        sources=sources,
         run_dir=Path(plain["run"]["dir"]),
         **{key: plain[key] for key in ("max_new_tokens", "batch_size", "dtype", "attention", "device")},
         seeds=tuple(plain["seeds"]),
@@ -116,7 +127,7 @@ def run_suite(suite: Suite) -> dict:
                         row = {"model": name, "file": file} | answer.row() | {"references": record.references}
                         stream.write(json.dumps(row, ensure_ascii=False) + "\n")
                 results[name][file] = _over_seeds(suite.seeds, figures) | {"prompts": len(prompts)}
-    (suite.run_dir / "metrics.json").write_text(json.dumps(results, indent=2) + "\n")
+            (suite.run_dir / "metrics.json").write_text(json.dumps(results, indent=2) + "\n")
     for file in suite.records:
         rows = {
             name: {key: each["mean"] for key, each in files[file].items() if key != "prompts"}
@@ -128,7 +139,7 @@ def run_suite(suite: Suite) -> dict:
 
 
 def _pairs(suite: Suite) -> Iterator[tuple[str, Pair]]:
-    """Each model with the teacher, one at a time in memory; the teacher itself has no KL to itself worth measuring."""
+    """Each model with the teacher."""
     device = device_of(suite.device)
     dtype = choose_dtype(suite.dtype, device)
     teacher = suite.teacher.load(dtype, suite.attention) if suite.teacher else None

@@ -1,9 +1,19 @@
 """Records to ids: prompts, references and the pre-training corpus."""
 
-from minillm.data.corpus import Corpus, build_corpus
+from minillm.data.corpus import Corpus, build_corpus, read_documents
 from minillm.data.order import rows_at
 from minillm.data.prompts import PromptSet, build_prompts
 from minillm.data.records import Record, read_records
 from minillm.data.sources import Sources
 
-__all__ = ["Corpus", "PromptSet", "Record", "Sources", "build_corpus", "build_prompts", "read_records", "rows_at"]
+__all__ = [
+    "Corpus",
+    "PromptSet",
+    "Record",
+    "Sources",
+    "build_corpus",
+    "build_prompts",
+    "read_documents",
+    "read_records",
+    "rows_at",
+]

@@ -54,13 +54,12 @@ class Corpus:
         return self.blocks_NL[rows_at(seed, step * size, size, len(self.blocks_NL))].long()
 
 
-def build_corpus(source: str, tokenizer, *, block_size: int, n_vocab: int) -> Corpus:
+def build_corpus(documents: list[str], tokenizer, *, block_size: int, n_vocab: int, source: str = "corpus") -> Corpus:
     """Tokenise and pack; what does not fill a last block is left out.
 
     Raises:
         DataError: the corpus does not fill one block, or has tokens outside the shared vocabulary.
     """
-    documents = read_documents(source)
     encoded = tokenizer(documents, add_special_tokens=False, verbose=False)["input_ids"] if documents else []
     stream = [token for ids in encoded for token in (*ids, tokenizer.eos_token_id)]
     n_blocks = len(stream) // block_size

@@ -50,23 +50,28 @@ class Sources:
             ),
         )
 
-    def prompts(self, pair: Pair) -> tuple[PromptSet, PromptSet]:
-        """(train, validation). Raises DataError or ConfigError, see `read_records` and `prompt_encoder`."""
+    def records(self) -> tuple[list[Record], list[Record]]:
+        """(train, validation), read without a model. Raises DataError, see `read_records`."""
         train = read_records(self.train_file)
         if self.val_file is None:
             held_out = sorted(random.Random(0).sample(range(len(train)), min(self.val_size, len(train))))
             validation = [train[row] for row in held_out]
         else:
             validation = read_records(self.val_file)[: self.val_size]
-        return self._build(train, pair, "training prompts", validation), self._build(
-            validation, pair, "validation prompts"
-        )
+        return train, validation
+
+    def prompts(self, train: list[Record], validation: list[Record], pair: Pair) -> tuple[PromptSet, PromptSet]:
+        """(train, validation). Raises DataError or ConfigError, see `build_prompts` and `prompt_encoder`."""
+        train_prompts = self._build(train, pair, "training prompts", exclude=validation)
+        return train_prompts, self._build(validation, pair, "validation prompts")
 
     def evaluation_prompts(self, records: list[Record], pair: Pair, name: str) -> PromptSet:
         return self._build(records, pair, name)
 
-    def corpus(self, pair: Pair) -> Corpus:
-        return build_corpus(self.corpus_file, pair.tokenizer, block_size=self.block_size, n_vocab=pair.n_vocab)
+    def corpus(self, documents: list[str], pair: Pair) -> Corpus:
+        return build_corpus(
+            documents, pair.tokenizer, block_size=self.block_size, n_vocab=pair.n_vocab, source=self.corpus_file
+        )
 
     def _build(self, records: list[Record], pair: Pair, name: str, exclude: list[Record] = ()) -> PromptSet:
         return build_prompts(

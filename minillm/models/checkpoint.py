@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -13,8 +12,6 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from minillm.errors import ConfigError, ModelError, check
 from minillm.models.architecture import Architecture
 from minillm.models.gguf import converted, file_in_package
-
-log = logging.getLogger(__name__)
 
 Dtype = Literal["auto", "float32", "float64", "bfloat16", "float16"]
 Attention = Literal["sdpa", "eager", "flash_attention_2"]

@@ -116,7 +116,9 @@ class MiniLLM:
             single = (batch.single_weights_BR[mask] * kl_N).sum() / normaliser
             loss, parts["single"] = long + single, single.detach()
         with torch.no_grad():
-            ratio_N = (logprobs_N - old_logprobs_N).exp()
-            clipped = ((ratio_N - 1).abs() > self.clip).sum()
-            parts["clipped"] = clipped / normaliser
+            clipped_N = (logprobs_N - old_logprobs_N).exp()
+            if self.clip_on == "weighted_ratio":
+                clipped_N = clipped_N * batch.long_weights_BR[mask]
+            # Over the same denominator as the loss, so that micro-batches add up.
+            parts["clipped"] = ((clipped_N - 1).abs() > self.clip).sum() / normaliser
         return LossOutput(loss, parts)

@@ -6,10 +6,12 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from minillm.build import check_config
+from minillm.build import check_config, check_lengths
 from minillm.checks import construct, node_problems
 from minillm.errors import ConfigError
 from minillm.models import Architecture
+from minillm.suite import check_suite
+from tests.conftest import make_pair
 
 CONF = Path(__file__).parents[2] / "conf"
 GROUPS = sorted(f"{file.parent.name}={file.stem}" for file in CONF.glob("*/*.yaml"))
@@ -126,3 +128,28 @@ def test_cross_field_rules(overrides, text):
 def test_the_evaluation_config_composes():
     cfg = composed("models=[a,b]", "teacher=t", "data.files=[x.jsonl]", config="evaluate")
     assert list(cfg.models) == ["a", "b"] and cfg.teacher == "t" and list(cfg.data.files) == ["x.jsonl"]
+
+
+def test_answers_longer_than_the_models_positions_are_refused():
+    pair = make_pair("gpt2")  # 1,024 positions
+    made = settings("data.max_prompt_tokens=800", "sampler.max_new_tokens=300", "data.block_size=2048")
+    with pytest.raises(ConfigError) as caught:
+        check_lengths(made, pair)
+    assert "sampler or validation=1100: the models have 1024 positions" in str(caught.value)
+    assert "data.block_size=2048" in str(caught.value)
+    check_lengths(settings("data.block_size=1024"), pair)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "text"),
+    [
+        (["data.val_file=x.jsonl"], "data.val_file: is for training; evaluate.py measures data.files"),
+        (["data.template=latex"], "data.template='latex': wanted one of paper, chat"),
+        (["data.max_prompt_tokens=0"], "data.max_prompt_tokens=0: wanted a positive number of tokens"),
+        (["models=[/no/model]"], "models/teacher: source=/no/model: no such file or directory"),
+    ],
+)
+def test_a_wrong_evaluation_stops_before_a_model_is_loaded(overrides, text):
+    with pytest.raises(ConfigError) as caught:
+        check_suite(composed("models=[owner/name]", *overrides, config="evaluate"))
+    assert text in str(caught.value)

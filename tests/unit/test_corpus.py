@@ -15,19 +15,21 @@ from minillm.errors import DataError
 def test_documents_are_packed_with_eos_between(tmp_path, tokenizer):
     file = tmp_path / "c.jsonl"
     file.write_text('{"text": "cat dog"}\n{"text": "fish bird tree"}\n')
-    blocks = build_corpus(str(file), tokenizer, block_size=3, n_vocab=31).blocks_NL
+    blocks = build_corpus(read_documents(str(file)), tokenizer, block_size=3, n_vocab=31).blocks_NL
     assert [tokenizer.decode(block) for block in blocks] == ["cat dog </s>", "fish bird tree"]
 
 
 def test_a_text_file_is_one_document_and_the_rest_of_a_block_is_left_out(tmp_path, tokenizer):
     (tmp_path / "c.txt").write_text("cat dog fish bird")
-    assert build_corpus(str(tmp_path / "c.txt"), tokenizer, block_size=4, n_vocab=31).blocks_NL.shape == (1, 4)
+    assert build_corpus(
+        read_documents(str(tmp_path / "c.txt")), tokenizer, block_size=4, n_vocab=31
+    ).blocks_NL.shape == (1, 4)
 
 
 def test_a_corpus_that_fills_no_block_is_refused(tmp_path, tokenizer):
     (tmp_path / "c.txt").write_text("cat")
     with pytest.raises(DataError, match="2 tokens do not fill one block of 4.*regulariser=none"):
-        build_corpus(str(tmp_path / "c.txt"), tokenizer, block_size=4, n_vocab=31)
+        build_corpus(read_documents(str(tmp_path / "c.txt")), tokenizer, block_size=4, n_vocab=31)
 
 
 def test_a_missing_key_and_a_missing_file_are_named(tmp_path):
@@ -51,7 +53,7 @@ def test_every_pass_has_each_row_once_in_an_order_of_its_own():
 
 def test_corpus_batches_are_a_function_of_the_step(tmp_path, tokenizer):
     (tmp_path / "c.txt").write_text(" ".join(["cat dog fish bird tree"] * 8))
-    corpus = build_corpus(str(tmp_path / "c.txt"), tokenizer, block_size=5, n_vocab=31)
+    corpus = build_corpus(read_documents(str(tmp_path / "c.txt")), tokenizer, block_size=5, n_vocab=31)
     assert torch.equal(corpus.batch(0, 3, 2), corpus.batch(0, 3, 2)) and corpus.batch(0, 3, 2).dtype == torch.int64
 
 
@@ -60,7 +62,7 @@ def test_packing_is_that_of_the_joined_words(tmp_path, tokenizer):
     documents = [" ".join(draw.choices(["cat", "dog", "fish", "one", "two"], k=draw.randint(1, 6))) for _ in range(12)]
     (tmp_path / "c.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in documents))
     words = "".join(f"{text} </s> " for text in documents).split()
-    blocks = build_corpus(str(tmp_path / "c.jsonl"), tokenizer, block_size=7, n_vocab=31).blocks_NL
+    blocks = build_corpus(read_documents(str(tmp_path / "c.jsonl")), tokenizer, block_size=7, n_vocab=31).blocks_NL
     assert len(words) % 7 and blocks.shape == (len(words) // 7, 7) and blocks.dtype == torch.int32
     assert blocks.flatten().tolist() == tokenizer.convert_tokens_to_ids(words[: blocks.numel()])
 
@@ -89,10 +91,10 @@ def test_a_broken_line_and_a_file_that_is_not_utf8_are_named(tmp_path):
 def test_an_empty_corpus_and_tokens_beyond_the_vocabulary_are_refused(tmp_path, tokenizer):
     (tmp_path / "c.txt").write_text(" \n")
     with pytest.raises(DataError, match="c.txt: 0 tokens do not fill one block of 2; .*smaller data.block_size"):
-        build_corpus(str(tmp_path / "c.txt"), tokenizer, block_size=2, n_vocab=31)
+        build_corpus(read_documents(str(tmp_path / "c.txt")), tokenizer, block_size=2, n_vocab=31, source="c.txt")
     (tmp_path / "c.txt").write_text("cat two")  # two is the last of 31 words
     with pytest.raises(DataError, match="token 30 is outside the shared vocabulary of 30 rows"):
-        build_corpus(str(tmp_path / "c.txt"), tokenizer, block_size=2, n_vocab=30)
+        build_corpus(read_documents(str(tmp_path / "c.txt")), tokenizer, block_size=2, n_vocab=30)
 
 
 def test_pydoc_topics_are_all_topics_in_order_of_their_names():
