@@ -5,16 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from rich import get_console
+from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
 
 
 def show_figures(title: str, rows: Mapping[str, Mapping[str, float]], columns: Mapping[str, str]) -> None:
     """A table with a line for each of `rows`; `columns` maps a figure's name to its heading."""
-    table = Table(title=title, title_justify="left")
-    table.add_column("", overflow="fold", min_width=16)
+    table = Table(title=title, title_justify="left", caption="reverse KL in nats a token", box=SIMPLE_HEAD)
+    table.add_column("", overflow="fold", min_width=12)
     for heading in columns.values():
-        table.add_column(heading, justify="right")
+        table.add_column(heading, justify="right", no_wrap=True)
     for name, figures in rows.items():
         values = [figures.get(key) for key in columns]
         table.add_row(

@@ -22,7 +22,7 @@ from minillm.models import Attention, Checkpoint, Dtype, LanguageModel, Pair, ch
 COLUMNS = {
     "rouge_l": "Rouge-L",
     "exact_match": "exact match",
-    "reverse_kl": "reverse KL/token",
+    "reverse_kl": "reverse KL",
     "length": "length",
     "truncated": "truncated",
     "distinct_4": "distinct-4",

@@ -16,7 +16,7 @@ from minillm.loggers import STEP
 from minillm.models import LanguageModel
 
 COLUMNS = {
-    "reverse_kl": "reverse KL/token",
+    "reverse_kl": "reverse KL",
     "rouge_l": "Rouge-L",
     "length": "length",
     "truncated": "truncated",
