@@ -21,7 +21,7 @@ from minillm.models import Attention, Checkpoint, Dtype, LanguageModel, Pair, ch
 
 COLUMNS = {
     "rouge_l": "Rouge-L",
-    "exact_match": "exact match",
+    "exact_match": "exact",
     "reverse_kl": "reverse KL",
     "length": "length",
     "truncated": "truncated",
