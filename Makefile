@@ -13,6 +13,7 @@ test: .venv/.main .venv/.test
 	$(BIN)/python -m pytest
 
 .venv/.main: requirements.txt
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("make: wanted Python 3.11 or newer; set PYTHON=")'
 	@echo 'Installing requirements into .venv (about a minute) ...'
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install -qq --disable-pip-version-check -r requirements.txt

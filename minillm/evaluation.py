@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 
 import torch
@@ -61,7 +61,6 @@ def answer_prompts(
     batch_size: int,
     stop_ids: tuple[int, ...],
     teacher: LanguageModel | None = None,
-    on_batch: Callable[[int], None] = lambda n_rows: None,
 ) -> list[Answer]:
     """One answer a prompt, in the order of the prompts: sampled at T = 1 with `seed`, or greedy where it is None.
 
@@ -88,7 +87,6 @@ def answer_prompts(
                 truncated=not ended,
                 reverse_kl=kl_B[row],
             )
-        on_batch(len(numbers))
     return [answers[number] for number in range(len(prompts))]
 
 

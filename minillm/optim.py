@@ -69,7 +69,9 @@ class Optim:
                 return self.min_learning_rate + span * 0.5 * (1 + math.cos(math.pi * done))
         return self.learning_rate
 
-    def step(self, optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter], rate: float) -> torch.Tensor:
+    def step(
+        self, optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter], rate: float, where: str = "update"
+    ) -> torch.Tensor:
         """Clip, set the rate, update, clear the gradients; the norm before clipping (0-d).
 
         Raises:
@@ -78,7 +80,7 @@ class Optim:
         norm = nn.utils.clip_grad_norm_(parameters, self.grad_clip or math.inf)
         if not torch.isfinite(norm):
             raise NonFiniteError(
-                f"gradient norm is {norm.item()}; the update was not made. Try a smaller optim.learning_rate"
+                f"{where}: gradient norm is {norm.item()}; the update was not made. Try a smaller optim.learning_rate"
             )
         for group in optimizer.param_groups:
             group["lr"] = rate

@@ -56,7 +56,7 @@ class Architecture:
         )
 
     def differences(self, other: Architecture) -> list[str]:
-        """'layers: 12 here, 24 there' for each number that differs."""
+        """'layers: 12 stated, 24 found' for each number that differs."""
         mine, theirs = asdict(self), asdict(other)
         return [f"{key}: {mine[key]} stated, {theirs[key]} found" for key in mine if mine[key] != theirs[key]]
 

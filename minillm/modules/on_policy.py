@@ -209,7 +209,8 @@ class OnPolicyDistillation(L.LightningModule):
 
     def _update(self, rate: float) -> Tensor:
         optimizer = self.optimizers()
-        return self.optim.step(optimizer, [p for g in optimizer.param_groups for p in g["params"]], rate)
+        where = f"rollout {self.round}, step {self.start_step + self.step}"
+        return self.optim.step(optimizer, [p for g in optimizer.param_groups for p in g["params"]], rate, where)
 
     def _rollout_metrics(self, rollout: Rollout, seconds: float) -> dict[str, float]:
         mask_BR = rollout.response_mask_BR
