@@ -6,26 +6,24 @@ import re
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import lightning as L
 from omegaconf import DictConfig, OmegaConf
 
 from minillm.checks import collect, construct, matches, node_problems
-from minillm.data import read_documents
+from minillm.data import Sources, read_documents
 from minillm.datamodule import DistillationDataModule
 from minillm.errors import ConfigError, check, nearest
 from minillm.loggers import MetricsCSV
-from minillm.models import Pair
-from minillm.modules import OnPolicyDistillation
+from minillm.models import ModelPair, Pair
+from minillm.modules import OnPolicy, OnPolicyDistillation, SupervisedStart
+from minillm.objectives import MiniLLM, PretrainLoss
+from minillm.optim import Optim
+from minillm.sampling import Sampler
 
-# What build passes beside the config.
-_SUPPLIED = {"logger": ("run_dir", "name", "settings")}
-_ROOT = ("seed", "eval_seed", "resume", "optimized_metric", "run", "strategy", "trainer", "callbacks", "logger")
-_PLAIN = {
-    "run": ("name", "dir"),
-    "strategy": ("strategy", "devices", "num_nodes"),
-}  # groups without a constructor of ours
+_VALUES = ("seed", "eval_seed", "resume", "optimized_metric")
+_GROUPS = ("run", "strategy", "trainer", "callbacks", "logger")
+_PLAIN = {"run": ("name", "dir"), "strategy": ("strategy", "devices", "num_nodes")}  # groups without a constructor
 _SETTINGS = ("model", "data", "sampler", "regulariser", "objective", "regime", "optim", "start")
 
 
@@ -33,14 +31,14 @@ _SETTINGS = ("model", "data", "sampler", "regulariser", "objective", "regime", "
 class Settings:
     """The config as checked objects; nothing reads the config after this."""
 
-    model: Any
-    data: Any
-    sampler: Any
-    regulariser: Any
-    objective: Any
-    regime: Any
-    optim: Any
-    start: Any
+    model: ModelPair
+    data: Sources
+    sampler: Sampler
+    regulariser: PretrainLoss
+    objective: MiniLLM
+    regime: OnPolicy
+    optim: Optim
+    start: SupervisedStart
     callbacks: dict[str, L.Callback]
 
 
@@ -59,9 +57,11 @@ def check_config(cfg: DictConfig, *, command: str = "", began: float | None = No
         ConfigError: with every problem found, each as what, got, wanted, where.
     """
     plain = OmegaConf.to_container(cfg, resolve=True)
+    if missing := [group for group in (*_GROUPS, *_SETTINGS) if not isinstance(plain.get(group), dict)]:
+        raise ConfigError(f"{group}={plain.get(group)!r}: missing; wanted a config group" for group in missing)
     problems = _root_problems(plain)
-    for group in ("trainer", "logger"):
-        problems += node_problems(plain[group], group, supplied=_SUPPLIED.get(group, ()))
+    problems += node_problems(plain["trainer"], "trainer")
+    problems += node_problems(plain["logger"], "logger", supplied=("run_dir", "name", "settings"))
     run_dir = Path(plain["run"]["dir"])
     extra = {
         "callbacks.validation": {"run_dir": run_dir, "seed": plain["eval_seed"]},
@@ -171,7 +171,7 @@ def _root_problems(plain: dict) -> list[str]:
         for key, kind in wanted.items()
         if not matches(plain[key], kind)
     ]
-    known = {"": (*_ROOT, *_SETTINGS)} | {f"{group}.": keys for group, keys in _PLAIN.items()}
+    known = {"": (*_VALUES, *_GROUPS, *_SETTINGS)} | {f"{group}.": keys for group, keys in _PLAIN.items()}
     for prefix, keys in known.items():
         given = plain[prefix[:-1]] if prefix else plain
         problems += [f"{prefix}{key}: no such key; {nearest(key, keys)}" for key in given if key not in keys]

@@ -29,7 +29,7 @@ def token_logprobs(logits: Tensor, ids: Tensor) -> Tensor:
 
 
 def mixture_logprobs(student_logprobs: Tensor, teacher_logprobs: Tensor, alpha: float) -> Tensor:
-    """log p~ with p~ = alpha p + (1 - alpha) q (paper, section 2.2, teacher-mixed sampling)."""
+    """log p~ with p~ = alpha p + (1 - alpha) q (paper, equation 4, teacher-mixed sampling)."""
     if alpha == 0:
         return student_logprobs
     if alpha == 1:
@@ -79,7 +79,7 @@ def discounted_returns(rewards: Tensor, mask: Tensor, *, gamma: float, length_no
 
     skip_current: sum_{t'>t} gamma^(t'-t-1) r_t', the paper's R_{t+1} (t's own reward is in the single-step part);
     otherwise sum_{t'>=t} gamma^(t'-t) r_t'. length_norm divides by the number of summands, T - t or T - t + 1
-    (paper, section 2.2; its T - t - 1 is an off-by-one).
+    (paper, equation 6; its T - t - 1 is an off-by-one).
     """
     rewards = torch.where(mask, rewards, torch.zeros_like(rewards))
     # A recurrence: gamma ** t' on its own underflows beyond some 2,000 tokens.
@@ -139,7 +139,7 @@ def clipped_policy_loss(
 def reverse_kl(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
     """KL[q || p] at each position over the whole vocabulary, differentiated through q. [..., V] -> [...].
 
-    This is -E_{y_t ~ q}[r_t], the single-step part of the decomposition (paper, equation 4).
+    This is -E_{y_t ~ q}[r_t], the single-step part of the decomposition (paper, equation 3).
     """
     logq, logp = log_softmax(student_logits), log_softmax(teacher_logits.detach())
     return _expectation(logq.exp(), logq - logp)

@@ -170,7 +170,13 @@ class Sampler:
 
 
 def decode_all(
-    student, teacher, prompts: PromptBatch, *, seeds: list[int] | None, batch_size: int, **settings
+    student: LanguageModel | None,
+    teacher: LanguageModel | None,
+    prompts: PromptBatch,
+    *,
+    seeds: list[int] | None,
+    batch_size: int,
+    **settings,
 ) -> Rollout:
     """`decode` in batches of `batch_size` rows, joined and trimmed to the longest answer."""
     parts = []

@@ -14,7 +14,7 @@ from rich import get_console
 
 from minillm.checks import collect, describe, matches
 from minillm.console import say, show_figures
-from minillm.data import Record, Sources, read_records
+from minillm.data import PromptSet, Record, Sources, read_records
 from minillm.errors import ConfigError, ModelError
 from minillm.evaluation import Answer, answer_prompts, summarise
 from minillm.models import Attention, Checkpoint, Dtype, LanguageModel, Pair, choose_dtype, device_of, pair_of, solo
@@ -88,16 +88,19 @@ def check_suite(cfg: DictConfig) -> Suite:
         )
     if problems:
         raise ConfigError(problems)
-    for name in [*plain["models"], *filter(None, [plain["teacher"]])]:
+    named = [("models", name) for name in plain["models"]]
+    if plain["teacher"] is not None:
+        named.append(("teacher", plain["teacher"]))
+    for key, name in named:
         try:
             Checkpoint(name).resolve()
         except (ConfigError, ModelError) as error:
-            problems.append(f"models/teacher: {error}")
+            problems.append(f"{key}: {error}")
     if problems:
         raise ConfigError(problems)
     return Suite(
         models=tuple(map(Checkpoint, plain["models"])),
-        teacher=Checkpoint(plain["teacher"]) if plain["teacher"] else None,
+        teacher=None if plain["teacher"] is None else Checkpoint(plain["teacher"]),
         records={file: read_records(file)[: plain["limit"]] for file in files},
         sources=sources,
         run_dir=Path(plain["run"]["dir"]),
@@ -151,7 +154,7 @@ def _pairs(suite: Suite) -> Iterator[tuple[str, Pair]]:
             yield checkpoint.source, pair_of(network.to(device), teacher[0].to(device), tokenizer, teacher[1])
 
 
-def _answers(suite: Suite, pair: Pair, prompts, seed: int | None) -> list[Answer]:
+def _answers(suite: Suite, pair: Pair, prompts: PromptSet, seed: int | None) -> list[Answer]:
     model = LanguageModel(pair.student, pair.n_vocab)
     model.network.eval()
     return answer_prompts(

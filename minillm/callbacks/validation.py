@@ -120,7 +120,7 @@ class Validation(BoundaryCallback):
         for name in {stage, "end"} & {"raw", "start", "end"}:
             self._remember(name, figures, samples)
         self.newest_step = module.step
-        show_figures(f"Validation, {stage}", {"student": figures, "teacher": self._teacher_figures()}, COLUMNS)
+        show_figures(f"Validation, {stage}", {"student": figures, "teacher": self._teacher_figures}, COLUMNS)
         self._write(answers, stage)
         step = module.start_step + module.step
         for logger in trainer.loggers:
@@ -137,15 +137,16 @@ class Validation(BoundaryCallback):
         columns += [self.samples[name] for name in stages]
         rows = list(zip(*columns, strict=True))
         show_samples(f"The same {len(rows)} held-out prompts at every stage", ["prompt", "teacher", *stages], rows)
-        figures = {name: self.stages[name] for name in stages} | {"teacher (greedy)": self._teacher_figures()}
+        figures = {name: self.stages[name] for name in stages} | {"teacher (greedy)": self._teacher_figures}
         show_figures("Student and teacher", figures, COLUMNS)
 
     def final_figures(self) -> dict[str, float]:
         """Flat names for metrics.json: val/<figure>_raw, val/<figure>_start, val/<figure>, val/teacher_<figure>."""
         suffixes = {"raw": "_raw", "start": "_start", "end": ""}
         figures = {f"val/{k}{suffixes[s]}": v for s, stage in self.stages.items() for k, v in stage.items()}
-        return figures | {f"val/teacher_{name}": value for name, value in self._teacher_figures().items()}
+        return figures | {f"val/teacher_{name}": value for name, value in self._teacher_figures.items()}
 
+    @cached_property
     def _teacher_figures(self) -> dict[str, float]:
         return summarise(self.teacher_answers, self._references)
 

@@ -92,7 +92,7 @@ def _hub_rows(source: str) -> Iterator[tuple[str, object]]:
     name, _, split = source.partition(":")
     try:
         rows = datasets.load_dataset(name, split=split or "train")
-    except Exception as error:  # the hub client raises many kinds; all mean that the data is not to be had
+    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise DataError(
             f"{source}: cannot load this hub data set ({first}); check the name and split, log in if it is gated, or "

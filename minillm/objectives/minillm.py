@@ -15,7 +15,7 @@ from minillm.types import Experience, LossOutput, Rollout
 
 @dataclass(frozen=True)
 class MiniLLM:
-    """Loss whose gradient estimates grad KL[q || p] from sampled answers (paper, equations 4 to 7, Algorithm 1).
+    """Loss whose gradient estimates grad KL[q || p] from sampled answers (paper, equations 2 to 7, Algorithm 1).
 
     Options (paper's value first; docs/equations.md sets them beside the equations):
         single_step: the exact token-level reverse KL as its own part. Without it the long part alone.

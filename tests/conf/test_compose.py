@@ -116,6 +116,7 @@ def test_all_problems_come_in_one_message():
         (["trainer.precision=16-mixed"], "trainer.precision=16-mixed: wanted 32-true or bf16-mixed"),
         (["callbacks.record=null"], "callbacks.record=null: it writes metrics.json"),
         (["model.attention=flash_attention_2"], "works in half types only"),
+        (["~objective"], "objective=None: missing; wanted a config group"),
         (["resume=yes"], "resume='yes': wanted null or auto"),
     ],
 )
@@ -146,7 +147,7 @@ def test_answers_longer_than_the_models_positions_are_refused():
         (["data.val_file=x.jsonl"], "data.val_file: is for training; evaluate.py measures data.files"),
         (["data.template=latex"], "data.template='latex': wanted one of paper, chat"),
         (["data.max_prompt_tokens=0"], "data.max_prompt_tokens=0: wanted a positive number of tokens"),
-        (["models=[/no/model]"], "models/teacher: source=/no/model: no such file or directory"),
+        (["models=[/no/model]"], "models: source=/no/model: no such file or directory"),
     ],
 )
 def test_a_wrong_evaluation_stops_before_a_model_is_loaded(overrides, text):

@@ -92,6 +92,13 @@ def test_best_weights_are_those_that_were_validated(tmp_path, overrides):
     assert f"| reverse_kl | {figures['best/reverse_kl']:.4g} |" in card
 
 
+def test_a_start_on_the_references_of_the_data(tmp_path, overrides):
+    options = ["start.responses=reference", "start.kd_ratio=0.5", "start.learning_rate=1e-2", "start.steps=60"]
+    figures = train(tmp_path, [*overrides, *options]).trainer.callbacks[0].final_figures()
+    losses = [float(row["start/loss"]) for row in rows(tmp_path) if "start/loss" in row]
+    assert losses[-1] < 0.8 * losses[0] and figures["val/reverse_kl_start"] != figures["val/reverse_kl_raw"]
+
+
 def test_another_seed_gives_another_run(tmp_path, overrides):
     one, two = (train(tmp_path / str(seed), [*overrides, f"seed={seed}"]) for seed in (0, 1))
     first = one.module.state_dict()
