@@ -14,6 +14,7 @@ from minillm.checks import collect, construct, matches, node_problems
 from minillm.data import Sources, read_documents
 from minillm.datamodule import DistillationDataModule
 from minillm.errors import ConfigError, check, nearest
+from minillm.linear_loss import LinearLoss
 from minillm.loggers import MetricsCSV
 from minillm.models import ModelPair, Pair
 from minillm.modules import OnPolicy, OnPolicyDistillation, SupervisedStart
@@ -24,7 +25,7 @@ from minillm.sampling import Sampler
 _VALUES = ("seed", "eval_seed", "resume", "optimized_metric")
 _GROUPS = ("run", "strategy", "trainer", "callbacks", "logger")
 _PLAIN = {"run": ("name", "dir"), "strategy": ("strategy", "devices", "num_nodes")}  # groups without a constructor
-_SETTINGS = ("model", "data", "sampler", "regulariser", "objective", "regime", "optim", "start")
+_SETTINGS = ("model", "data", "sampler", "regulariser", "objective", "linear_loss", "regime", "optim", "start")
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,7 @@ class Settings:
     sampler: Sampler
     regulariser: PretrainLoss
     objective: MiniLLM
+    linear_loss: LinearLoss
     regime: OnPolicy
     optim: Optim
     start: SupervisedStart
@@ -134,6 +136,7 @@ def build(cfg: DictConfig, settings: Settings) -> Run:
         settings.objective,
         settings.sampler,
         settings.regulariser,
+        settings.linear_loss,
         settings.optim,
         settings.regime,
         settings.start,
@@ -218,6 +221,20 @@ def _cross_field_problems(built: dict, callbacks: dict, plain: dict) -> list[str
         and built["model"].dtype in ("auto", "float32")
     ):
         problems.append("model.attention=flash_attention_2: works in half types only; wanted model.dtype=bfloat16")
+    teacher = getattr(built["model"], "teacher", None)
+    if teacher and teacher.offload and regime and regime.teacher_states == "recompute":
+        problems.append(
+            "model.teacher.offload=true with regime.teacher_states=recompute: the body is away when it is needed; "
+            "change one of them"
+        )
+    if teacher and teacher.offload and regulariser and regulariser.on and regulariser.kd_ratio > 0:
+        problems.append(
+            "model.teacher.offload=true with regulariser.kd_ratio > 0: the body is away when it is needed; change one "
+            "of them"
+        )
+    student = getattr(built["model"], "student", None)
+    if getattr(student, "offload", False):
+        problems.append("model.student.offload=true: only a teacher's body can be away; remove it")
     devices = plain["strategy"].get("devices"), plain["strategy"].get("num_nodes")
     if devices != (1, 1):
         problems.append(

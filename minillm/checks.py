@@ -15,7 +15,7 @@ from minillm.errors import ConfigError, nearest
 FORBIDDEN_TRAINER = {
     "gradient_clip_val": "optim.grad_clip",
     "gradient_clip_algorithm": "optim.grad_clip (a global norm)",
-    "accumulate_grad_batches": "regime.microbatch_size (rows at a time; the mini-batch stays whole)",
+    "accumulate_grad_batches": "regime.microbatch_tokens (tokens at a time; the mini-batch stays whole)",
     "max_steps": "regime.max_steps",
     "min_steps": "regime.max_steps",
     "max_epochs": "regime.max_steps",

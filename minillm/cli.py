@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from minillm.checks import trainer_problem
 from minillm.errors import MinillmError, nearest
-from minillm.memory import keep_freed_memory
+from minillm.machine import keep_freed_memory
 
 CONF = Path(__file__).parent.parent / "conf"
 

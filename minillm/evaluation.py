@@ -5,19 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 
-import torch
 from transformers import PreTrainedTokenizerBase
 
 from minillm.data import PromptSet
-from minillm.losses import reverse_kl
+from minillm.linear_loss import LinearLoss
 from minillm.metrics import distinct_n, exact_match, rouge_l
 from minillm.models import LanguageModel
 from minillm.sampling import decode
-from minillm.scoring import response_hidden
+from minillm.scoring import rollout_reverse_kl
 from minillm.seeding import seed_for
-from minillm.types import Rollout
 
-_CHUNK = 128  # positions whose two [V] rows are held at once
+_MAX_TOKENS = 4096  # through the models at a time when answers are scored
 
 
 @dataclass(frozen=True)
@@ -39,18 +37,6 @@ class Answer:
         return row
 
 
-@torch.no_grad()
-def rollout_reverse_kl(student: LanguageModel, teacher: LanguageModel, rollout: Rollout) -> torch.Tensor:
-    """[B, R]: exact KL[q || p] over the whole vocabulary at each answered position, T = 1; 0 outside the mask."""
-    mask_BR = rollout.response_mask_BR
-    hidden = [response_hidden(model, rollout)[mask_BR] for model in (student, teacher)]
-    chunks = zip(*(each.split(_CHUNK) for each in hidden), strict=True)
-    kl_N = torch.cat([reverse_kl(student.logits(ours), teacher.logits(theirs)) for ours, theirs in chunks])
-    kl_BR = kl_N.new_zeros(mask_BR.shape)
-    kl_BR[mask_BR] = kl_N
-    return kl_BR
-
-
 def answer_prompts(
     model: LanguageModel,
     prompts: PromptSet,
@@ -66,28 +52,34 @@ def answer_prompts(
 
     A prompt's random stream depends on seed and prompt number only: not on the batch, nor on what was trained.
     """
-    answers: dict[int, Answer] = {}
-    for batch in prompts.batches(batch_size):
-        batch = batch.to(model.device)
-        numbers = batch.records.tolist()
-        seeds = None if seed is None else [seed_for(seed, "evaluation", number) for number in numbers]
-        rollout = decode(
-            model, None, batch, seeds=seeds, stop_ids=stop_ids, pad_id=prompts.pad_id, max_new_tokens=max_new_tokens
-        ).trimmed()
-        kl_B = rollout_reverse_kl(model, teacher, rollout).sum(-1).tolist() if teacher else [None] * len(numbers)
-        for row, number in enumerate(numbers):
-            tokens = rollout.response_ids_BR[row][rollout.response_mask_BR[row]].tolist()
-            ended = tokens[-1] in stop_ids
-            answers[number] = Answer(
-                id=prompts.records[number].id,
-                seed=seed,
-                prompt=prompts.records[number].question,
-                answer=tokenizer.decode(tokens, skip_special_tokens=True).strip(),
-                tokens=tuple(tokens),
-                truncated=not ended,
-                reverse_kl=kl_B[row],
-            )
-    return [answers[number] for number in range(len(prompts))]
+    batch = prompts.batch(range(len(prompts))).to(model.device)
+    rollout = decode(
+        model,
+        None,
+        batch,
+        seeds=None if seed is None else [seed_for(seed, "evaluation", row) for row in range(len(prompts))],
+        batch_size=batch_size,
+        stop_ids=stop_ids,
+        pad_id=prompts.pad_id,
+        max_new_tokens=max_new_tokens,
+    )
+    kl_B = [None] * len(prompts)
+    if teacher:
+        kl_B = rollout_reverse_kl(model, teacher, rollout, LinearLoss(), max_tokens=_MAX_TOKENS).sum(-1).tolist()
+    answers = []
+    for row, record in enumerate(prompts.records):
+        tokens = rollout.response_ids_BR[row][rollout.response_mask_BR[row]].tolist()
+        answer = Answer(
+            id=record.id,
+            seed=seed,
+            prompt=record.question,
+            answer=tokenizer.decode(tokens, skip_special_tokens=True).strip(),
+            tokens=tuple(tokens),
+            truncated=tokens[-1] not in stop_ids,
+            reverse_kl=kl_B[row],
+        )
+        answers.append(answer)
+    return answers
 
 
 def summarise(answers: Sequence[Answer], references: Sequence[Sequence[str]]) -> dict[str, float]:

@@ -1,51 +1,60 @@
 """Rollouts: one pass of decoding yields the tokens and the log-probability of each under student and teacher.
 
-Axes: B rows in the batch, P prompt and R response positions, V shared vocabulary, H teacher width.
+Axes: B rows being decoded, N all prompts, P prompt and R response positions, V shared vocabulary, H teacher width.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.profiler import record_function
 from transformers import DynamicCache
 
+from minillm.draw import Distribution, draw, most_likely
 from minillm.errors import check
-from minillm.losses import log_softmax, mixture_logprobs, raise_half
-from minillm.models import LanguageModel
+from minillm.losses import raise_half
+from minillm.models import LanguageModel, RollingCache
 from minillm.seeding import row_uniforms
 from minillm.types import PromptBatch, Rollout
 
-
-def inverse_cdf(probs: Tensor, uniforms: Tensor) -> Tensor:
-    """One draw a row: the first token whose cumulative probability exceeds u. [B, V], [B] in [0, 1) -> [B] int64.
-
-    Some 40 times as fast as torch.multinomial on a CPU, and a token of probability 0 is never drawn.
-    """
-    cdf = probs.cumsum(-1)
-    total = cdf[:, -1:]
-    # Below the total even where u * total rounds up to it.
-    target = torch.minimum(uniforms.to(cdf).unsqueeze(-1) * total, torch.nextafter(total, torch.zeros_like(total)))
-    return torch.searchsorted(cdf, target, right=True).squeeze(-1)
+_REFILL = 8  # a fraction 1 / _REFILL of the places is free before new prompts are read: a small prefill is a slow one
 
 
 class _Stream:
-    """One model's side of decoding: its cache, and the hidden state that predicts the next token."""
+    """One model's side of decoding: its cache, and the hidden states that predict the next tokens."""
 
-    def __init__(self, model: LanguageModel, ids_BP: Tensor, mask_BP: Tensor):
-        self.model, self.cache = model, DynamicCache(config=model.network.config)
-        self.hidden_BH = model.hidden(ids_BP, mask_BP, self.cache)[:, -1]
+    def __init__(self, model: LanguageModel, cache: RollingCache, temperature: float):
+        self.model, self.cache, self.head = model, cache, model.head(temperature)
+        self.hidden_BH: Tensor | None = None
+        self.starts_B: Tensor | None = None
 
-    def logits(self, temperature: float) -> Tensor:
-        return raise_half(self.model.logits(self.hidden_BH)) / temperature
+    def admit(self, ids_BP: Tensor, lengths: list[int]) -> None:
+        prefilled = DynamicCache()
+        hidden_BPH = self.model.hidden(ids_BP, prefilled)
+        last_B = torch.tensor(lengths, device=ids_BP.device) - 1
+        last_BH = hidden_BPH[torch.arange(len(lengths), device=ids_BP.device), last_B]
+        self.hidden_BH = last_BH if self.hidden_BH is None else torch.cat([self.hidden_BH, last_BH])
+        self.cache.admit(prefilled, lengths)
+        self._note_starts()
 
-    def advance(self, ids_B: Tensor, mask_BK: Tensor) -> None:
-        self.hidden_BH = self.model.hidden(ids_B.unsqueeze(-1), mask_BK, self.cache)[:, -1]
+    def distribution(self) -> Distribution:
+        return Distribution(raise_half(self.head.columns(self.hidden_BH)))
 
-    def keep(self, rows: Tensor) -> None:
-        self.cache.batch_select_indices(rows)
-        self.hidden_BH = self.hidden_BH[rows]
+    def advance(self, ids_B: Tensor) -> None:
+        end = self.cache.end
+        self.hidden_BH = self.model.next_hidden(ids_B, self.cache, self.starts_B)
+        if self.cache.end != end + 1:  # the columns have moved
+            self._note_starts()
+
+    def keep(self, slots: list[int], slots_B: Tensor) -> None:
+        self.cache.keep(slots)
+        self.hidden_BH = self.hidden_BH[slots_B]
+        self._note_starts()
+
+    def _note_starts(self) -> None:
+        self.starts_B = torch.tensor(self.cache.starts, device=self.hidden_BH.device)
 
 
 @torch.no_grad()
@@ -56,74 +65,133 @@ def decode(
     *,
     stop_ids: tuple[int, ...],
     pad_id: int,
-    max_new_tokens: int,
+    max_new_tokens: int | list[int],
     seeds: list[int] | None,
+    batch_size: int,
     alpha: float = 0.0,
     temperature: float = 1.0,
+    keep_hidden: bool = True,
 ) -> Rollout:
-    """Answer every prompt of one batch, token by token from alpha p + (1 - alpha) q.
+    """Answer every prompt, token by token from alpha p + (1 - alpha) q, `batch_size` rows at a time.
 
     Only the models that are given run: the student alone with alpha 0, the teacher alone with alpha 1. Each leaves the
-    log-probs of the chosen tokens, and the teacher the hidden states its logits come from, so nobody has to run it
-    again. seeds: one random stream a row; None decodes greedily. A row ends at its first stop token, which counts, or
-    at `max_new_tokens`.
+    log-probs of the chosen tokens, and with `keep_hidden` the teacher the hidden states its logits come from, so that
+    nobody has to run it again.
+
+    seeds: one random stream a row; None decodes greedily. A row ends at its first stop token, which counts, or at
+    `max_new_tokens` (of all rows, or a list with one limit a row); then it leaves the batch and a waiting prompt takes
+    its place. Prompts are read in the order of their lengths. An answer depends on its row's stream alone, not on the
+    batch, but for rounding: `near_edge_BR` marks the draws that it may turn.
     """
     device, n_rows = prompts.ids_BP.device, len(prompts)
-    uniforms_BR = None if seeds is None else row_uniforms(seeds, max_new_tokens).to(device)
+    limits = [max_new_tokens] * n_rows if isinstance(max_new_tokens, int) else max_new_tokens
+    longest = max(limits)
+    uniforms_NR = None if seeds is None else row_uniforms(seeds, longest).to(device)
     stops = torch.tensor(stop_ids, device=device)
-    models = {"student": student, "teacher": teacher}
+    ids_NP, lengths = _flush_left(prompts)
+    n_slots = min(batch_size, n_rows)
     streams = {
-        name: _Stream(model, prompts.ids_BP, prompts.mask_BP) for name, model in models.items() if model is not None
+        name: _Stream(model, RollingCache(n_slots, max(lengths), longest), temperature)
+        for name, model in (("student", student), ("teacher", teacher))
+        if model is not None
     }
+    shares = [1 - alpha, alpha] if len(streams) == 2 else [1.0]
 
-    out = {"ids": torch.full((n_rows, max_new_tokens), pad_id, device=device)}
-    out["mask"] = torch.zeros(n_rows, max_new_tokens, dtype=torch.bool, device=device)
-    rows = torch.arange(n_rows, device=device)  # which prompts are still in the batch
-    mask_BK = torch.cat([prompts.mask_BP, out["mask"]], dim=1)
-    n_prompt = prompts.ids_BP.shape[1]
+    out = {"ids": torch.full((n_rows, longest), pad_id, device=device)}
+    answered_N = torch.zeros(n_rows, dtype=torch.long, device=device)
 
-    def store(name: str, t: int, values: Tensor) -> None:
+    def store(name: str, values: Tensor) -> None:
         if name not in out:
-            out[name] = values.new_zeros(n_rows, max_new_tokens, *values.shape[1:])
-        out[name][rows, t] = values
+            out[name] = values.new_zeros(n_rows, longest, *values.shape[1:])
+        out[name][rows_B, steps_B] = values
 
-    for t in range(max_new_tokens):
-        logprobs = {name: log_softmax(stream.logits(temperature)) for name, stream in streams.items()}
-        if len(streams) == 2:
-            mixed_BV = mixture_logprobs(logprobs["student"], logprobs["teacher"], alpha)
-        else:
-            (mixed_BV,) = logprobs.values()
-        ids = mixed_BV.argmax(-1) if uniforms_BR is None else inverse_cdf(mixed_BV.exp(), uniforms_BR[rows, t])
-        store("ids", t, ids)
-        store("mask", t, torch.ones_like(ids, dtype=torch.bool))
-        for name, each in logprobs.items():
-            store(name, t, each.gather(-1, ids.unsqueeze(-1)).squeeze(-1))
-        if teacher is not None:
-            store("hidden", t, streams["teacher"].hidden_BH)
+    waiting = sorted(range(n_rows), key=lengths.__getitem__)
+    rows: list[int] = []  # which prompt is in each place, and how many tokens it has answered
+    steps: list[int] = []
+    rows_B = steps_B = torch.empty(0, dtype=torch.long, device=device)
+    alive_B = torch.empty(0, dtype=torch.bool, device=device)
+    look_every = _look_every(device)
+    while rows or waiting:
+        free = n_slots - len(rows)
+        if waiting and free >= min(len(waiting), max(1, n_slots // _REFILL)):
+            new, waiting = waiting[:free], waiting[free:]
+            width = max(lengths[row] for row in new)
+            new_B = torch.tensor(new, device=device)
+            for name, stream in streams.items():
+                with record_function(f"rollout: prompts, {name}"):
+                    stream.admit(ids_NP[new_B, :width], [lengths[row] for row in new])
+            rows, steps = rows + new, steps + [0] * len(new)
+            rows_B = torch.cat([rows_B, new_B])
+            steps_B = torch.cat([steps_B, torch.zeros_like(new_B)])
+            alive_B = torch.cat([alive_B, torch.ones_like(new_B, dtype=torch.bool)])
 
-        alive = ~torch.isin(ids, stops)
-        if t + 1 == max_new_tokens or not alive.any():
-            break
-        if not alive.all():  # finished rows leave the batch
-            keep = alive.nonzero().squeeze(-1)
-            rows, ids, mask_BK = rows[keep], ids[keep], mask_BK[keep]
+        with record_function("rollout: heads"):
+            each = {name: stream.distribution() for name, stream in streams.items()}
+        with record_function("rollout: draw"):
+            if uniforms_NR is None:
+                ids_B, near_B = most_likely(*each.values()), torch.zeros_like(alive_B)
+            else:
+                parts = list(zip(each.values(), shares, strict=True))
+                ids_B, near_B = draw(parts, uniforms_NR[rows_B, steps_B])
+        store("ids", torch.where(alive_B, ids_B, pad_id))
+        store("near", near_B & alive_B)
+        for name, distribution in each.items():
+            store(name, distribution.logprobs(ids_B))
+        if teacher is not None and keep_hidden:
+            store("hidden", streams["teacher"].hidden_BH)
+        answered_N[rows_B] += alive_B
+        alive_B = alive_B & ~torch.isin(ids_B, stops)
+        steps, steps_B = [step + 1 for step in steps], steps_B + 1
+
+        full = [step == limits[row] for row, step in zip(rows, steps, strict=True)]
+        ended = full
+        if max(steps) % look_every == 0 or any(full):
+            ended = [stop or not alive for stop, alive in zip(full, alive_B.tolist(), strict=True)]
+        if any(ended):
+            slots = _close_gaps(ended)
+            slots_B = torch.tensor(slots, dtype=torch.long, device=device)
+            rows, steps = [rows[slot] for slot in slots], [steps[slot] for slot in slots]
+            rows_B, steps_B, alive_B, ids_B = (each[slots_B] for each in (rows_B, steps_B, alive_B, ids_B))
             for stream in streams.values():
-                stream.keep(keep)
-        mask_BK[:, n_prompt + t] = True
-        for stream in streams.values():
-            stream.advance(ids, mask_BK[:, : n_prompt + t + 1])
+                stream.keep(slots, slots_B)
+        if rows:
+            for name, stream in streams.items():
+                with record_function(f"rollout: {name}"):
+                    stream.advance(ids_B)
 
+    mask_NR = torch.arange(longest, device=device) < answered_N.unsqueeze(-1)
     return Rollout(
         prompt_ids_BP=prompts.ids_BP,
         prompt_mask_BP=prompts.mask_BP,
         response_ids_BR=out["ids"],
-        response_mask_BR=out["mask"],
+        response_mask_BR=mask_NR,
         student_logprobs_BR=out.get("student"),
         teacher_logprobs_BR=out.get("teacher"),
         teacher_hidden_BRH=out.get("hidden"),
+        near_edge_BR=out["near"],
         alpha=alpha,
         temperature=temperature,
-    )
+    ).trimmed()
+
+
+def _look_every(device: torch.device) -> int:
+    """Tokens between two looks at which rows have ended: a look makes the host wait for an accelerator."""
+    return 1 if device.type == "cpu" else 8
+
+
+def _flush_left(prompts: PromptBatch) -> tuple[Tensor, list[int]]:
+    """[N, P] prompts that begin at column 0, and their lengths."""
+    n_columns = prompts.ids_BP.shape[1]
+    lengths_N = prompts.mask_BP.sum(-1)
+    columns_NP = torch.arange(n_columns, device=lengths_N.device) + (n_columns - lengths_N).unsqueeze(-1)
+    return prompts.ids_BP.gather(1, columns_NP.clamp(max=n_columns - 1)), lengths_N.tolist()
+
+
+def _close_gaps(ended: list[bool]) -> list[int]:
+    """Places of the rows that go on; rows at the end move into the gaps, the others stay where they are."""
+    n_left = ended.count(False)
+    movers = [slot for slot in range(n_left, len(ended)) if not ended[slot]]
+    return [movers.pop() if ended[slot] else slot for slot in range(n_left)]
 
 
 @dataclass(frozen=True)
@@ -153,9 +221,10 @@ class Sampler:
         *,
         stop_ids: tuple[int, ...],
         pad_id: int,
+        keep_hidden: bool = True,
     ) -> Rollout:
         """Answers for all prompts. With alpha 0 the teacher takes no part; see `scoring.with_teacher`."""
-        return decode_all(
+        return decode(
             student,
             teacher if self.alpha else None,
             prompts,
@@ -166,23 +235,5 @@ class Sampler:
             max_new_tokens=self.max_new_tokens,
             alpha=self.alpha,
             temperature=self.temperature,
+            keep_hidden=keep_hidden,
         )
-
-
-def decode_all(
-    student: LanguageModel | None,
-    teacher: LanguageModel | None,
-    prompts: PromptBatch,
-    *,
-    seeds: list[int] | None,
-    batch_size: int,
-    **settings,
-) -> Rollout:
-    """`decode` in batches of `batch_size` rows, joined and trimmed to the longest answer."""
-    parts = []
-    for start in range(0, len(prompts), batch_size):
-        rows = slice(start, start + batch_size)
-        parts.append(decode(student, teacher, prompts.rows(rows), seeds=seeds and seeds[rows], **settings))
-    names = [name for name, value in vars(parts[0]).items() if isinstance(value, Tensor)]
-    joined = {name: torch.cat([getattr(part, name) for part in parts]) for name in names}
-    return replace(parts[0], **joined).trimmed()

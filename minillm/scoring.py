@@ -1,4 +1,4 @@
-"""What a model says about answers that are already there: hidden states and log-probs at response positions."""
+"""What models say about answers that are already there."""
 
 from __future__ import annotations
 
@@ -7,37 +7,49 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from minillm.losses import token_logprobs
+from minillm.linear_loss import REVERSE_KL, LinearLoss
 from minillm.models import LanguageModel
+from minillm.packing import micro_batches
 from minillm.types import Rollout
 
 
-def response_hidden(model: LanguageModel, rollout: Rollout) -> Tensor:
-    """[B, R, H]: the state at prompt position P - 1 + t predicts response token t. Gradients as the caller has set."""
-    n_prompt = rollout.prompt_ids_BP.shape[1]
-    hidden_BSH = model.hidden(rollout.ids_BS[:, :-1], rollout.mask_BS[:, :-1])
-    return hidden_BSH[:, n_prompt - 1 :]
+@torch.no_grad()
+def with_teacher(
+    rollout: Rollout, teacher: LanguageModel, linear_loss: LinearLoss, *, max_tokens: int, keep_hidden: bool = True
+) -> Rollout:
+    """The rollout with the teacher's log-probs and hidden states, by one forward pass if decoding left none.
 
-
-def response_logits(model: LanguageModel, hidden_BRH: Tensor, mask_BR: Tensor) -> Tensor:
-    """[N, V]: logits at the N positions that count only, row after row."""
-    return model.logits(hidden_BRH[mask_BR])
+    `max_tokens` go through the teacher at a time. keep_hidden=False leaves the hidden states out.
+    """
+    if rollout.teacher_logprobs_BR is not None:
+        return rollout
+    shape = rollout.response_mask_BR.shape
+    logprobs = hidden = None
+    for micro in micro_batches(rollout, max_tokens):
+        side = micro.side(teacher, rollout.temperature)
+        values_N = linear_loss.values(side, None, micro.take(rollout.response_ids_BR)).logprobs_N
+        if logprobs is None:
+            logprobs = values_N.new_zeros(shape[0] * shape[1])
+            hidden = side.hidden_NH.new_zeros(shape[0] * shape[1], side.hidden_NH.shape[1]) if keep_hidden else None
+        logprobs[micro.token_N] = values_N
+        if keep_hidden:
+            hidden[micro.token_N] = side.hidden_NH
+    return replace(
+        rollout,
+        teacher_logprobs_BR=logprobs.view(shape),
+        teacher_hidden_BRH=hidden.view(*shape, -1) if keep_hidden else None,
+    )
 
 
 @torch.no_grad()
-def with_teacher(rollout: Rollout, teacher: LanguageModel, *, batch_size: int) -> Rollout:
-    """The rollout with the teacher's hidden states and log-probs, by one forward pass if decoding left none."""
-    if rollout.teacher_hidden_BRH is not None:
-        return rollout
-    mask_BR = rollout.response_mask_BR
-    hidden_parts, logprobs_BR = [], torch.zeros(mask_BR.shape, device=mask_BR.device)
-    for start in range(0, len(rollout), batch_size):
-        rows = slice(start, start + batch_size)
-        part = rollout.rows(rows)
-        hidden_BRH = response_hidden(teacher, part)
-        logits_NV = response_logits(teacher, hidden_BRH, part.response_mask_BR) / rollout.temperature
-        logprobs_N = token_logprobs(logits_NV, part.response_ids_BR[part.response_mask_BR])
-        logprobs_BR = logprobs_BR.to(logprobs_N.dtype)
-        logprobs_BR[rows][part.response_mask_BR] = logprobs_N
-        hidden_parts.append(hidden_BRH)
-    return replace(rollout, teacher_hidden_BRH=torch.cat(hidden_parts), teacher_logprobs_BR=logprobs_BR)
+def rollout_reverse_kl(
+    student: LanguageModel, teacher: LanguageModel, rollout: Rollout, linear_loss: LinearLoss, *, max_tokens: int
+) -> Tensor:
+    """[B, R]: exact KL[q || p] over the whole vocabulary at each answered position, T = 1; 0 outside the mask."""
+    kl_BR = torch.zeros(rollout.response_mask_BR.shape, device=rollout.response_ids_BR.device)
+    for micro in micro_batches(rollout, max_tokens):
+        sides = micro.side(student), micro.side(teacher)
+        values_N = linear_loss.values(*sides, micro.take(rollout.response_ids_BR), (REVERSE_KL,)).reverse_kl_N
+        kl_BR = kl_BR.to(values_N)
+        kl_BR.view(-1)[micro.token_N] = values_N
+    return kl_BR

@@ -6,6 +6,7 @@ L block length. Masks are bool, True = counts; no mask is ever rebuilt from ids.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 
 import torch
@@ -47,7 +48,8 @@ class PromptBatch(_Rows):
 @dataclass(frozen=True)
 class Rollout(_Rows):
     """Prompts with their sampled answers. Log-probabilities are of the chosen tokens under the full distributions at
-    `temperature`; `alpha` is the teacher's share in the mixture they were drawn from."""
+    `temperature`; `alpha` is the teacher's share in the mixture they were drawn from. `near_edge_BR` marks draws so
+    close to the edge of a token's share that rounding may decide (see `draw`)."""
 
     prompt_ids_BP: Tensor
     prompt_mask_BP: Tensor
@@ -56,6 +58,7 @@ class Rollout(_Rows):
     student_logprobs_BR: Tensor | None = None
     teacher_logprobs_BR: Tensor | None = None
     teacher_hidden_BRH: Tensor | None = None
+    near_edge_BR: Tensor | None = None
     alpha: float = 0.0
     temperature: float = 1.0
 
@@ -88,6 +91,21 @@ class Experience(Rollout):
     advantages_BR: Tensor | None = None
     single_weights_BR: Tensor | None = None
     long_weights_BR: Tensor | None = None
+
+    def terms(self, take: Callable[[Tensor], Tensor]) -> PolicyTerms:
+        """Of the tokens that `take` takes out of [B, R]."""
+        tensors = (self.student_logprobs_BR, self.advantages_BR, self.single_weights_BR, self.long_weights_BR)
+        return PolicyTerms(*map(take, tensors))
+
+
+@dataclass(frozen=True)
+class PolicyTerms(_Rows):
+    """Of N counted tokens: log q(y) when they were sampled, and their constants from the `Experience`."""
+
+    old_logprobs_N: Tensor
+    advantages_N: Tensor
+    single_weights_N: Tensor
+    long_weights_N: Tensor
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,16 @@
-"""Prompts for the tiny models of conftest.py."""
+"""Prompts for the tiny models of conftest.py, and other roads to what the package computes."""
 
 import torch
 
 from minillm.data.prompts import pad
+from minillm.linear_loss import LinearLoss, Side
+from minillm.models import Head
 from minillm.types import PromptBatch
 
 PROMPTS = [[7, 9, 12], [5, 0, 8, 11, 30, 6, 10], [14, 15, 16, 17, 18]]  # the second has an eos (0) inside
+# Every test of a loss runs on both: all tokens at once by autograd, and chunks of a few tokens in closed form.
+ROADS = [LinearLoss(chunk_mb=None), LinearLoss(chunk_mb=5e-4)]
+ROAD_NAMES = ["plain", "chunked"]
 
 
 def prompt_batch(rows=PROMPTS, pad_id: int = 0, extra: int = 0) -> PromptBatch:
@@ -14,3 +19,16 @@ def prompt_batch(rows=PROMPTS, pad_id: int = 0, extra: int = 0) -> PromptBatch:
     ids = torch.nn.functional.pad(ids, (extra, 0), value=pad_id)
     mask = torch.nn.functional.pad(mask, (extra, 0), value=False)
     return PromptBatch(ids, mask, torch.arange(len(rows)))
+
+
+def logits_side(logits_NV) -> Side:
+    """Given logits as a side: the head is the identity."""
+    return Side(logits_NV, Head(torch.eye(logits_NV.shape[-1], dtype=logits_NV.dtype)))
+
+
+def own_logits(network, rollout) -> torch.Tensor:
+    """[N, V] at the counted positions, by the network's own forward pass over left-padded rows."""
+    mask = rollout.mask_BS
+    positions = (mask.long().cumsum(-1) - 1).clamp(min=0)
+    logits = network(input_ids=rollout.ids_BS, attention_mask=mask.long(), position_ids=positions).logits
+    return logits[:, rollout.prompt_ids_BP.shape[1] - 1 : -1][rollout.response_mask_BR]

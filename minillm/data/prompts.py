@@ -54,11 +54,6 @@ class PromptSet:
             references = pad([self.reference_ids[row] for row in rows], self.pad_id, left=False)
         return PromptBatch(ids_BP, mask_BP, torch.tensor(list(rows)), index, *references)
 
-    def batches(self, size: int) -> list[PromptBatch]:
-        """All prompts once, shortest first, so that little is padding."""
-        order = sorted(range(len(self)), key=lambda row: (len(self.prompt_ids[row]), row))
-        return [self.batch(order[start : start + size], start // size) for start in range(0, len(order), size)]
-
 
 def build_prompts(
     records: Sequence[Record],

@@ -2,6 +2,8 @@
 
 from minillm.models.architecture import Architecture
 from minillm.models.checkpoint import Attention, Checkpoint, Dtype, choose_dtype, device_of
+from minillm.models.head import Head
+from minillm.models.kv_cache import RollingCache
 from minillm.models.language_model import LanguageModel
 from minillm.models.pair import ModelPair, Pair, PrunedTeacher, pair_of, solo
 from minillm.models.prune import keep_layers
@@ -11,10 +13,12 @@ __all__ = [
     "Attention",
     "Checkpoint",
     "Dtype",
+    "Head",
     "LanguageModel",
     "ModelPair",
     "Pair",
     "PrunedTeacher",
+    "RollingCache",
     "choose_dtype",
     "device_of",
     "keep_layers",

@@ -36,11 +36,13 @@ def device_of(name: str) -> torch.device:
 class Checkpoint:
     """`source` is a hub id (`owner/name` or `owner/name@revision`), a directory, a .gguf file, or `package:NAME`.
 
-    `architecture`, where given, is compared with what is found, so that a plan made from it stays true.
+    `architecture`, where given, is compared with what is found, so that a plan made from it stays true. `offload` is
+    for a teacher on a GPU: its body waits on the CPU during updates, its head stays.
     """
 
     source: str
     architecture: Architecture | None = None
+    offload: bool = False
 
     def __post_init__(self):
         usable = isinstance(self.source, str) and bool(self.source.strip())

@@ -1,15 +1,20 @@
 """A stock causal language model seen as hidden states and a linear head.
 
-Axes: B rows, S positions (new ones when a cache is given), K all positions seen so far, H width, V shared vocabulary.
+Axes: B rows, S positions, K columns of the cache in use, H width, V shared vocabulary.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import Cache, PreTrainedModel
 
 from minillm.errors import ModelError
+from minillm.models.head import Head
+from minillm.models.kv_cache import RollingCache
 
 
 class LanguageModel:
@@ -22,10 +27,12 @@ class LanguageModel:
     def __init__(self, network: PreTrainedModel, n_vocab: int | None = None):
         self.network = network
         self.n_vocab = n_vocab or network.get_output_embeddings().weight.shape[0]
-        config = network.config
-        # Granite divides the logits, Cohere multiplies them, Gemma caps them; other families leave them alone.
-        self._scale = getattr(config, "logit_scale", None) or 1 / (getattr(config, "logits_scaling", None) or 1)
-        self._softcap = getattr(config, "final_logit_softcapping", None)
+        # Then attention takes the mask as it is; elsewhere transformers makes its own at each step.
+        self._plain_mask = network.config._attn_implementation == "sdpa" and not getattr(
+            network.config, "sliding_window", None
+        )
+
+        self.offload = False
 
     @property
     def device(self) -> torch.device:
@@ -36,37 +43,58 @@ class LanguageModel:
         self.network.requires_grad_(False).eval()
         return self
 
-    def hidden(self, ids_BS: Tensor, mask_BK: Tensor, cache: Cache | None = None) -> Tensor:
-        """Last hidden states [B, S, H] of the new ids; `mask_BK` covers cached and new positions.
+    def body(self) -> list[Tensor]:
+        """Weights and buffers that the head does not need; tied embeddings are the head's."""
+        kept = {id(each) for each in self.network.get_output_embeddings().parameters()}
+        return [each for each in (*self.network.parameters(), *self.network.buffers()) if id(each) not in kept]
 
-        Positions are counted over the mask, so left padding changes no number.
-        """
-        position_BK = (mask_BK.long().cumsum(-1) - 1).clamp(min=0)
-        output = self.network.base_model(
-            input_ids=ids_BS,
-            attention_mask=mask_BK.long(),
-            position_ids=position_BK[:, -ids_BS.shape[1] :],
-            past_key_values=cache,
-            use_cache=cache is not None,
+    @contextmanager
+    def body_away(self) -> Iterator[None]:
+        """With `offload`: the body is on the CPU meanwhile, so that only the head can be used."""
+        home = self.device
+        moved = self.body() if self.offload and home.type != "cpu" else []
+        for each in moved:
+            each.data = each.data.to("cpu")
+        try:
+            yield
+        finally:
+            for each in moved:
+                each.data = each.data.to(home)
+
+    def head(self, temperature: float = 1.0) -> Head:
+        """The output layer, cut to the shared vocabulary."""
+        layer, config = self.network.get_output_embeddings(), self.network.config
+        return Head(
+            layer.weight[: self.n_vocab],
+            None if layer.bias is None else layer.bias[: self.n_vocab],
+            scale=getattr(config, "logit_scale", None) or 1 / (getattr(config, "logits_scaling", None) or 1),
+            softcap=getattr(config, "final_logit_softcapping", None),
+            temperature=temperature,
         )
+
+    def hidden(self, ids_BS: Tensor, cache: Cache | None = None) -> Tensor:
+        """Last hidden states [B, S, H] of rows that begin at column 0.
+
+        Padding after a row's end needs no mask: attention looks back only, and nobody reads what comes out there.
+        """
+        output = self.network.base_model(input_ids=ids_BS, past_key_values=cache, use_cache=cache is not None)
         return output.last_hidden_state
 
-    def logits(self, hidden: Tensor) -> Tensor:
-        """[..., H] -> [..., V], scaled and capped as the family does."""
-        head: nn.Linear = self.network.get_output_embeddings()
-        weight = head.weight[: self.n_vocab]
-        if hidden.device.type == "cpu" and hidden.dim() == 2 and len(hidden) <= 64 and not torch.is_grad_enabled():
-            # A skinny product is some 3 times as fast this way round on a CPU.
-            logits = (weight @ hidden.T).T.contiguous()
-        else:
-            logits = hidden @ weight.T
-        if head.bias is not None:
-            logits = logits + head.bias[: self.n_vocab]
-        if self._scale != 1:
-            logits = logits * self._scale
-        if self._softcap is not None:
-            logits = torch.tanh(logits / self._softcap) * self._softcap
-        return logits
+    def next_hidden(self, ids_B: Tensor, cache: RollingCache, starts_B: Tensor) -> Tensor:
+        """[B, H] of one more token a row; `starts_B` are `cache.starts` as a tensor."""
+        mask = None
+        if not cache.even:
+            mask = torch.arange(cache.first, cache.end + 1, device=ids_B.device) >= starts_B.unsqueeze(-1)
+            mask = mask[:, None, None] if self._plain_mask else mask
+        output = self.network.base_model(
+            input_ids=ids_B.unsqueeze(-1),
+            attention_mask=mask,
+            position_ids=(cache.end - starts_B).unsqueeze(-1),
+            past_key_values=cache,
+            use_cache=True,
+        )
+        cache.advance()
+        return output.last_hidden_state[:, -1]
 
     @torch.no_grad()
     def verify_head(self) -> None:
@@ -76,9 +104,8 @@ class LanguageModel:
             ModelError: the family computes its logits in a way that this class does not know.
         """
         ids = torch.arange(4, device=self.device).remainder(self.n_vocab).unsqueeze(0)
-        mask = torch.ones_like(ids, dtype=torch.bool)
-        own = self.network(input_ids=ids, attention_mask=mask.long(), use_cache=False).logits[..., : self.n_vocab]
-        ours = self.logits(self.hidden(ids, mask))
+        own = self.network(input_ids=ids, use_cache=False).logits[..., : self.n_vocab]
+        ours = self.head()(self.hidden(ids))
         tolerance = 1e-3 if own.dtype in (torch.float32, torch.float64) else 5e-2
         error = ((own - ours).abs().max() / own.abs().max().clamp(min=1)).item()
         if not error <= tolerance:

@@ -103,7 +103,9 @@ class ModelPair:
                 parameter.data = parameter.data.to(dtypes["teacher"])
         else:
             student, tokenizer = self._load("student", dtypes["student"])
-        return pair_of(student.to(device), teacher.to(device), tokenizer, teacher_tokenizer)
+        pair = pair_of(student.to(device), teacher.to(device), tokenizer, teacher_tokenizer)
+        pair.teacher.offload = self.teacher.offload
+        return pair
 
     def dtypes(self, device: torch.device) -> dict[str, torch.dtype]:
         """Of `student` and `teacher`. With `auto` the weights that are trained stay float32: a step of 5e-6 is lost in

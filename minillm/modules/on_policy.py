@@ -6,39 +6,57 @@ checkpoint needs weights, optimizer and three integers. All randomness is a func
 
 from __future__ import annotations
 
-import time
 from collections import defaultdict
 from dataclasses import dataclass
+from functools import partial
+from typing import Literal
 
 import lightning as L
 import torch
 from torch import Tensor
+from torch.profiler import record_function
 
 from minillm.errors import check
+from minillm.linear_loss import LinearLoss, Objective, Side, TokenValues
+from minillm.machine import Phases
 from minillm.models import LanguageModel, Pair
 from minillm.modules.start import SupervisedStart
-from minillm.objectives import MiniLLM, PretrainLoss, mixed_cross_entropy
+from minillm.objectives import MiniLLM, PretrainLoss, cross_entropy_wanted, mixed_cross_entropy
 from minillm.optim import Optim
+from minillm.packing import MicroBatch, micro_batches
 from minillm.sampling import Sampler
-from minillm.scoring import response_hidden, response_logits, with_teacher
+from minillm.scoring import with_teacher
 from minillm.seeding import seed_for
-from minillm.types import Experience, Rollout, TrainBatch
+from minillm.types import Experience, LossOutput, Rollout, TrainBatch
 
 
 @dataclass(frozen=True)
 class OnPolicy:
     """The config group `regime`: sizes of the loop, all global (paper: 256 rollouts, mini-batches of 64, 4 inner
-    epochs, 5,000 optimizer steps). `microbatch_size` rows go through the models at a time and change no number."""
+    epochs, 5,000 optimizer steps).
+
+    `microbatch_tokens` (rows times columns) and at most `microbatch_size` rows go through the models at a time; they
+    change no number. teacher_states: `keep` the teacher's hidden states of a rollout (tokens x width numbers), so that
+    inner epochs need its head only, or `recompute` them by a forward pass in each.
+    """
 
     rollouts: int = 256
     minibatch_size: int = 64
-    microbatch_size: int = 8
+    microbatch_tokens: int = 4096
+    microbatch_size: int | None = None
     inner_epochs: int = 4
     max_steps: int = 5000
+    teacher_states: Literal["keep", "recompute"] = "keep"
 
     def __post_init__(self):
-        sizes = ("rollouts", "minibatch_size", "microbatch_size", "inner_epochs", "max_steps")
-        check(*((getattr(self, name) > 0, f"{name}={getattr(self, name)}: wanted a positive number") for name in sizes))
+        sizes = ("rollouts", "minibatch_size", "microbatch_tokens", "inner_epochs", "max_steps")
+        check(
+            *((getattr(self, name) > 0, f"{name}={getattr(self, name)}: wanted a positive number") for name in sizes),
+            (
+                self.microbatch_size is None or self.microbatch_size > 0,
+                f"microbatch_size={self.microbatch_size}: wanted a positive number of rows, or null",
+            ),
+        )
         check(
             (
                 self.rollouts % self.minibatch_size == 0,
@@ -64,6 +82,7 @@ class OnPolicyDistillation(L.LightningModule):
         objective: MiniLLM,
         sampler: Sampler,
         regulariser: PretrainLoss,
+        linear_loss: LinearLoss,
         optim: Optim,
         regime: OnPolicy,
         start: SupervisedStart,
@@ -75,9 +94,11 @@ class OnPolicyDistillation(L.LightningModule):
         self.pair = pair
         self.model = LanguageModel(pair.student, pair.n_vocab)
         self.objective, self.sampler, self.regulariser = objective, sampler, regulariser
+        self.linear_loss = linear_loss
         self.optim, self.regime, self.start, self.seed = optim, regime, start, seed
         self.round = self.start_step = self.step = 0
         self.metrics: dict[str, float] = {}
+        self.phases = Phases(self.device)
 
     @property
     def in_start(self) -> bool:
@@ -99,6 +120,7 @@ class OnPolicyDistillation(L.LightningModule):
 
     def training_step(self, batch: TrainBatch, batch_idx: int) -> None:
         self.student.train()  # dropout is off in the config
+        self.phases = Phases(self.device)
         self.metrics = self._start_round(batch) if self.in_start else self._distill_round(batch)
         self.round = batch.prompts.index + 1
         if self.step >= self.regime.max_steps:
@@ -107,59 +129,63 @@ class OnPolicyDistillation(L.LightningModule):
     # -- phase 0: supervised start ------------------------------------------------------------------------------
 
     def _start_round(self, batch: TrainBatch) -> dict[str, float]:
-        answers = self.start.answers(batch.prompts, self.pair, self.sampler, self.seed)
+        with self.phases("rollout"):
+            answers = self.start.answers(batch.prompts, self.pair, self.sampler, self.seed)
+        with self.phases("score"):
+            if self.start.kd_ratio > 0:
+                answers = self._with_teacher(answers)
         sums, n_steps = defaultdict(float), 0
         for rows in torch.arange(len(answers)).split(self.start.minibatch_size):
             if not self.in_start:
                 break
-            minibatch = answers.rows(rows.to(self.device))
-            n_tokens = minibatch.response_mask_BR.sum()
-            for micro in self._micro_batches(minibatch):
-                student_NV, teacher_NV = self._logits(micro, with_teacher=self.start.kd_ratio > 0)
-                ids_N = micro.response_ids_BR[micro.response_mask_BR]
-                output = mixed_cross_entropy(
-                    student_NV, teacher_NV, ids_N, kd_ratio=self.start.kd_ratio, n_tokens=n_tokens
-                )
-                self.manual_backward(output.loss)
-                _add(sums, {"start/loss": output.loss.detach()})
-            _add(sums, {"optim/grad_norm": self._update(self.start.rate(self.start_step))})
+            with self.phases("update"):
+                _add(sums, self._start_gradients(answers.rows(rows.to(self.device))))
+                _add(sums, {"optim/grad_norm": self._update(self.start.rate(self.start_step))})
             self.start_step += 1
             n_steps += 1
         if not self.in_start:
             # MiniLLM begins with a fresh optimizer, as from the checkpoint of a separate supervised run.
             self.optimizers().optimizer.state.clear()
-        return _means(sums, n_steps)
+        return _means(sums, n_steps) | self.phases.metrics()
+
+    def _start_gradients(self, minibatch: Rollout) -> dict[str, Tensor]:
+        kd_ratio = self.start.kd_ratio
+        objective = partial(mixed_cross_entropy, kd_ratio=kd_ratio, n_tokens=minibatch.response_mask_BR.sum())
+        sums = defaultdict(float)
+        for micro in self._micro_batches(minibatch):
+            output = self._gradients(micro, cross_entropy_wanted(kd_ratio), lambda values, rows: objective(values))
+            _add(sums, {"start/loss": output.loss.detach()})
+        return sums
 
     # -- MiniLLM --------------------------------------------------------------------------------------------------
 
     def rollout(self, batch: TrainBatch) -> Rollout:
         """Answers from p~ = alpha p + (1 - alpha) q, with both models' log-probs and the teacher's hidden states."""
         seeds = [seed_for(self.seed, "rollout", batch.prompts.index, row) for row in range(len(batch.prompts))]
-        ends = dict(stop_ids=self.pair.stop_ids, pad_id=self.pair.pad_id)
-        rollout = self.sampler.rollout(self.model, self.pair.teacher, batch.prompts, seeds, **ends)
-        return with_teacher(rollout, self.pair.teacher, batch_size=self.regime.microbatch_size)
+        ends = dict(stop_ids=self.pair.stop_ids, pad_id=self.pair.pad_id, keep_hidden=self._keep)
+        with self.phases("rollout"):
+            rollout = self.sampler.rollout(self.model, self.pair.teacher, batch.prompts, seeds, **ends)
+        with self.phases("score"):
+            return self._with_teacher(rollout)
 
     def _distill_round(self, batch: TrainBatch) -> dict[str, float]:
-        began = time.perf_counter()
         rollout = self.rollout(batch)
-        sampled = time.perf_counter()
         experience = self.objective.prepare(rollout)
         sums, n_steps = defaultdict(float), 0
-        for epoch in range(self.regime.inner_epochs):
-            generator = torch.Generator().manual_seed(seed_for(self.seed, "inner", batch.prompts.index, epoch))
-            for rows in torch.randperm(len(rollout), generator=generator).split(self.regime.minibatch_size):
-                if self.step >= self.regime.max_steps:
-                    break  # the last rollout is cut at max_steps
-                _add(sums, self._policy_gradients(experience.rows(rows.to(self.device))))
-                if self.regulariser.on:
-                    _add(sums, self._corpus_gradients(batch.corpus_SML[n_steps]))
-                rate = self.optim.rate(self.step, self.regime.max_steps)
-                _add(sums, {"optim/grad_norm": self._update(rate), "optim/learning_rate": rate})
-                self.step += 1
-                n_steps += 1
-        updated = time.perf_counter()
-        times = {"time/rollout": sampled - began, "time/update": updated - sampled}
-        return _means(sums, n_steps) | self._rollout_metrics(rollout, times["time/rollout"]) | times
+        with self.phases("update"), self.pair.teacher.body_away():
+            for epoch in range(self.regime.inner_epochs):
+                generator = torch.Generator().manual_seed(seed_for(self.seed, "inner", batch.prompts.index, epoch))
+                for rows in torch.randperm(len(rollout), generator=generator).split(self.regime.minibatch_size):
+                    if self.step >= self.regime.max_steps:
+                        break  # the last rollout is cut at max_steps
+                    _add(sums, self._policy_gradients(experience.rows(rows.to(self.device))))
+                    if self.regulariser.on:
+                        _add(sums, self._corpus_gradients(batch.corpus_SML[n_steps]))
+                    rate = self.optim.rate(self.step, self.regime.max_steps)
+                    _add(sums, {"optim/grad_norm": self._update(rate), "optim/learning_rate": rate})
+                    self.step += 1
+                    n_steps += 1
+        return _means(sums, n_steps) | self._rollout_metrics(rollout) | self.phases.metrics()
 
     def _policy_gradients(self, minibatch: Experience) -> dict[str, Tensor]:
         normaliser = self.objective.normaliser(minibatch.response_mask_BR)
@@ -167,52 +193,78 @@ class OnPolicyDistillation(L.LightningModule):
         sums = defaultdict(float)
         for micro in micros:
             if self.objective.denominator == "micro_batch":
-                normaliser = micro.response_mask_BR.sum() * len(micros)
-            output = self.objective.loss(*self._logits(micro), micro, normaliser)
-            self.manual_backward(output.loss)
+                normaliser = torch.tensor(len(micro) * len(micros))
+            terms = minibatch.terms(micro.take)
+
+            def objective(values: TokenValues, rows: slice, terms=terms, normaliser=normaliser) -> LossOutput:
+                return self.objective.loss(values, terms.rows(rows), normaliser)
+
+            output = self._gradients(micro, self.objective.wanted, objective, minibatch.temperature)
             _add(sums, {"train/loss": output.loss.detach()} | {f"train/{k}": v for k, v in output.parts.items()})
         return sums
 
     def _corpus_gradients(self, blocks_ML: Tensor) -> dict[str, Tensor]:
         n_tokens = blocks_ML[:, 1:].numel()
         sums = defaultdict(float)
-        for ids_ML in blocks_ML.split(self.regime.microbatch_size):
-            mask_ML = torch.ones_like(ids_ML, dtype=torch.bool)
+        for ids_ML in blocks_ML.split(max(1, self.regime.microbatch_tokens // blocks_ML.shape[1])):
 
-            def logits_NV(model: LanguageModel, ids_ML=ids_ML, mask_ML=mask_ML) -> Tensor:
-                return model.logits(model.hidden(ids_ML[:, :-1], mask_ML[:, :-1]).flatten(0, 1))
+            def side(model: LanguageModel, ids_ML=ids_ML) -> Side:
+                return Side(model.hidden(ids_ML[:, :-1]).flatten(0, 1), model.head())
 
-            teacher_NV = None
-            if self.regulariser.kd_ratio > 0:
-                with torch.no_grad():
-                    teacher_NV = logits_NV(self.pair.teacher)
-            output = self.regulariser.loss(logits_NV(self.model), teacher_NV, ids_ML[:, 1:].flatten(), n_tokens)
-            self.manual_backward(output.loss)
+            with torch.no_grad():
+                teacher = side(self.pair.teacher) if self.regulariser.wanted else None
+            output = self._backward(
+                side(self.model),
+                teacher,
+                ids_ML[:, 1:].flatten(),
+                self.regulariser.wanted,
+                lambda values, rows: self.regulariser.loss(values, n_tokens),
+            )
             _add(sums, {"train/pretrain": output.loss.detach()})
         return sums
 
     # -- shared ---------------------------------------------------------------------------------------------------
 
-    def _micro_batches(self, minibatch: Rollout) -> list[Rollout]:
-        """Rows of similar length together, without the columns that none of them uses."""
-        order = minibatch.mask_BS.sum(-1).argsort(stable=True)
-        return [minibatch.rows(rows).trimmed() for rows in order.split(self.regime.microbatch_size)]
+    @property
+    def _keep(self) -> bool:
+        return self.regime.teacher_states == "keep"
 
-    def _logits(self, micro: Rollout, with_teacher: bool = True) -> tuple[Tensor, Tensor | None]:
-        """[N, V] of student and teacher at the counted positions; the teacher's from its kept hidden states."""
-        mask_BR = micro.response_mask_BR
-        student_NV = response_logits(self.model, response_hidden(self.model, micro), mask_BR)
-        if not with_teacher:
-            return student_NV, None
-        with torch.no_grad():
-            return student_NV, response_logits(self.pair.teacher, micro.teacher_hidden_BRH, mask_BR)
+    def _with_teacher(self, rollout: Rollout) -> Rollout:
+        limits = dict(max_tokens=self.regime.microbatch_tokens, keep_hidden=self._keep)
+        return with_teacher(rollout, self.pair.teacher, self.linear_loss, **limits)
+
+    def _micro_batches(self, minibatch: Rollout) -> list[MicroBatch]:
+        return micro_batches(minibatch, self.regime.microbatch_tokens, self.regime.microbatch_size)
+
+    def _gradients(
+        self, micro: MicroBatch, wanted: tuple[str, ...], objective: Objective, temperature: float = 1.0
+    ) -> LossOutput:
+        """Of the objective over the counted tokens of a micro-batch."""
+        teacher = None
+        if wanted and self._keep:
+            teacher = Side(micro.take(micro.rollout.teacher_hidden_BRH), self.pair.teacher.head(temperature))
+        elif wanted:
+            with torch.no_grad():
+                teacher = micro.side(self.pair.teacher, temperature)
+        ids_N = micro.take(micro.rollout.response_ids_BR)
+        with record_function("update: student"):
+            student = micro.side(self.model, temperature)
+        return self._backward(student, teacher, ids_N, wanted, objective)
+
+    def _backward(self, student: Side, teacher: Side | None, ids_N: Tensor, wanted, objective) -> LossOutput:
+        with record_function("update: heads and loss"):
+            output = self.linear_loss(student, teacher, ids_N, wanted, objective)
+        with record_function("update: backward"):
+            self.manual_backward(output.loss)
+        return output
 
     def _update(self, rate: float) -> Tensor:
         optimizer = self.optimizers()
         where = f"rollout {self.round}, step {self.start_step + self.step}"
-        return self.optim.step(optimizer, [p for g in optimizer.param_groups for p in g["params"]], rate, where)
+        with record_function("update: optimizer"):
+            return self.optim.step(optimizer, [p for g in optimizer.param_groups for p in g["params"]], rate, where)
 
-    def _rollout_metrics(self, rollout: Rollout, seconds: float) -> dict[str, float]:
+    def _rollout_metrics(self, rollout: Rollout) -> dict[str, float]:
         mask_BR = rollout.response_mask_BR
         n_tokens = int(mask_BR.sum())
         gap = (rollout.student_logprobs_BR - rollout.teacher_logprobs_BR)[mask_BR]
@@ -223,7 +275,9 @@ class OnPolicyDistillation(L.LightningModule):
             "rollout/truncated": (~torch.isin(last_B, stops)).float().mean().item(),
             # log q - log p of tokens drawn from the mixture: an estimate that alpha > 0 biases; val/ has the exact one.
             "rollout/reverse_kl_sampled": gap.mean().item(),
-            "time/tokens_per_second": n_tokens / seconds,
+            # Draws that rounding may turn; see Rollout.near_edge_BR.
+            "rollout/near_edge": rollout.near_edge_BR[mask_BR].float().mean().item(),
+            "time/tokens_per_second": n_tokens / self.phases.seconds["rollout"],
         }
 
 

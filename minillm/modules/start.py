@@ -9,8 +9,7 @@ import torch
 
 from minillm.errors import check
 from minillm.models import Pair
-from minillm.sampling import Sampler, decode_all
-from minillm.scoring import with_teacher
+from minillm.sampling import Sampler, decode
 from minillm.seeding import seed_for
 from minillm.types import PromptBatch, Rollout
 
@@ -47,10 +46,10 @@ class SupervisedStart:
 
     @torch.no_grad()
     def answers(self, prompts: PromptBatch, pair: Pair, sampler: Sampler, seed: int) -> Rollout:
-        """Answers to learn from, with the teacher's hidden states where soft targets need them."""
+        """Answers to learn from; the teacher's own come with its hidden states."""
         if self.responses == "teacher":
             seeds = [seed_for(seed, "start", prompts.index, row) for row in range(len(prompts))]
-            return decode_all(
+            return decode(
                 None,
                 pair.teacher,
                 prompts,
@@ -61,5 +60,4 @@ class SupervisedStart:
                 stop_ids=pair.stop_ids,
                 pad_id=pair.pad_id,
             )
-        rollout = Rollout(prompts.ids_BP, prompts.mask_BP, prompts.reference_ids_BR, prompts.reference_mask_BR)
-        return with_teacher(rollout, pair.teacher, batch_size=sampler.batch_size) if self.kd_ratio > 0 else rollout
+        return Rollout(prompts.ids_BP, prompts.mask_BP, prompts.reference_ids_BR, prompts.reference_mask_BR)

@@ -7,24 +7,27 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from minillm.errors import check
-from minillm.losses import soft_cross_entropy, token_logprobs
+from minillm.linear_loss import SOFT_CROSS_ENTROPY, TokenValues
 from minillm.types import LossOutput
 
 
-def mixed_cross_entropy(
-    student_logits: Tensor, teacher_logits: Tensor | None, ids: Tensor, *, kd_ratio: float, n_tokens: int | Tensor
-) -> LossOutput:
-    """(1 - r) CE(ids) + r CE(teacher's distribution), summed over [N] tokens, over `n_tokens` of the global batch.
+def mixed_cross_entropy(values: TokenValues, *, kd_ratio: float, n_tokens: int | Tensor) -> LossOutput:
+    """(1 - r) CE(ids) + r CE(teacher's distribution), summed over the tokens, over `n_tokens` of the global batch.
 
-    With r = kd_ratio; student_logits and teacher_logits [N, V], the latter only needed where r > 0 (word-level KD,
-    paper, section 3.1; the published code's L_PT has r = 0.5).
+    With r = kd_ratio; the soft cross entropy is only needed where r > 0 (word-level KD, paper, section 3.1; the
+    published code's L_PT has r = 0.5).
     """
-    hard = -token_logprobs(student_logits, ids).sum() / n_tokens
+    hard = -values.logprobs_N.sum() / n_tokens
     if kd_ratio == 0:
         return LossOutput(hard, {"cross_entropy": hard.detach()})
-    soft = soft_cross_entropy(student_logits, teacher_logits).sum() / n_tokens
+    soft = values.soft_cross_entropy_N.sum() / n_tokens
     parts = {"cross_entropy": hard.detach(), "soft_cross_entropy": soft.detach()}
     return LossOutput((1 - kd_ratio) * hard + kd_ratio * soft, parts)
+
+
+def cross_entropy_wanted(kd_ratio: float) -> tuple[str, ...]:
+    """What `mixed_cross_entropy` needs to know about a token beyond log q(y)."""
+    return (SOFT_CROSS_ENTROPY,) if kd_ratio > 0 else ()
 
 
 @dataclass(frozen=True)
@@ -49,9 +52,11 @@ class PretrainLoss:
     def on(self) -> bool:
         return self.coefficient > 0
 
-    def loss(
-        self, student_logits: Tensor, teacher_logits: Tensor | None, ids: Tensor, n_tokens: int | Tensor
-    ) -> LossOutput:
-        """logits [N, V] that predict `ids` [N]; `n_tokens` of the step's whole corpus batch."""
-        output = mixed_cross_entropy(student_logits, teacher_logits, ids, kd_ratio=self.kd_ratio, n_tokens=n_tokens)
+    @property
+    def wanted(self) -> tuple[str, ...]:
+        return cross_entropy_wanted(self.kd_ratio)
+
+    def loss(self, values: TokenValues, n_tokens: int | Tensor) -> LossOutput:
+        """The part of some of the step's `n_tokens` corpus tokens."""
+        output = mixed_cross_entropy(values, kd_ratio=self.kd_ratio, n_tokens=n_tokens)
         return LossOutput(self.coefficient * output.loss, output.parts)

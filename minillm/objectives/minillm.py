@@ -10,7 +10,8 @@ from torch import Tensor
 
 from minillm import losses
 from minillm.errors import check
-from minillm.types import Experience, LossOutput, Rollout
+from minillm.linear_loss import REVERSE_KL, TokenValues
+from minillm.types import Experience, LossOutput, PolicyTerms, Rollout
 
 
 @dataclass(frozen=True)
@@ -86,39 +87,37 @@ class MiniLLM:
         """The denominator of a mini-batch with this response mask (0-d tensor)."""
         return mask_BR.any(-1).sum() if self.denominator == "sequences" else mask_BR.sum()
 
-    def loss(self, student_logits_NV: Tensor, teacher_logits_NV: Tensor, batch: Experience, normaliser) -> LossOutput:
-        """The loss of one micro-batch.
+    @property
+    def wanted(self) -> tuple[str, ...]:
+        """What the loss needs to know about a token beyond log q(y)."""
+        return (REVERSE_KL,) if self.single_step else ()
+
+    def loss(self, values: TokenValues, terms: PolicyTerms, normaliser: Tensor) -> LossOutput:
+        """The part of the loss that belongs to these tokens.
 
         Args:
-            student_logits_NV, teacher_logits_NV: at the N counted positions of `batch`, row after row, before
-                temperature. Gradients flow to the student's only.
+            values: of the student as it is, at the rollout's temperature.
+            terms: constants of the same tokens, from `prepare`.
             normaliser: of the global mini-batch, see `normaliser`.
         """
-        mask = batch.response_mask_BR
-        if batch.temperature != 1:
-            student_logits_NV = student_logits_NV / batch.temperature
-            teacher_logits_NV = teacher_logits_NV / batch.temperature
-        logprobs_N = losses.token_logprobs(student_logits_NV, batch.response_ids_BR[mask])
-        old_logprobs_N = batch.student_logprobs_BR[mask]
         long = losses.clipped_policy_loss(
-            logprobs_N,
-            old_logprobs_N,
-            batch.advantages_BR[mask],
-            batch.long_weights_BR[mask],
-            torch.ones_like(logprobs_N, dtype=torch.bool),
+            values.logprobs_N,
+            terms.old_logprobs_N,
+            terms.advantages_N,
+            terms.long_weights_N,
+            torch.ones_like(values.logprobs_N, dtype=torch.bool),
             clip=self.clip,
             clip_weighted_ratio=self.clip_on == "weighted_ratio",
             n_tokens=normaliser,
         )
         loss, parts = long, {"long": long.detach()}
         if self.single_step:
-            kl_N = losses.reverse_kl(student_logits_NV, teacher_logits_NV)
-            single = (batch.single_weights_BR[mask] * kl_N).sum() / normaliser
+            single = (terms.single_weights_N * values.reverse_kl_N).sum() / normaliser
             loss, parts["single"] = long + single, single.detach()
         with torch.no_grad():
-            clipped_N = (logprobs_N - old_logprobs_N).exp()
+            ratio_N = (values.logprobs_N - terms.old_logprobs_N).exp()
             if self.clip_on == "weighted_ratio":
-                clipped_N = clipped_N * batch.long_weights_BR[mask]
+                ratio_N = ratio_N * terms.long_weights_N
             # Over the same denominator as the loss, so that micro-batches add up.
-            parts["clipped"] = ((clipped_N - 1).abs() > self.clip).sum() / normaliser
+            parts["clipped"] = ((ratio_N - 1).abs() > self.clip).sum() / normaliser
         return LossOutput(loss, parts)

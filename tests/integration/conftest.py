@@ -32,7 +32,7 @@ def overrides(world):
         f"data.train_file={world}/train.jsonl", f"data.val_file={world}/val.jsonl",
         f"data.corpus_file={world}/corpus.txt",
         "data.block_size=8", "data.template=chat", "sampler.max_new_tokens=6", "regime.rollouts=4",
-        "regime.minibatch_size=2", "regime.microbatch_size=2", "regime.inner_epochs=1", "regime.max_steps=6",
+        "regime.minibatch_size=2", "regime.microbatch_tokens=64", "regime.inner_epochs=1", "regime.max_steps=6",
         "regulariser.batch_size=3", "start.steps=2", "start.minibatch_size=2", "start.learning_rate=1e-3",
         "optim.learning_rate=1e-3", "optim.warmup_steps=2", "callbacks.validation.every=2",
         "callbacks.validation.max_new_tokens=6", "callbacks.checkpoints.every=2",

@@ -43,7 +43,7 @@ def train(run_dir, overrides, *, resume=None, kill_after=None):
 def rows(run_dir):
     with open(run_dir / "metrics.csv", newline="") as stream:
         kept = [
-            {k: v for k, v in row.items() if "time/" not in k and "seconds" not in k and v}
+            {k: v for k, v in row.items() if "time/" not in k and "memory/" not in k and "seconds" not in k and v}
             for row in csv.DictReader(stream)
         ]
     return [row for row in kept if row]

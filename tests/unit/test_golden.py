@@ -13,6 +13,7 @@ from minillm import losses
 from minillm.checks import construct
 from minillm.objectives import PretrainLoss
 from minillm.types import Rollout
+from tests.helpers import ROAD_NAMES, ROADS, logits_side
 
 GOLDEN = sorted((Path(__file__).parent.parent / "golden").glob("*.safetensors"))
 CLOSE = dict(rtol=1e-4, atol=1e-5)
@@ -84,14 +85,21 @@ def test_weights_rewards_and_advantages(case):
     torch.testing.assert_close(objective.prepare(rollout).advantages_BR[mask], tensors["advantages"][mask], **CLOSE)
 
 
-def test_losses_and_their_gradient(case):
+@pytest.mark.parametrize("road", ROADS, ids=ROAD_NAMES)
+def test_losses_and_their_gradient(road, case):
     tensors, config = case
     mask = tensors["response_mask"]
     objective = objective_of(config)
     experience = objective.prepare(rollout_of(tensors, config))
     student = tensors["student_logits_now"].clone().requires_grad_()
     flat = [response_part(logits, tensors)[mask] for logits in (student, tensors["teacher_logits"])]
-    output = objective.loss(*flat, experience, mask.sum())
+    terms, normaliser = experience.terms(lambda values: values[mask]), mask.sum()
+    output = road(
+        *map(logits_side, flat),
+        tensors["response_ids"][mask],
+        objective.wanted,
+        lambda values, rows: objective.loss(values, terms.rows(rows), normaliser),
+    )
     torch.testing.assert_close(output.parts["long"], tensors["pg_loss"], **CLOSE)
     torch.testing.assert_close(output.parts["single"], tensors["single_step_loss"], **CLOSE)
     torch.testing.assert_close(output.loss, tensors["rl_loss"], **CLOSE)
@@ -99,12 +107,18 @@ def test_losses_and_their_gradient(case):
     torch.testing.assert_close(student.grad, tensors["grad_student_logits"], **CLOSE)
 
 
-def test_the_regulariser_and_its_gradient(case):
+@pytest.mark.parametrize("road", ROADS, ids=ROAD_NAMES)
+def test_the_regulariser_and_its_gradient(road, case):
     tensors, config = case
     logits = tensors["lm_logits"].clone().requires_grad_()
     counted = tensors["lm_labels"] != -100
-    output = PretrainLoss(kd_ratio=config["kd_ratio"]).loss(
-        logits[counted], tensors["lm_teacher_logits"][counted], tensors["lm_labels"][counted], counted.sum()
+    regulariser, n_tokens = PretrainLoss(kd_ratio=config["kd_ratio"]), counted.sum()
+    output = road(
+        logits_side(logits[counted]),
+        logits_side(tensors["lm_teacher_logits"][counted]),
+        tensors["lm_labels"][counted],
+        regulariser.wanted,
+        lambda values, rows: regulariser.loss(values, n_tokens),
     )
     torch.testing.assert_close(output.parts["cross_entropy"], tensors["lm_loss"], **CLOSE)
     torch.testing.assert_close(output.parts["soft_cross_entropy"], tensors["lm_kd_loss"], **CLOSE)

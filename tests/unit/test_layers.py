@@ -5,9 +5,9 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).parents[2] / "minillm"
 LAYERS = [
-    {"types", "errors", "losses", "seeding", "memory", "console"},
-    {"objectives", "models", "data", "optim"},
-    {"sampling", "scoring", "metrics", "evaluation"},
+    {"types", "errors", "losses", "seeding", "machine", "console", "draw"},
+    {"objectives", "linear_loss", "models", "data", "optim"},
+    {"sampling", "packing", "scoring", "metrics", "evaluation"},
     {"modules", "callbacks", "loggers", "datamodule"},
     {"checks", "build", "cli", "suite"},
 ]

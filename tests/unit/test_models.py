@@ -64,12 +64,13 @@ def test_padded_vocabularies_are_cut_to_the_shared_rows():
     tokenizer = make_tokenizer()
     assert shared_rows(tokenizer, make_tokenizer(), 40, 36) == 36
     pair = pair_of(make_model(vocabulary=40), make_model(vocabulary=36), tokenizer, make_tokenizer())
-    assert LanguageModel(pair.student, pair.n_vocab).logits(torch.zeros(2, 32).double()).shape == (2, 36)
+    assert LanguageModel(pair.student, pair.n_vocab).head()(torch.zeros(2, 32).double()).shape == (2, 36)
     # Rows beyond the shared ones must not take part in the softmax.
     model = LanguageModel(pair.student, pair.n_vocab)
     hidden = torch.randn(3, 32).double()
     full = hidden @ pair.student.get_output_embeddings().weight.T
-    torch.testing.assert_close(model.logits(hidden), full[:, :36])
+    torch.testing.assert_close(model.head()(hidden), full[:, :36])
+    torch.testing.assert_close(model.head().columns(hidden), full[:, :36].T)
 
 
 def test_different_tokenizers_are_refused_with_both_sizes():

@@ -13,20 +13,32 @@ from minillm.optim import Optim
 from minillm.sampling import Sampler
 from minillm.types import TrainBatch
 from tests.conftest import make_model, make_pair
-from tests.helpers import PROMPTS, prompt_batch
+from tests.helpers import PROMPTS, ROAD_NAMES, ROADS, prompt_batch
 
 REFERENCE = dict(skip_current=False, gamma=0.95, reward_scaling=0.5, reward_clip=100.0, single_weight=False)
 
 
-def module_of(pair, objective=None, microbatch_size=8, kd_ratio=0.5, alpha=0.3, temperature=1.0, **start):
+@pytest.fixture(autouse=True, params=ROADS, ids=ROAD_NAMES)
+def road(request, monkeypatch):
+    """Every test here runs on both roads to the loss."""
+    monkeypatch.setattr(request.module, "ROAD", request.param)
+
+
+ROAD = None
+
+
+def module_of(
+    pair, objective=None, kd_ratio=0.5, alpha=0.3, temperature=1.0, start=None, **sizes
+) -> OnPolicyDistillation:
     module = OnPolicyDistillation(
         pair,
         objective or MiniLLM(),
         Sampler(alpha=alpha, temperature=temperature, max_new_tokens=6, batch_size=4),
         PretrainLoss(kd_ratio=kd_ratio, batch_size=4),
+        ROAD,
         Optim(learning_rate=1e-3),
-        OnPolicy(rollouts=6, minibatch_size=6, microbatch_size=microbatch_size, inner_epochs=1, max_steps=1),
-        SupervisedStart(**start),
+        OnPolicy(**dict(rollouts=6, minibatch_size=6, inner_epochs=1, max_steps=1) | sizes),
+        start or SupervisedStart(),
         seed=0,
     )
     module.manual_backward = lambda loss: loss.backward()  # what a trainer on one device does
@@ -58,15 +70,25 @@ def assert_same(one, other):
 @pytest.mark.parametrize(
     "objective", [MiniLLM(), MiniLLM(denominator="sequences"), MiniLLM(whitening="masked", **REFERENCE)]
 )
-@pytest.mark.parametrize("size", [1, 2, 4])
-def test_the_split_into_micro_batches_changes_neither_loss_nor_gradient(objective, size):
-    assert_same(gradients(module_of(make_pair(), objective)), gradients(module_of(make_pair(), objective, size)))
+@pytest.mark.parametrize("sizes", [dict(microbatch_size=1), dict(microbatch_size=4), dict(microbatch_tokens=25)])
+def test_the_split_into_micro_batches_changes_neither_loss_nor_gradient(objective, sizes):
+    assert_same(gradients(module_of(make_pair(), objective)), gradients(module_of(make_pair(), objective, **sizes)))
 
 
 def test_the_micro_batch_denominator_does_depend_on_the_split():
     objective = MiniLLM(denominator="micro_batch")
-    whole, split = (gradients(module_of(make_pair(), objective, size)) for size in (8, 2))
+    whole, split = (gradients(module_of(make_pair(), objective, microbatch_size=size)) for size in (8, 2))
     assert abs(whole[0]["train/loss"] - split[0]["train/loss"]) > 1e-6
+
+
+def test_recomputed_teacher_states_change_neither_loss_nor_gradient():
+    assert_same(gradients(module_of(make_pair())), gradients(module_of(make_pair(), teacher_states="recompute")))
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.3])
+def test_recompute_keeps_no_hidden_states(alpha):
+    module = module_of(make_pair(), alpha=alpha, teacher_states="recompute")
+    assert module.rollout(TrainBatch(prompt_batch(PROMPTS * 2))).teacher_hidden_BRH is None
 
 
 def test_more_prompt_padding_changes_neither_loss_nor_gradient():
@@ -149,7 +171,7 @@ def test_the_teacher_is_no_child_and_in_no_state_dict():
 
 def test_the_start_learns_from_teacher_samples_with_soft_targets():
     pair = make_pair()
-    module = module_of(pair, steps=1, minibatch_size=6)
+    module = module_of(pair, start=SupervisedStart(steps=1, minibatch_size=6))
     answers = module.start.answers(prompt_batch(PROMPTS * 2), pair, module.sampler, seed=0)
     assert answers.teacher_hidden_BRH is not None and answers.student_logprobs_BR is None
     again = module.start.answers(prompt_batch(PROMPTS * 2), pair, module.sampler, seed=0)

@@ -63,11 +63,6 @@ def test_references_end_with_eos_and_are_cut_at_the_limit():
     assert batch.reference_ids_BR.tolist() == [[4, 5, 6], [4, 5, 0]] and batch.reference_mask_BR.all()
 
 
-def test_batches_cover_every_prompt_once_shortest_first():
-    made = prompts([Record(str(n), " ".join("1" * n)) for n in (3, 1, 2)])
-    assert [batch.records.tolist() for batch in made.batches(2)] == [[1, 2], [0]]
-
-
 def test_sources_say_all_that_is_wrong():
     with pytest.raises(ConfigError) as caught:
         Sources(val_file=None, max_prompt_tokens=0, block_size=1, system="x", template="paper")
@@ -93,15 +88,9 @@ def test_every_prompt_comes_back_out_of_its_batch():
     draw = random.Random(0)
     texts = [" ".join(str(draw.randrange(50)) for _ in range(draw.randint(1, 9))) for _ in range(23)]
     made = prompts([Record(str(n), text) for n, text in enumerate(texts)], max_prompt_tokens=9)
-    batches = made.batches(5)
-    assert [len(batch) for batch in batches] == [5, 5, 5, 5, 3] and [batch.index for batch in batches] == list(range(5))
-    found = [
-        (row, ids[mask].tolist())
-        for batch in batches
-        for row, ids, mask in zip(batch.records.tolist(), batch.ids_BP, batch.mask_BP, strict=True)
-    ]
-    assert sorted(found) == [(n, list(map(int, text.split()))) for n, text in enumerate(texts)]
-    assert [len(ids) for _, ids in found] == sorted(len(text.split()) for text in texts)
+    batch = made.batch(range(23))
+    found = [ids[mask].tolist() for ids, mask in zip(batch.ids_BP, batch.mask_BP, strict=True)]
+    assert found == [list(map(int, text.split())) for text in texts] and batch.records.tolist() == list(range(23))
 
 
 def test_held_out_means_the_same_history_instruction_and_input():

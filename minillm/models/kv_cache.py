@@ -1,0 +1,109 @@
+"""Keys and values of a batch whose rows come and go while it is decoded.
+
+Every row ends at the same column and begins where its length says, so that one write serves all rows at each step,
+a finished row's place is filled by the last row, and a new prompt is written in front of the next column.
+
+Axes: B rows in use, h heads, C columns of the buffer, d head width.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from transformers import Cache, DynamicCache
+from transformers.cache_utils import CacheLayerMixin
+
+
+class _Layer(CacheLayerMixin):
+    is_sliding = False  # all columns are kept; a sliding window is a matter of the mask
+
+    def __init__(self, cache: RollingCache, keys: Tensor, values: Tensor):
+        super().__init__()
+        self.cache = cache
+        self.keys, self.values = (like.new_zeros(cache.n_slots, like.shape[1], cache.capacity, like.shape[3])
+                                  for like in (keys, values))  # fmt: skip
+        self.is_initialized = True
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        raise NotImplementedError("rows enter by RollingCache.admit")
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:
+        cache = self.cache
+        n, seen = len(key_states), slice(cache.first, cache.end + 1)
+        self.keys[:n, :, cache.end] = key_states[:, :, 0]
+        self.values[:n, :, cache.end] = value_states[:, :, 0]
+        return self.keys[:n, :, seen], self.values[:n, :, seen]
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return self.get_seq_length() + query_length, 0
+
+    def get_seq_length(self) -> int:
+        return self.cache.end - self.cache.first
+
+    def get_max_length(self) -> int:
+        return -1
+
+
+class RollingCache(Cache):
+    """Columns `first` to `end` are in use; the next token goes to `end`. `starts` holds each row's first column.
+
+    Args:
+        n_slots: rows at most. longest_prompt, longest_answer: tokens, of any row that will ever be admitted.
+    """
+
+    def __init__(self, n_slots: int, longest_prompt: int, longest_answer: int):
+        super().__init__(layers=[])
+        self.n_slots = n_slots
+        self.longest_prompt = longest_prompt
+        # The columns move to the front when the end is reached; as many again, so that this is rare.
+        self.capacity = longest_prompt + 2 * longest_answer
+        self.first = self.end = longest_prompt
+        self.starts: list[int] = []
+
+    @property
+    def even(self) -> bool:
+        """Whether every row begins at the first column, so that no mask is needed."""
+        return max(self.starts, default=self.first) == self.first
+
+    def admit(self, prefilled: DynamicCache, lengths: list[int]) -> None:
+        """Append rows from a cache of prompts that begin at column 0 and have these lengths."""
+        rows = slice(len(self.starts), len(self.starts) + len(lengths))
+        width = max(lengths)
+        device = prefilled.layers[0].keys.device
+        # Column c of a row comes from its prompt's token c - (width - length): from flush left to flush right.
+        index = torch.arange(width) - (width - torch.tensor(lengths).unsqueeze(-1))
+        index = index.clamp(min=0).to(device)[:, None, :, None]
+        for number, layer in enumerate(prefilled.layers):
+            if number == len(self.layers):
+                self.layers.append(_Layer(self, layer.keys, layer.values))
+            for ours, theirs in ((self.layers[number].keys, layer.keys), (self.layers[number].values, layer.values)):
+                moved = theirs.gather(2, index.expand(-1, theirs.shape[1], -1, theirs.shape[3]))
+                ours[rows, :, self.end - width : self.end] = moved
+        self.starts += [self.end - length for length in lengths]
+        self.first = min(self.starts)
+
+    def keep(self, slots: list[int]) -> None:
+        """Row i becomes what row slots[i] was; the rest goes."""
+        moved = [to for to, slot in enumerate(slots) if to != slot]
+        if moved:
+            used = slice(self.first, self.end)
+            for layer in self.layers:
+                for buffer in (layer.keys, layer.values):
+                    buffer[moved, :, used] = buffer[[slots[to] for to in moved], :, used]
+        self.starts = [self.starts[slot] for slot in slots]
+        self.first = min(self.starts, default=self.end)
+
+    def advance(self) -> None:
+        """After a forward pass of one token a row."""
+        self.end += 1
+        if self.end == self.capacity:
+            self._to_front()
+
+    def _to_front(self) -> None:
+        end = max(self.longest_prompt, self.end - self.first)
+        shift, n = self.end - end, len(self.starts)
+        for layer in self.layers:
+            for buffer in (layer.keys, layer.values):
+                buffer[:n, :, self.first - shift : end] = buffer[:n, :, self.first : self.end].clone()
+        self.starts = [start - shift for start in self.starts]
+        self.first, self.end = self.first - shift, end

@@ -1,0 +1,71 @@
+"""Micro-batches of about as many tokens each: rows of similar length together, flush left, next to no padding.
+
+Axes: B rows of a micro-batch, S its columns, N its counted response tokens, H hidden width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from minillm.linear_loss import Side
+from minillm.models import LanguageModel
+from minillm.types import Rollout
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """Rows of `rollout`, prompt and response without a gap from column 0; the last token is nobody's input."""
+
+    rollout: Rollout
+    rows_B: Tensor
+    ids_BS: Tensor
+    state_N: Tensor  # where in [B * S] the state is that predicts each counted token
+    token_N: Tensor  # where in [rows * R] of the rollout that token is
+
+    def __len__(self) -> int:
+        return len(self.token_N)
+
+    def take(self, values: Tensor) -> Tensor:
+        """[rows, R, ...] of the rollout -> [N, ...]."""
+        return values.flatten(0, 1)[self.token_N]
+
+    def side(self, model: LanguageModel, temperature: float = 1.0) -> Side:
+        """By a forward pass of the model."""
+        return Side(model.hidden(self.ids_BS).flatten(0, 1)[self.state_N], model.head(temperature))
+
+
+def micro_batches(rollout: Rollout, max_tokens: int, max_rows: int | None = None) -> list[MicroBatch]:
+    """All rows of a rollout, the shortest first; rows times columns is at most `max_tokens` where a row allows it."""
+    prompt, response = (mask.sum(-1).tolist() for mask in (rollout.prompt_mask_BP, rollout.response_mask_BR))
+    lengths = [p + r - 1 for p, r in zip(prompt, response, strict=True)]
+    groups: list[list[int]] = []
+    for row in sorted(range(len(rollout)), key=lengths.__getitem__):
+        full = groups and (
+            (len(groups[-1]) + 1) * lengths[row] > max_tokens or (max_rows and len(groups[-1]) == max_rows)
+        )
+        if not groups or full:
+            groups.append([])
+        groups[-1].append(row)
+    return [_micro_batch(rollout, rows, prompt, response) for rows in groups]
+
+
+def _micro_batch(rollout: Rollout, rows: list[int], prompt: list[int], response: list[int]) -> MicroBatch:
+    device = rollout.response_ids_BR.device
+    n_prompt, n_response = rollout.prompt_ids_BP.shape[1], rollout.response_ids_BR.shape[1]
+    width = max(prompt[row] + response[row] - 1 for row in rows)
+    # Index arithmetic on the host, where the lengths are: nothing waits for an accelerator.
+    column_BS = torch.tensor([[n_prompt - prompt[row]] for row in rows]) + torch.arange(width)
+    column_BS = column_BS.clamp(max=n_prompt + n_response - 1).to(device, non_blocking=True)
+    states, tokens = [], []
+    for number, row in enumerate(rows):
+        start = number * width + prompt[row] - 1
+        states += range(start, start + response[row])
+        tokens += range(row * n_response, row * n_response + response[row])
+    rows_B, state_N, token_N = (
+        torch.tensor(each, dtype=torch.long).to(device, non_blocking=True) for each in (rows, states, tokens)
+    )
+    ids_BS = torch.cat([rollout.prompt_ids_BP[rows_B], rollout.response_ids_BR[rows_B]], dim=1).gather(1, column_BS)
+    return MicroBatch(rollout, rows_B, ids_BS, state_N, token_N)

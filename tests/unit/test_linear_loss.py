@@ -1,0 +1,131 @@
+"""The chunked loss against the plain one: values, gradients to hidden states, weights and bias, every kind of head."""
+
+import pytest
+import torch
+
+from minillm.errors import ConfigError
+from minillm.linear_loss import REVERSE_KL, SOFT_CROSS_ENTROPY, LinearLoss, Side
+from minillm.models import Head
+from minillm.objectives import MiniLLM, mixed_cross_entropy
+from minillm.types import LossOutput, PolicyTerms
+
+N, V, H, T = 13, 37, 6, 9  # tokens, vocabulary, widths of student and teacher
+HEADS = {
+    "plain": {},
+    "bias": {"bias": True},
+    "Granite": {"scale": 1 / 8},
+    "Cohere": {"scale": 0.5, "bias": True},
+    "Gemma 2": {"softcap": 3.0},
+    "all, at a temperature": {"scale": 0.7, "softcap": 2.0, "bias": True, "temperature": 1.3},
+}
+WANTED = [(), (REVERSE_KL,), (SOFT_CROSS_ENTROPY,), (REVERSE_KL, SOFT_CROSS_ENTROPY)]
+
+
+def head_of(width, seed, dtype, bias=False, **options):
+    generator = torch.Generator().manual_seed(seed)
+    weight = torch.randn(V, width, generator=generator, dtype=torch.float64).to(dtype).requires_grad_()
+    bias = torch.randn(V, generator=generator, dtype=torch.float64).to(dtype).requires_grad_() if bias else None
+    return Head(weight, bias, **options)
+
+
+def case(dtype, options):
+    generator = torch.Generator().manual_seed(3)
+    hidden = [torch.randn(N, width, generator=generator, dtype=torch.float64).to(dtype) for width in (H, T)]
+    student = Side(hidden[0].requires_grad_(), head_of(H, 1, dtype, **options))
+    teacher = Side(hidden[1], head_of(T, 2, dtype, **options))
+    ids = torch.randint(V, (N,), generator=generator)
+    slopes = torch.randn(3, N, generator=generator, dtype=torch.float64).to(dtype)
+    return student, teacher, ids, slopes
+
+
+def weighted(slopes, wanted):
+    """Not linear in log q(y), as a policy ratio is not."""
+
+    def objective(values, rows):
+        loss = (slopes[0, rows] * (values.logprobs_N + 2).exp()).sum()
+        if REVERSE_KL in wanted:
+            loss = loss + (slopes[1, rows] * values.reverse_kl_N).sum()
+        if SOFT_CROSS_ENTROPY in wanted:
+            loss = loss + (slopes[2, rows] * values.soft_cross_entropy_N).sum()
+        return LossOutput(loss, {"sum": values.logprobs_N.detach().sum()})
+
+    return objective
+
+
+def grads(road, dtype, options, wanted):
+    student, teacher, ids, slopes = case(dtype, options)
+    output = road(student, teacher, ids, wanted, weighted(slopes, wanted))
+    (3 * output.loss).backward()
+    leaves = [student.hidden_NH, student.head.weight_VH, student.head.bias_V]
+    assert teacher.head.weight_VH.grad is None
+    return [output.loss.detach(), output.parts["sum"], *(each.grad for each in leaves if each is not None)]
+
+
+@pytest.mark.parametrize("options", HEADS.values(), ids=HEADS.keys())
+@pytest.mark.parametrize("wanted", WANTED, ids=str)
+@pytest.mark.parametrize("rows", [1, 5, 100])
+@pytest.mark.parametrize(("dtype", "close"), [(torch.float64, 1e-12), (torch.float32, 1e-5)])
+def test_chunks_give_the_plain_loss_and_gradient(options, wanted, rows, dtype, close):
+    road = LinearLoss(chunk_mb=rows * V * torch.finfo(dtype).bits / 8 / 2**20 * 1.001)
+    expected = grads(LinearLoss(None), dtype, options, wanted)
+    for ours, plain in zip(grads(road, dtype, options, wanted), expected, strict=True):
+        assert (ours - plain).abs().max() <= close * plain.abs().max().clamp(min=1)
+
+
+@pytest.mark.parametrize("options", HEADS.values(), ids=HEADS.keys())
+@pytest.mark.parametrize("wanted", WANTED, ids=str)
+def test_the_values_alone_are_the_same_numbers(options, wanted):
+    student, teacher, ids, _ = case(torch.float64, options)
+    plain, chunked = (road.values(student, teacher, ids, wanted) for road in (LinearLoss(None), LinearLoss(1e-3)))
+    for name in ("logprobs_N", *wanted):
+        torch.testing.assert_close(getattr(chunked, name), getattr(plain, name), rtol=0, atol=1e-12)
+        assert not getattr(plain, name).requires_grad
+
+
+def test_no_more_rows_of_logits_than_a_chunk_are_ever_made(monkeypatch):
+    """Memory: the largest tensor with a vocabulary axis is a chunk."""
+    seen = []
+    call = Head.__call__
+    monkeypatch.setattr(Head, "__call__", lambda self, hidden: seen.append(len(hidden)) or call(self, hidden))
+    grads(LinearLoss(chunk_mb=4 * V * 8 / 2**20 * 1.001), torch.float64, {}, (REVERSE_KL,))
+    assert seen == [4, 4, 4, 4, 4, 4, 1, 1]  # student, teacher of each chunk
+
+
+def test_no_tokens_give_no_loss_and_no_gradient():
+    student, teacher, ids, slopes = case(torch.float64, {})
+    empty = Side(student.hidden_NH[:0], student.head), Side(teacher.hidden_NH[:0], teacher.head)
+    for road in (LinearLoss(None), LinearLoss()):
+        output = road(*empty, ids[:0], (REVERSE_KL,), weighted(slopes, (REVERSE_KL,)))
+        output.loss.backward()
+        assert output.loss == 0 and student.head.weight_VH.grad.abs().max() == 0
+        assert road.values(*empty, ids[:0], (REVERSE_KL,)).reverse_kl_N.shape == (0,)
+
+
+@pytest.mark.parametrize("name", ["MiniLLM", "cross entropy"])
+def test_under_autocast_products_are_half_and_gradients_stay_close(name):
+    """trainer.precision=bf16-mixed: float32 weights, products in bfloat16, softmax in float32."""
+    results = []
+    for road in (LinearLoss(None), LinearLoss(1e-3)):
+        student, teacher, ids, slopes = case(torch.float32, {})
+        terms = PolicyTerms(*slopes, slopes[0].exp())
+        normaliser = torch.tensor(N)
+
+        def policy(values, rows, terms=terms, normaliser=normaliser):
+            return MiniLLM().loss(values, terms.rows(rows), normaliser)
+
+        def cross_entropy(values, rows):
+            return mixed_cross_entropy(values, kd_ratio=0.5, n_tokens=N)
+
+        objective, wanted = (policy, (REVERSE_KL,)) if name == "MiniLLM" else (cross_entropy, (SOFT_CROSS_ENTROPY,))
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = road(student, teacher, ids, wanted, objective).loss
+        loss.backward()
+        assert student.head.weight_VH.grad.dtype == torch.float32
+        results.append((loss.detach(), student.hidden_NH.grad, student.head.weight_VH.grad))
+    for plain, chunked in zip(*results, strict=True):
+        assert (plain - chunked).abs().max() < 0.03 * plain.abs().max()
+
+
+def test_a_chunk_of_nothing_is_refused():
+    with pytest.raises(ConfigError, match="chunk_mb=0: wanted a positive number"):
+        LinearLoss(chunk_mb=0)
