@@ -15,7 +15,7 @@ from minillm.sampling import decode
 from minillm.scoring import rollout_reverse_kl
 from minillm.seeding import seed_for
 
-_MAX_TOKENS = 4096  # through the models at a time when answers are scored
+_MAX_TOKENS = 2048  # through the models at a time when answers are scored
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,16 @@ _SHOWN = {
     "train/pretrain": "corpus",
     "rollout/length": "length",
     "time/tokens_per_second": "tok/s",
+    "memory/peak_gb": "GB",
 }
+_PHASES = ("rollout", "score", "update")
+
+
+def _figures(metrics: dict[str, float]) -> str:
+    """The newest round in one line; the last group is the share of its time in rollout, score and update."""
+    figures = [f"{name} {metrics[key]:.3g}" for key, name in _SHOWN.items() if key in metrics]
+    shares = "/".join(f"{100 * metrics.get(f'time/share_{name}', 0):.0f}" for name in _PHASES)
+    return "  ".join([*figures, f"r/s/u {shares}%"])
 
 
 class Progress(L.Callback):
@@ -54,9 +63,7 @@ class Progress(L.Callback):
         self._bars.start()
 
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx) -> None:
-        figures = "  ".join(
-            f"{name} {module.metrics[key]:.3g}" for key, name in _SHOWN.items() if key in module.metrics
-        )
+        figures = _figures(module.metrics)
         started = module.step > 0
         if self._bars is None:
             where = (

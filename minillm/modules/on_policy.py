@@ -42,7 +42,7 @@ class OnPolicy:
 
     rollouts: int = 256
     minibatch_size: int = 64
-    microbatch_tokens: int = 4096
+    microbatch_tokens: int = 2048
     microbatch_size: int | None = None
     inner_epochs: int = 4
     max_steps: int = 5000
