@@ -91,7 +91,7 @@ def decode(
     ids_NP, lengths = _flush_left(prompts)
     n_slots = min(batch_size, n_rows)
     streams = {
-        name: _Stream(model, RollingCache(n_slots, max(lengths), longest), temperature)
+        name: _Stream(model, RollingCache(n_slots, max(lengths), longest, refills=n_slots < n_rows), temperature)
         for name, model in (("student", student), ("teacher", teacher))
         if model is not None
     }

@@ -49,14 +49,16 @@ class RollingCache(Cache):
 
     Args:
         n_slots: rows at most. longest_prompt, longest_answer: tokens, of any row that will ever be admitted.
+        refills: whether rows are admitted after the first step.
     """
 
-    def __init__(self, n_slots: int, longest_prompt: int, longest_answer: int):
+    def __init__(self, n_slots: int, longest_prompt: int, longest_answer: int, refills: bool):
         super().__init__(layers=[])
         self.n_slots = n_slots
         self.longest_prompt = longest_prompt
-        # The columns move to the front when the end is reached; as many again, so that this is rare.
-        self.capacity = longest_prompt + 2 * longest_answer
+        # The columns move to the front when the end is reached; with more to come there is room for as many again, so
+        # that this is rare.
+        self.capacity = longest_prompt + longest_answer + (longest_answer if refills else 0)
         self.first = self.end = longest_prompt
         self.starts: list[int] = []
 

@@ -22,10 +22,13 @@ class LanguageModel:
 
     A plain object: holding one does not register the network as a child module, so a teacher never lands in a
     checkpoint. `n_vocab` cuts the head to the vocabulary rows that student and teacher share, before any softmax.
+    `compile` sends passes over whole rows through torch.compile; it needs a C++ compiler, and time for every new shape.
     """
 
-    def __init__(self, network: PreTrainedModel, n_vocab: int | None = None):
+    def __init__(self, network: PreTrainedModel, n_vocab: int | None = None, compile: bool = False):
         self.network = network
+        # Whole rows only: in decoding the shapes change with every token.
+        self._rows_forward = torch.compile(network.base_model) if compile else network.base_model
         self.n_vocab = n_vocab or network.get_output_embeddings().weight.shape[0]
         # Then attention takes the mask as it is; elsewhere transformers makes its own at each step.
         self._plain_mask = network.config._attn_implementation == "sdpa" and not getattr(
@@ -77,7 +80,7 @@ class LanguageModel:
 
         Padding after a row's end needs no mask: attention looks back only, and nobody reads what comes out there.
         """
-        output = self.network.base_model(input_ids=ids_BS, past_key_values=cache, use_cache=cache is not None)
+        output = self._rows_forward(input_ids=ids_BS, past_key_values=cache, use_cache=cache is not None)
         return output.last_hidden_state
 
     def next_hidden(self, ids_B: Tensor, cache: RollingCache, starts_B: Tensor) -> Tensor:

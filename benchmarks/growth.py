@@ -1,0 +1,46 @@
+"""python -m benchmarks.growth: time a token with longer answers, memory with a larger vocabulary. About 4 minutes."""
+
+from benchmarks.common import in_new_process, median, report, row, seconds
+from benchmarks.measure import Memory
+from benchmarks.update import make_step
+
+TOKENS = 4096  # of answers in a step, however long each is
+
+
+def time_per_token(length: int) -> dict:
+    from minillm.machine import keep_freed_memory
+
+    keep_freed_memory()
+    step, _ = make_step("student", TOKENS // length, 32, length)
+    return {"seconds": seconds(step)}
+
+
+def memory(vocabulary: int) -> dict:
+    """Of three optimizer steps above the loaded models, and of that what the head itself needs."""
+    from minillm.machine import keep_freed_memory
+
+    keep_freed_memory()
+    step, network = make_step("student", 8, 32, 128, vocabulary)
+    head = network.get_output_embeddings().weight
+    with Memory() as measured:
+        for _ in range(3):
+            step()
+    # Gradient, its sum over a micro-batch before it is added, and two moments.
+    own = 4 * head.numel() * head.element_size() / 1e9
+    return {"memory_gb": measured.above_gb, "head_gb": own, "rest_gb": measured.above_gb - own}
+
+
+def main() -> None:
+    times = {length: in_new_process(time_per_token, length) for length in (128, 512, 2048)}
+    memories = {vocabulary: in_new_process(memory, vocabulary) for vocabulary in (32_768, 65_536, 131_072, 262_144)}
+    short, long = (1e6 * median(times[length]["seconds"]) / TOKENS for length in (128, 2048))
+    small, large = (memories[vocabulary]["rest_gb"] for vocabulary in (32_768, 262_144))
+    rows = [
+        row("time a token, 2,048 : 128 tokens", long, short, "us", long / short, 1.5, at_most=True),
+        row("memory but for the head, 256k : 32k", large, small, "GB", large / small, 1.1, at_most=True),
+    ]
+    report("growth", "its own smaller case", rows, {"times": times, "memories": memories})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,44 @@
+"""Memory above what is there when a measurement begins; needs torch only."""
+
+import gc
+import os
+import threading
+from pathlib import Path
+
+import torch
+
+
+class Memory:
+    """Peak in GB (1e9 bytes) above the beginning: allocated on a GPU; elsewhere resident, sampled every millisecond."""
+
+    def __enter__(self):
+        gc.collect()
+        self.cuda = torch.cuda.is_available()
+        if self.cuda:
+            torch.cuda.reset_peak_memory_stats()
+            self._began = torch.cuda.memory_allocated()
+            return self
+        self._began = self._peak = _resident()
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error):
+        if self.cuda:
+            self._peak = torch.cuda.max_memory_allocated()
+            return
+        self._stop.set()
+        self._thread.join()
+
+    @property
+    def above_gb(self) -> float:
+        return (self._peak - self._began) / 1e9
+
+    def _watch(self):
+        while not self._stop.wait(0.001):
+            self._peak = max(self._peak, _resident())
+
+
+def _resident() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")

@@ -1,0 +1,79 @@
+"""MiniLLM steps of this package on the benchmark's models, inside Lightning's trainer as train.py runs them."""
+
+import time
+from types import SimpleNamespace
+
+from benchmarks.common import DEVICE, synchronize
+from benchmarks.measure import Memory
+from benchmarks.models import VOCABULARY, make_model, make_prompts
+
+PROMPT = 32
+
+
+def train(settings: dict) -> dict:
+    """Seconds of each rollout with its inner epochs, alpha 0 and no corpus, and memory above the loaded models.
+
+    Args:
+        settings: n prompts, tokens an answer, rounds, inner_epochs; regime and linear_loss override their defaults.
+    """
+    import lightning as L
+    import torch
+
+    from minillm.linear_loss import LinearLoss
+    from minillm.machine import keep_freed_memory
+    from minillm.models import LanguageModel, Pair
+    from minillm.modules import OnPolicy, OnPolicyDistillation, SupervisedStart
+    from minillm.objectives import MiniLLM, PretrainLoss
+    from minillm.optim import Optim
+    from minillm.sampling import Sampler
+    from minillm.types import PromptBatch, TrainBatch
+
+    keep_freed_memory()
+    n, rounds, epochs = settings["n"], settings["rounds"], settings["inner_epochs"]
+    student, teacher = (make_model(name, device=DEVICE) for name in ("student", "teacher"))
+    tokenizer = SimpleNamespace(pad_token_id=0)
+    pair = Pair(student, LanguageModel(teacher).frozen(), tokenizer, VOCABULARY, stop_ids=(VOCABULARY,))
+    module = OnPolicyDistillation(
+        pair,
+        MiniLLM(),
+        Sampler(alpha=0.0, max_new_tokens=settings["tokens"], batch_size=n),
+        PretrainLoss(coefficient=0.0),
+        LinearLoss(**settings.get("linear_loss", {})),
+        Optim(learning_rate=1e-5),
+        OnPolicy(
+            rollouts=n, minibatch_size=n, inner_epochs=epochs, max_steps=rounds * epochs, **settings.get("regime", {})
+        ),
+        SupervisedStart(),
+        seed=0,
+    )
+    ids = make_prompts(n, PROMPT)
+    mask = torch.ones_like(ids, dtype=torch.bool)
+    batches = [TrainBatch(PromptBatch(ids, mask, torch.arange(n), index)) for index in range(rounds)]
+
+    class Clock(L.Callback):
+        def __init__(self):
+            self.rounds, self.phases = [], []
+
+        def on_train_batch_start(self, *args):
+            synchronize()
+            self.began = time.perf_counter()
+
+        def on_train_batch_end(self, trainer, module, *args):
+            synchronize()
+            self.rounds.append(time.perf_counter() - self.began)
+            self.phases.append(dict(module.phases.seconds))
+
+    clock = Clock()
+    trainer = L.Trainer(
+        accelerator="gpu" if DEVICE == "cuda" else "cpu",
+        devices=1,
+        max_epochs=1,
+        logger=False,
+        callbacks=[clock],
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    with Memory() as memory:
+        trainer.fit(module, train_dataloaders=batches)
+    return {"rounds": clock.rounds, "phases": clock.phases, "memory_gb": memory.above_gb}

@@ -1,0 +1,29 @@
+"""A peer's own pinned environment, made once by the benchmark that needs it, and its figures from a process in it."""
+
+import json
+import subprocess
+import sys
+import venv
+from pathlib import Path
+
+HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
+
+
+def run(version: str, script: str, *arguments: str) -> dict:
+    """The JSON that `script` prints last, run in the environment of requirements-trl-<version>.txt."""
+    return json.loads(subprocess.run(
+        [_python(version), "-m", f"benchmarks.peers.{script}", *arguments], cwd=ROOT, check=True, stdout=subprocess.PIPE,
+        text=True).stdout.splitlines()[-1])  # fmt: skip
+
+
+def _python(version: str) -> str:
+    requirements, folder = HERE / f"requirements-trl-{version}.txt", HERE / ".envs" / f"trl-{version}"
+    stamp = folder / "requirements.txt"
+    if not stamp.exists() or stamp.read_text() != requirements.read_text():
+        print(f"Making the environment of TRL {version} in {folder.relative_to(ROOT)} (about a minute) ...", flush=True)
+        venv.create(folder, with_pip=True, clear=True)
+        pip = [folder / "bin" / "pip", "install", "-qq", "--disable-pip-version-check"]
+        subprocess.run([*pip, "-r", requirements], check=True, stdout=sys.stderr)
+        stamp.write_text(requirements.read_text())
+    return str(folder / "bin" / "python")
