@@ -10,19 +10,23 @@ LEAN = {"regime": {"microbatch_tokens": 512}, "linear_loss": {"chunk_mb": 16.0}}
 
 def main() -> None:
     base = dict(n=PROMPTS, tokens=TOKENS, rounds=STEPS, inner_epochs=1)
-    figures: dict[str, dict] = {"ours, default": in_new_process(train, base), "ours, lean": in_new_process(train, base | LEAN)}
+    figures: dict[str, dict] = {
+        "ours, default": in_new_process(train, base),
+        "ours, lean": in_new_process(train, base | LEAN),
+    }
     for version, trainer in (("1.14.2", "minillm"), ("1.14.2", "distillation"), ("1.16.0", "distillation")):
         for checkpointing in (0, 1):
             name = f"TRL {version} {trainer}{', gradient checkpointing' if checkpointing else ''}"
             arguments = map(str, (PROMPTS, TOKENS, STEPS, checkpointing))
             figures[name] = run(version, "trl_step", trainer, *arguments)
+    gb = {name: each["memory_gb"] for name, each in figures.items()}
     rows = [
-        row(f"{ours} : {peer}", one["memory_gb"], other["memory_gb"], "GB", one["memory_gb"] / other["memory_gb"], 0.25, True)
-        for ours, one in figures.items()
-        if ours.startswith("ours")
-        for peer, other in figures.items()
+        row(f"{one} : {peer}", gb[one], gb[peer], "GB", gb[one] / gb[peer], 0.25, at_most=True)
+        for one in gb
+        if one.startswith("ours")
+        for peer in gb
         if peer.startswith("TRL")
-    ]  # fmt: skip
+    ]
     report("memory", "TRL, 16 prompts x 256 tokens", rows, figures)
 
 

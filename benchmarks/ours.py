@@ -18,6 +18,7 @@ def train(settings: dict) -> dict:
     """
     import lightning as L
     import torch
+    from torch.utils.data import DataLoader
 
     from minillm.linear_loss import LinearLoss
     from minillm.machine import keep_freed_memory
@@ -75,5 +76,5 @@ def train(settings: dict) -> dict:
         enable_model_summary=False,
     )
     with Memory() as memory:
-        trainer.fit(module, train_dataloaders=batches)
+        trainer.fit(module, train_dataloaders=DataLoader(batches, batch_size=None))
     return {"rounds": clock.rounds, "phases": clock.phases, "memory_gb": memory.above_gb}

@@ -15,7 +15,9 @@ ROWS, PROMPT, TOKENS = 16, 32, 256
 SHAPE = SIZES["SmolLM2-135M"]
 
 
-def make_step(name: str, rows: int, prompt: int, tokens: int, vocabulary: int = VOCABULARY, compiled: bool = False, **sizes):
+def make_step(
+    name: str, rows: int, prompt: int, tokens: int, vocabulary: int = VOCABULARY, compiled: bool = False, **sizes
+):
     """A function that makes one optimizer step on random answers, and the model."""
     from minillm.linear_loss import LinearLoss, Side
     from minillm.models import LanguageModel
@@ -44,8 +46,11 @@ def make_step(name: str, rows: int, prompt: int, tokens: int, vocabulary: int = 
             terms = experience.terms(micro.take)
             teacher = Side(micro.take(experience.teacher_hidden_BRH), teacher_head)
             ids_N = micro.take(experience.response_ids_BR)
-            output = linear_loss(micro.side(model), teacher, ids_N, objective.wanted,
-                                 lambda values, part, terms=terms: objective.loss(values, terms.rows(part), normaliser))  # fmt: skip
+
+            def policy(values, part, terms=terms):
+                return objective.loss(values, terms.rows(part), normaliser)
+
+            output = linear_loss(micro.side(model), teacher, ids_N, objective.wanted, policy)
             output.loss.backward()
         optim.step(optimizer, list(network.parameters()), 1e-6)
 
@@ -74,7 +79,11 @@ def measure(compiled: bool) -> dict:
         synchronize()
         seconds.append(time.perf_counter() - began)
     peaks.append(matrix_peak())
-    return {"seconds": seconds[WARM_UP:], "peaks": peaks, "operations": needed_operations(network, ROWS, PROMPT, TOKENS)}
+    return {
+        "seconds": seconds[WARM_UP:],
+        "peaks": peaks,
+        "operations": needed_operations(network, ROWS, PROMPT, TOKENS),
+    }
 
 
 def main() -> None:

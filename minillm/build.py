@@ -10,7 +10,8 @@ from pathlib import Path
 import lightning as L
 from omegaconf import DictConfig, OmegaConf
 
-from minillm.checks import collect, construct, matches, node_problems
+from minillm.callbacks import Profile
+from minillm.checks import collect, construct, describe, matches, node_problems
 from minillm.data import Sources, read_documents
 from minillm.datamodule import DistillationDataModule
 from minillm.errors import ConfigError, check, nearest
@@ -22,7 +23,7 @@ from minillm.objectives import MiniLLM, PretrainLoss
 from minillm.optim import Optim
 from minillm.sampling import Sampler
 
-_VALUES = ("seed", "eval_seed", "resume", "optimized_metric")
+_VALUES = ("seed", "eval_seed", "resume", "optimized_metric", "profile")
 _GROUPS = ("run", "strategy", "trainer", "callbacks", "logger")
 _PLAIN = {"run": ("name", "dir"), "strategy": ("strategy", "devices", "num_nodes")}  # groups without a constructor
 _SETTINGS = ("model", "data", "sampler", "regulariser", "objective", "linear_loss", "regime", "optim", "start")
@@ -83,6 +84,8 @@ def check_config(cfg: DictConfig, *, command: str = "", began: float | None = No
     problems += _cross_field_problems(built, callbacks, plain)
     if problems:
         raise ConfigError(problems)
+    if plain["profile"]:
+        callbacks["profile"] = Profile(run_dir)
     return Settings(**built, callbacks=callbacks)
 
 
@@ -168,9 +171,9 @@ def check_lengths(settings: Settings, pair: Pair) -> None:
 
 
 def _root_problems(plain: dict) -> list[str]:
-    wanted = {"seed": int, "eval_seed": int, "optimized_metric": str}
+    wanted = {"seed": int, "eval_seed": int, "optimized_metric": str, "profile": bool}
     problems = [
-        f"{key}={plain[key]!r}: wanted {'an integer' if kind is int else 'text'}"
+        f"{key}={plain[key]!r}: wanted {describe(kind)}"
         for key, kind in wanted.items()
         if not matches(plain[key], kind)
     ]

@@ -12,9 +12,9 @@ ROOT = HERE.parents[1]
 
 def run(version: str, script: str, *arguments: str) -> dict:
     """The JSON that `script` prints last, run in the environment of requirements-trl-<version>.txt."""
-    return json.loads(subprocess.run(
-        [_python(version), "-m", f"benchmarks.peers.{script}", *arguments], cwd=ROOT, check=True, stdout=subprocess.PIPE,
-        text=True).stdout.splitlines()[-1])  # fmt: skip
+    command = [_python(version), "-m", f"benchmarks.peers.{script}", *arguments]
+    done = subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True)
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def _python(version: str) -> str:

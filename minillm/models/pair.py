@@ -53,13 +53,14 @@ class PrunedTeacher:
 @dataclass(frozen=True)
 class Pair:
     """A loaded pair. `student` is trained; `teacher` is frozen, in eval mode and outside of every checkpoint, and None
-    where a model is measured alone."""
+    where a model is measured alone. `compile`: see `LanguageModel`."""
 
     student: PreTrainedModel
     teacher: LanguageModel | None
     tokenizer: PreTrainedTokenizerBase
     n_vocab: int
     stop_ids: tuple[int, ...]
+    compile: bool = False
 
     @property
     def pad_id(self) -> int:
@@ -70,12 +71,14 @@ class Pair:
 
 @dataclass(frozen=True)
 class ModelPair:
-    """Settings of the pair; `student` and `teacher` may be plain strings, see `Checkpoint.source`."""
+    """Settings of the pair; `student` and `teacher` may be plain strings, see `Checkpoint.source`. `compile` sends
+    scoring and updates through torch.compile, see `LanguageModel`."""
 
     student: Checkpoint | PrunedTeacher | str
     teacher: Checkpoint | str
     dtype: Dtype = "auto"
     attention: Attention = "sdpa"
+    compile: bool = False
 
     def __post_init__(self):
         for name in ("student", "teacher"):
@@ -103,7 +106,7 @@ class ModelPair:
                 parameter.data = parameter.data.to(dtypes["teacher"])
         else:
             student, tokenizer = self._load("student", dtypes["student"])
-        pair = pair_of(student.to(device), teacher.to(device), tokenizer, teacher_tokenizer)
+        pair = pair_of(student.to(device), teacher.to(device), tokenizer, teacher_tokenizer, compile=self.compile)
         pair.teacher.offload = self.teacher.offload
         return pair
 
@@ -125,6 +128,7 @@ def pair_of(
     teacher: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     teacher_tokenizer: PreTrainedTokenizerBase,
+    compile: bool = False,
 ) -> Pair:
     """Check that two loaded models can be distilled into one another and freeze the teacher."""
     rows = [network.get_output_embeddings().weight.shape[0] for network in (student, teacher)]
@@ -133,10 +137,11 @@ def pair_of(
         LanguageModel(network, n_vocab).verify_head()
     return Pair(
         student=student,
-        teacher=LanguageModel(teacher, n_vocab).frozen(),
+        teacher=LanguageModel(teacher, n_vocab, compile).frozen(),
         tokenizer=tokenizer,
         n_vocab=n_vocab,
         stop_ids=stop_ids(tokenizer, student, teacher, n_vocab=n_vocab),
+        compile=compile,
     )
 
 

@@ -92,7 +92,7 @@ class OnPolicyDistillation(L.LightningModule):
         self.automatic_optimization = False
         self.student = pair.student
         self.pair = pair
-        self.model = LanguageModel(pair.student, pair.n_vocab)
+        self.model = LanguageModel(pair.student, pair.n_vocab, pair.compile)
         self.objective, self.sampler, self.regulariser = objective, sampler, regulariser
         self.linear_loss = linear_loss
         self.optim, self.regime, self.start, self.seed = optim, regime, start, seed

@@ -118,6 +118,14 @@ def test_all_problems_come_in_one_message():
         (["callbacks.record=null"], "callbacks.record=null: it writes metrics.json"),
         (["model.attention=flash_attention_2"], "works in half types only"),
         (["~objective"], "objective=None: missing; wanted a config group"),
+        (["profile=1"], "profile=1: wanted true or false"),
+        (["linear_loss.chunk_mb=-1"], "chunk_mb=-1: wanted a positive number of MiB, or null for the plain loss"),
+        (
+            ["regime.teacher_states=recompute", "model.teacher.offload=true"],
+            "regime.teacher_states=recompute: the body",
+        ),
+        (["regulariser=pretrain_kd", "model.teacher.offload=true"], "regulariser.kd_ratio > 0: the body is away"),
+        (["regime.microbatch_size=0"], "microbatch_size=0: wanted a positive number of rows, or null"),
         (["resume=yes"], "resume='yes': wanted null or auto"),
     ],
 )

@@ -191,3 +191,27 @@ def test_a_revision_is_passed_on(monkeypatch):
     with pytest.raises(ModelError):
         Checkpoint("owner/name@v1.0").load()
     assert seen == {"path": "owner/name", "revision": "v1.0"}
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_offload_moves_all_but_the_head(tied):
+    network = Architecture("llama", 2, 32, 4, 2, 48, 31, tied).random_model()
+    model, head = LanguageModel(network), network.get_output_embeddings().weight
+    body = model.body()
+    assert all(each is not head for each in body)
+    # Tied embeddings are the head's; rotary frequencies are buffers and move too.
+    names = {name for name, each in network.named_parameters() if any(each is one for one in body)}
+    assert ("model.embed_tokens.weight" in names) == (not tied)
+    assert sum("layers" in name for name in names) == 2 * 9
+    assert any(each is network.model.rotary_emb.inv_freq for each in body)
+    model.offload = True
+    with model.body_away():  # on a CPU it is at home already
+        assert model.head()(torch.zeros(1, 32)).shape == (1, 31)
+
+
+def test_compiled_passes_give_the_same_hidden_states():
+    network = make_model(dtype=torch.float32)
+    ids = torch.tensor([[3, 4, 5, 6], [7, 8, 9, 10]])
+    eager, compiled = (LanguageModel(network, compile=each).hidden(ids) for each in (False, True))
+    torch.testing.assert_close(eager, compiled, rtol=1e-4, atol=1e-4)
+    assert all("_orig_mod" not in name for name in network.state_dict())
