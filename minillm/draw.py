@@ -27,6 +27,10 @@ class Distribution:
         self.sums_KB = sums.double()  # K blocks; few numbers, so the cumulative sum may be exact
         self.total_B = self.sums_KB.sum(0)
 
+    def most_likely(self) -> Tensor:
+        """[B] int64."""
+        return self.logits_VB.argmax(0)
+
     def logprobs(self, ids_B: Tensor) -> Tensor:
         """log-probability of one token a row, in the logits' type."""
         logits_B = self.logits_VB.gather(0, ids_B.unsqueeze(0)).squeeze(0)
@@ -64,9 +68,3 @@ def _invert(values_KB: Tensor, target_B: Tensor) -> tuple[Tensor, Tensor, Tensor
     end_B = ends_KB.gather(0, k_B.unsqueeze(0)).squeeze(0)
     rest_B = target_B - (end_B - values_KB.gather(0, k_B.unsqueeze(0)).squeeze(0))
     return k_B, rest_B, torch.minimum(rest_B, end_B - target_B)
-
-
-def most_likely(*parts: Distribution) -> Tensor:
-    """[B] int64: the most likely token of the one distribution. Greedy decoding of a mixture has no use."""
-    (part,) = parts
-    return part.logits_VB.argmax(0)

@@ -74,8 +74,8 @@ class LinearLoss:
         if self.chunk_mb is None:
             return objective(plain_values(student, teacher, ids_N, wanted), slice(0, len(ids_N)))
         head, parts = student.head, {}
-        loss = _Chunked.apply(student.hidden_NH, head.weight_VH, head.bias_V, head, teacher, ids_N, wanted, objective,
-                              parts, self._rows(head))  # fmt: skip
+        trained = (student.hidden_NH, head.weight_VH, head.bias_V)
+        loss = _Chunked.apply(*trained, head, teacher, ids_N, wanted, objective, parts, self._rows(head))
         return LossOutput(loss, parts)
 
     @torch.no_grad()
@@ -139,10 +139,14 @@ class _Chunked(torch.autograd.Function):
                 else:
                     grad_VH += grad.T @ student.hidden_NH[rows]
         ctx.save_for_backward(grad_NH, grad_VH, grad_V)
+        ctx.spent = False
         return total if isinstance(total, Tensor) else hidden_NH.new_zeros(())
 
     @staticmethod
     def backward(ctx, grad_output):
+        if ctx.spent:
+            raise RuntimeError("the chunked loss has been differentiated before: its gradient is used up")
+        ctx.spent = True
         # In place: the tensors are ours, and the factor is 1 but for loss scaling.
         grads = (each if each is None else each.mul_(grad_output) for each in ctx.saved_tensors)
         return *grads, None, None, None, None, None, None, None
@@ -161,8 +165,8 @@ def _loss_and_grad(
     values = {"logprobs_N": logq_NV.gather(-1, ids_N.unsqueeze(-1)).squeeze(-1)}
     if wanted:
         logp_NV = torch.log_softmax(teacher_NV, dim=-1)
-        p_NV = logp_NV.exp() if SOFT_CROSS_ENTROPY in wanted else None
-    if p_soft := SOFT_CROSS_ENTROPY in wanted:
+    if SOFT_CROSS_ENTROPY in wanted:
+        p_NV = logp_NV.exp()
         values[SOFT_CROSS_ENTROPY] = -torch.linalg.vecdot(p_NV, logq_NV)
     if REVERSE_KL in wanted:
         gap_NV = torch.sub(logq_NV, logp_NV, out=logp_NV)
@@ -181,7 +185,7 @@ def _loss_and_grad(
         grad_NV = gap_NV.mul_(k.unsqueeze(-1)).sub_(offset_N.unsqueeze(-1)).mul_(q_NV)
     else:
         grad_NV = q_NV.mul_((c - a).unsqueeze(-1))
-    if p_soft:
+    if SOFT_CROSS_ENTROPY in wanted:
         grad_NV.addcmul_(p_NV, -c.unsqueeze(-1))
     grad_NV.scatter_add_(-1, ids_N.unsqueeze(-1), a.unsqueeze(-1))
     return LossOutput(output.loss.detach(), output.parts), grad_NV

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.profiler import record_function
 from transformers import DynamicCache
 
-from minillm.draw import Distribution, draw, most_likely
+from minillm.draw import Distribution, draw
 from minillm.errors import check
 from minillm.losses import raise_half
 from minillm.models import LanguageModel, RollingCache
@@ -57,6 +57,49 @@ class _Stream:
         self.starts_B = torch.tensor(self.cache.starts, device=self.hidden_BH.device)
 
 
+class _Places:
+    """Who is in the batch: which prompt is in each place, how many tokens it has answered, whether it goes on.
+
+    Lists for the host, which decides, and tensors for the device, which computes; they agree but for `alive_B`, which
+    the host reads at times.
+    """
+
+    def __init__(self, n_slots: int, device: torch.device):
+        self.n_slots, self.device = n_slots, device
+        self.rows: list[int] = []
+        self.steps: list[int] = []
+        self.rows_B = self.steps_B = torch.empty(0, dtype=torch.long, device=device)
+        self.alive_B = torch.empty(0, dtype=torch.bool, device=device)
+
+    def take(self, waiting: list[int]) -> list[int]:
+        """The next of the waiting prompts, removed from there, if so many places are free that it is worth while."""
+        free = self.n_slots - len(self.rows)
+        if not waiting or free < min(len(waiting), max(1, self.n_slots // _REFILL)):
+            return []
+        new, waiting[:] = waiting[:free], waiting[free:]
+        new_B = torch.tensor(new, device=self.device)
+        self.rows, self.steps = self.rows + new, self.steps + [0] * len(new)
+        self.rows_B = torch.cat([self.rows_B, new_B])
+        self.steps_B = torch.cat([self.steps_B, torch.zeros_like(new_B)])
+        self.alive_B = torch.cat([self.alive_B, torch.ones_like(new_B, dtype=torch.bool)])
+        return new
+
+    def step(self, going_on_B: Tensor) -> None:
+        self.alive_B = self.alive_B & going_on_B
+        self.steps, self.steps_B = [step + 1 for step in self.steps], self.steps_B + 1
+
+    def ended(self, limits: list[int], look: bool) -> list[bool]:
+        """Rows at their limit; with `look`, or where the host waits anyway, also those that drew a stop token."""
+        full = [step == limits[row] for row, step in zip(self.rows, self.steps, strict=True)]
+        if not look and not any(full):
+            return full
+        return [stop or not alive for stop, alive in zip(full, self.alive_B.tolist(), strict=True)]
+
+    def keep(self, slots: list[int], slots_B: Tensor) -> None:
+        self.rows, self.steps = [self.rows[slot] for slot in slots], [self.steps[slot] for slot in slots]
+        self.rows_B, self.steps_B, self.alive_B = (each[slots_B] for each in (self.rows_B, self.steps_B, self.alive_B))
+
+
 @torch.no_grad()
 def decode(
     student: LanguageModel | None,
@@ -97,64 +140,52 @@ def decode(
     }
     shares = [1 - alpha, alpha] if len(streams) == 2 else [1.0]
 
+    places = _Places(n_slots, device)
     out = {"ids": torch.full((n_rows, longest), pad_id, device=device)}
     answered_N = torch.zeros(n_rows, dtype=torch.long, device=device)
 
     def store(name: str, values: Tensor) -> None:
         if name not in out:
             out[name] = values.new_zeros(n_rows, longest, *values.shape[1:])
-        out[name][rows_B, steps_B] = values
+        out[name][places.rows_B, places.steps_B] = values
 
     waiting = sorted(range(n_rows), key=lengths.__getitem__)
-    rows: list[int] = []  # which prompt is in each place, and how many tokens it has answered
-    steps: list[int] = []
-    rows_B = steps_B = torch.empty(0, dtype=torch.long, device=device)
-    alive_B = torch.empty(0, dtype=torch.bool, device=device)
-    look_every = _look_every(device)
-    while rows or waiting:
-        free = n_slots - len(rows)
-        if waiting and free >= min(len(waiting), max(1, n_slots // _REFILL)):
-            new, waiting = waiting[:free], waiting[free:]
+    look_every, turn = _look_every(device), 0
+    while places.rows or waiting:
+        if new := places.take(waiting):
             width = max(lengths[row] for row in new)
-            new_B = torch.tensor(new, device=device)
             for name, stream in streams.items():
                 with record_function(f"rollout: prompts, {name}"):
-                    stream.admit(ids_NP[new_B, :width], [lengths[row] for row in new])
-            rows, steps = rows + new, steps + [0] * len(new)
-            rows_B = torch.cat([rows_B, new_B])
-            steps_B = torch.cat([steps_B, torch.zeros_like(new_B)])
-            alive_B = torch.cat([alive_B, torch.ones_like(new_B, dtype=torch.bool)])
+                    stream.admit(ids_NP[places.rows_B[-len(new) :], :width], [lengths[row] for row in new])
 
         with record_function("rollout: heads"):
             each = {name: stream.distribution() for name, stream in streams.items()}
         with record_function("rollout: draw"):
             if uniforms_NR is None:
-                ids_B, near_B = most_likely(*each.values()), torch.zeros_like(alive_B)
+                (only,) = each.values()  # greedy decoding of a mixture has no use
+                ids_B, near_B = only.most_likely(), torch.zeros_like(places.alive_B)
             else:
                 parts = list(zip(each.values(), shares, strict=True))
-                ids_B, near_B = draw(parts, uniforms_NR[rows_B, steps_B])
-        store("ids", torch.where(alive_B, ids_B, pad_id))
-        store("near", near_B & alive_B)
+                ids_B, near_B = draw(parts, uniforms_NR[places.rows_B, places.steps_B])
+        store("ids", torch.where(places.alive_B, ids_B, pad_id))
+        store("near", near_B & places.alive_B)
         for name, distribution in each.items():
             store(name, distribution.logprobs(ids_B))
         if teacher is not None and keep_hidden:
             store("hidden", streams["teacher"].hidden_BH)
-        answered_N[rows_B] += alive_B
-        alive_B = alive_B & ~torch.isin(ids_B, stops)
-        steps, steps_B = [step + 1 for step in steps], steps_B + 1
+        answered_N[places.rows_B] += places.alive_B
+        places.step(~torch.isin(ids_B, stops))
+        turn += 1
 
-        full = [step == limits[row] for row, step in zip(rows, steps, strict=True)]
-        ended = full
-        if max(steps) % look_every == 0 or any(full):
-            ended = [stop or not alive for stop, alive in zip(full, alive_B.tolist(), strict=True)]
+        ended = places.ended(limits, look=turn % look_every == 0)
         if any(ended):
             slots = _close_gaps(ended)
             slots_B = torch.tensor(slots, dtype=torch.long, device=device)
-            rows, steps = [rows[slot] for slot in slots], [steps[slot] for slot in slots]
-            rows_B, steps_B, alive_B, ids_B = (each[slots_B] for each in (rows_B, steps_B, alive_B, ids_B))
+            places.keep(slots, slots_B)
+            ids_B = ids_B[slots_B]
             for stream in streams.values():
                 stream.keep(slots, slots_B)
-        if rows:
+        if places.rows:
             for name, stream in streams.items():
                 with record_function(f"rollout: {name}"):
                     stream.advance(ids_B)

@@ -18,7 +18,7 @@ from minillm.console import say
 
 _SHOWN = {
     "start/loss": "loss",
-    "train/single": "reverse KL",
+    "train/single": "KL",
     "train/pretrain": "corpus",
     "rollout/length": "length",
     "time/tokens_per_second": "tok/s",
@@ -28,10 +28,10 @@ _PHASES = ("rollout", "score", "update")
 
 
 def _figures(metrics: dict[str, float]) -> str:
-    """The newest round in one line; the last group is the share of its time in rollout, score and update."""
+    """The newest round in one line of 80 columns; its end is explained once, by `on_train_start`."""
     figures = [f"{name} {metrics[key]:.3g}" for key, name in _SHOWN.items() if key in metrics]
     shares = "/".join(f"{100 * metrics.get(f'time/share_{name}', 0):.0f}" for name in _PHASES)
-    return "  ".join([*figures, f"r/s/u {shares}%"])
+    return "  ".join([*figures, f"{shares}%"])
 
 
 class Progress(L.Callback):
@@ -39,6 +39,7 @@ class Progress(L.Callback):
         self._bars: Bars | None = None
 
     def on_train_start(self, trainer, module) -> None:
+        say("Each line: GB is the peak of memory; a/b/c% the share of the time in rollout, scoring and update.")
         if not get_console().is_terminal:
             return
         columns = [SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()]

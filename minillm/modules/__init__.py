@@ -1,6 +1,7 @@
 """LightningModules: one file a regime."""
 
-from minillm.modules.on_policy import OnPolicy, OnPolicyDistillation
+from minillm.modules.on_policy import OnPolicyDistillation
+from minillm.modules.regime import OnPolicy
 from minillm.modules.start import SupervisedStart
 
 __all__ = ["OnPolicy", "OnPolicyDistillation", "SupervisedStart"]

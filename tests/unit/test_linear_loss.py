@@ -126,6 +126,14 @@ def test_under_autocast_products_are_half_and_gradients_stay_close(name):
         assert (plain - chunked).abs().max() < 0.03 * plain.abs().max()
 
 
+def test_a_second_backward_pass_is_refused():
+    student, teacher, ids, slopes = case(torch.float64, {})
+    loss = LinearLoss()(student, teacher, ids, (), weighted(slopes, ())).loss
+    loss.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="differentiated before"):
+        loss.backward()
+
+
 def test_a_chunk_of_nothing_is_refused():
     with pytest.raises(ConfigError, match="chunk_mb=0: wanted a positive number"):
         LinearLoss(chunk_mb=0)
