@@ -119,13 +119,17 @@ class _Chunked(torch.autograd.Function):
             student = Side(hidden_NH.detach().to(dtype), head.to(dtype))
             teacher = teacher and Side(teacher.hidden_NH.to(teacher.head.weight_VH.dtype), teacher.head)
             grad_NH = torch.empty_like(hidden_NH)
-            grad_VH = torch.zeros_like(weight_VH)
-            grad_V = None if bias_V is None else torch.zeros_like(bias_V)
+            grad_VH, grad_V = (  # a frozen head needs none
+                torch.zeros_like(each) if needed else None
+                for each, needed in zip((weight_VH, bias_V), ctx.needs_input_grad[1:3], strict=True)
+            )
             total = 0.0
             for rows in _slices(len(ids_N), step):
                 logits = student.logits(rows)
-                teacher_logits = teacher.logits(rows) if wanted else None
-                output, grad = _loss_and_grad(logits, teacher_logits, ids_N[rows], wanted, objective, rows)
+                # The teacher's logits have no name here, so that they go as soon as they have been used.
+                output, grad = _loss_and_grad(
+                    logits, teacher.logits(rows) if wanted else None, ids_N[rows], wanted, objective, rows
+                )
                 total = total + output.loss
                 for name, value in output.parts.items():
                     parts[name] = parts.get(name, 0.0) + value
@@ -134,6 +138,8 @@ class _Chunked(torch.autograd.Function):
                     grad_V += grad.sum(0)
                 grad = grad.to(dtype)
                 grad_NH[rows] = grad @ student.head.weight_VH
+                if grad_VH is None:
+                    continue
                 if dtype == grad_VH.dtype:
                     grad_VH.addmm_(grad.T, student.hidden_NH[rows])
                 else:
@@ -165,6 +171,7 @@ def _loss_and_grad(
     values = {"logprobs_N": logq_NV.gather(-1, ids_N.unsqueeze(-1)).squeeze(-1)}
     if wanted:
         logp_NV = torch.log_softmax(teacher_NV, dim=-1)
+        del teacher_NV
     if SOFT_CROSS_ENTROPY in wanted:
         p_NV = logp_NV.exp()
         values[SOFT_CROSS_ENTROPY] = -torch.linalg.vecdot(p_NV, logq_NV)

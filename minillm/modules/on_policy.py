@@ -89,7 +89,7 @@ class OnPolicyDistillation(L.LightningModule):
 
     def _start_round(self, batch: TrainBatch) -> dict[str, float]:
         with self.phases("rollout"):
-            answers = self.start.answers(batch.prompts, self.pair, self.sampler, self.seed)
+            answers = self.start.answers(batch.prompts, self.pair, self.sampler, self.seed, keep_hidden=self._keep)
         with self.phases("score"):
             if self.start.kd_ratio > 0:
                 answers = self._with_teacher(answers)

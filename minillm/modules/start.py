@@ -45,8 +45,10 @@ class SupervisedStart:
         return self.learning_rate * (self.steps - step) / max(1, self.steps - self.warmup_steps)
 
     @torch.no_grad()
-    def answers(self, prompts: PromptBatch, pair: Pair, sampler: Sampler, seed: int) -> Rollout:
-        """Answers to learn from; the teacher's own come with its hidden states."""
+    def answers(
+        self, prompts: PromptBatch, pair: Pair, sampler: Sampler, seed: int, *, keep_hidden: bool = True
+    ) -> Rollout:
+        """Answers to learn from; with `keep_hidden` the teacher's own come with its hidden states."""
         if self.responses == "teacher":
             seeds = [seed_for(seed, "start", prompts.index, row) for row in range(len(prompts))]
             return decode(
@@ -59,5 +61,6 @@ class SupervisedStart:
                 max_new_tokens=sampler.max_new_tokens,
                 stop_ids=pair.stop_ids,
                 pad_id=pair.pad_id,
+                keep_hidden=keep_hidden and self.kd_ratio > 0,
             )
         return Rollout(prompts.ids_BP, prompts.mask_BP, prompts.reference_ids_BR, prompts.reference_mask_BR)

@@ -126,6 +126,18 @@ def test_under_autocast_products_are_half_and_gradients_stay_close(name):
         assert (plain - chunked).abs().max() < 0.03 * plain.abs().max()
 
 
+@pytest.mark.parametrize("bias", [False, True])
+def test_a_frozen_head_gets_no_gradient_and_hidden_states_the_same(bias):
+    grads = []
+    for frozen in (False, True):
+        student, teacher, ids, slopes = case(torch.float64, {"bias": bias})
+        student.head.weight_VH.requires_grad_(not frozen)
+        LinearLoss(1e-3)(student, teacher, ids, (REVERSE_KL,), weighted(slopes, (REVERSE_KL,))).loss.backward()
+        assert (student.head.weight_VH.grad is None) == frozen
+        grads.append(student.hidden_NH.grad)
+    assert torch.equal(*grads)
+
+
 def test_a_second_backward_pass_is_refused():
     student, teacher, ids, slopes = case(torch.float64, {})
     loss = LinearLoss()(student, teacher, ids, (), weighted(slopes, ())).loss
