@@ -1,5 +1,6 @@
 """Memory above what is there when a measurement begins; needs torch only."""
 
+import ctypes
 import gc
 import os
 import threading
@@ -13,6 +14,8 @@ class Memory:
 
     def __enter__(self):
         gc.collect()
+        # What was freed while the models were built must not be there to be used for nothing.
+        getattr(ctypes.CDLL(None), "malloc_trim", lambda pad: None)(0)
         self.cuda = torch.cuda.is_available()
         if self.cuda:
             torch.cuda.reset_peak_memory_stats()

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 BLOCK = 256  # tokens
-EDGE = 1e-5  # a draw so close to a step of the cumulative distribution may fall on the other side in another batch
+EDGE = 1e-5  # in float32, a draw so close to a step of the cumulative distribution may fall on its other side
 
 
 class Distribution:
@@ -66,5 +66,5 @@ def _invert(values_KB: Tensor, target_B: Tensor) -> tuple[Tensor, Tensor, Tensor
     target_B = torch.minimum(target_B.to(ends_KB), torch.nextafter(total_B, torch.zeros_like(total_B)))
     k_B = (ends_KB <= target_B).sum(0)
     end_B = ends_KB.gather(0, k_B.unsqueeze(0)).squeeze(0)
-    rest_B = target_B - (end_B - values_KB.gather(0, k_B.unsqueeze(0)).squeeze(0))
+    rest_B = (target_B - (end_B - values_KB.gather(0, k_B.unsqueeze(0)).squeeze(0))).clamp(min=0)
     return k_B, rest_B, torch.minimum(rest_B, end_B - target_B)

@@ -50,8 +50,8 @@ Objective = Callable[[TokenValues, slice], LossOutput]
 
 @dataclass(frozen=True)
 class LinearLoss:
-    """The config group `linear_loss`. `chunk_mb`: memory of one chunk's logits in MiB; some four such tensors live at
-    a time. None takes the plain road."""
+    """The config group `linear_loss`. `chunk_mb`: memory of one chunk's logits in MiB; at most seven such tensors
+    live at a time. None takes the plain road. Logits must be finite, as a linear head gives them."""
 
     chunk_mb: float | None = 64.0
 

@@ -38,11 +38,12 @@ class MicroBatch:
 
 
 def micro_batches(rollout: Rollout, max_tokens: int, max_rows: int | None = None) -> list[MicroBatch]:
-    """All rows of a rollout, the shortest first; rows times columns is at most `max_tokens` where a row allows it."""
+    """All rows of a rollout that have an answer, the shortest first; at most `max_rows` of them, and at most
+    `max_tokens` in rows times columns where a single row allows it."""
     prompt, response = (mask.sum(-1).tolist() for mask in (rollout.prompt_mask_BP, rollout.response_mask_BR))
     lengths = [p + r - 1 for p, r in zip(prompt, response, strict=True)]
     groups: list[list[int]] = []
-    for row in sorted(range(len(rollout)), key=lengths.__getitem__):
+    for row in sorted(filter(response.__getitem__, range(len(rollout))), key=lengths.__getitem__):
         full = groups and (
             (len(groups[-1]) + 1) * lengths[row] > max_tokens or (max_rows and len(groups[-1]) == max_rows)
         )

@@ -5,6 +5,8 @@ Axes: B rows being decoded, N all prompts, P prompt and R response positions, V 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -27,6 +29,8 @@ class _Stream:
 
     def __init__(self, model: LanguageModel, cache: RollingCache, temperature: float):
         self.model, self.cache, self.head = model, cache, model.head(temperature)
+        if torch.is_autocast_enabled(model.device.type):
+            self.head = self.head.to(torch.get_autocast_dtype(model.device.type))
         self.hidden_BH: Tensor | None = None
         self.starts_B: Tensor | None = None
 
@@ -89,9 +93,9 @@ class _Places:
         self.steps, self.steps_B = [step + 1 for step in self.steps], self.steps_B + 1
 
     def ended(self, limits: list[int], look: bool) -> list[bool]:
-        """Rows at their limit; with `look`, or where the host waits anyway, also those that drew a stop token."""
+        """Rows at their limit; with `look`, which makes the host wait, also those that drew a stop token."""
         full = [step == limits[row] for row, step in zip(self.rows, self.steps, strict=True)]
-        if not look and not any(full):
+        if not look:
             return full
         return [stop or not alive for stop, alive in zip(full, self.alive_B.tolist(), strict=True)]
 
@@ -128,6 +132,7 @@ def decode(
     """
     device, n_rows = prompts.ids_BP.device, len(prompts)
     limits = [max_new_tokens] * n_rows if isinstance(max_new_tokens, int) else max_new_tokens
+    check((min(limits) > 0, f"max_new_tokens={max_new_tokens}: wanted a positive number of tokens"))
     longest = max(limits)
     uniforms_NR = None if seeds is None else row_uniforms(seeds, longest).to(device)
     stops = torch.tensor(stop_ids, device=device)
@@ -151,44 +156,45 @@ def decode(
 
     waiting = sorted(range(n_rows), key=lengths.__getitem__)
     look_every, turn = _look_every(device), 0
-    while places.rows or waiting:
-        if new := places.take(waiting):
-            width = max(lengths[row] for row in new)
-            for name, stream in streams.items():
-                with record_function(f"rollout: prompts, {name}"):
-                    stream.admit(ids_NP[places.rows_B[-len(new) :], :width], [lengths[row] for row in new])
+    with _cast_once(device):
+        while places.rows or waiting:
+            if new := places.take(waiting):
+                width = max(lengths[row] for row in new)
+                for name, stream in streams.items():
+                    with record_function(f"rollout: prompts, {name}"):
+                        stream.admit(ids_NP[places.rows_B[-len(new) :], :width], [lengths[row] for row in new])
 
-        with record_function("rollout: heads"):
-            each = {name: stream.distribution() for name, stream in streams.items()}
-        with record_function("rollout: draw"):
-            if uniforms_NR is None:
-                (only,) = each.values()  # greedy decoding of a mixture has no use
-                ids_B, near_B = only.most_likely(), torch.zeros_like(places.alive_B)
-            else:
-                parts = list(zip(each.values(), shares, strict=True))
-                ids_B, near_B = draw(parts, uniforms_NR[places.rows_B, places.steps_B])
-        store("ids", torch.where(places.alive_B, ids_B, pad_id))
-        store("near", near_B & places.alive_B)
-        for name, distribution in each.items():
-            store(name, distribution.logprobs(ids_B))
-        if teacher is not None and keep_hidden:
-            store("hidden", streams["teacher"].hidden_BH)
-        answered_N[places.rows_B] += places.alive_B
-        places.step(~torch.isin(ids_B, stops))
-        turn += 1
+            with record_function("rollout: heads"):
+                each = {name: stream.distribution() for name, stream in streams.items()}
+            with record_function("rollout: draw"):
+                if uniforms_NR is None:
+                    (only,) = each.values()  # greedy decoding of a mixture has no use
+                    ids_B, near_B = only.most_likely(), torch.zeros_like(places.alive_B)
+                else:
+                    parts = list(zip(each.values(), shares, strict=True))
+                    ids_B, near_B = draw(parts, uniforms_NR[places.rows_B, places.steps_B])
+            store("ids", torch.where(places.alive_B, ids_B, pad_id))
+            store("near", near_B & places.alive_B)
+            for name, distribution in each.items():
+                store(name, distribution.logprobs(ids_B))
+            if teacher is not None and keep_hidden:
+                store("hidden", streams["teacher"].hidden_BH)
+            answered_N[places.rows_B] += places.alive_B
+            places.step(~torch.isin(ids_B, stops))
+            turn += 1
 
-        ended = places.ended(limits, look=turn % look_every == 0)
-        if any(ended):
-            slots = _close_gaps(ended)
-            slots_B = torch.tensor(slots, dtype=torch.long, device=device)
-            places.keep(slots, slots_B)
-            ids_B = ids_B[slots_B]
-            for stream in streams.values():
-                stream.keep(slots, slots_B)
-        if places.rows:
-            for name, stream in streams.items():
-                with record_function(f"rollout: {name}"):
-                    stream.advance(ids_B)
+            ended = places.ended(limits, look=turn % look_every == 0)
+            if any(ended):
+                slots = _close_gaps(ended)
+                slots_B = torch.tensor(slots, dtype=torch.long, device=device)
+                places.keep(slots, slots_B)
+                ids_B = ids_B[slots_B]
+                for stream in streams.values():
+                    stream.keep(slots, slots_B)
+            if places.rows:
+                for name, stream in streams.items():
+                    with record_function(f"rollout: {name}"):
+                        stream.advance(ids_B)
 
     mask_NR = torch.arange(longest, device=device) < answered_N.unsqueeze(-1)
     return Rollout(
@@ -203,6 +209,17 @@ def decode(
         alpha=alpha,
         temperature=temperature,
     ).trimmed()
+
+
+@contextmanager
+def _cast_once(device: torch.device) -> Iterator[None]:
+    """Under autocast, whose cache Lightning turns off: each weight is cast once for all tokens, then forgotten."""
+    if not torch.is_autocast_enabled(device.type):
+        yield
+        return
+    with torch.autocast(device.type, torch.get_autocast_dtype(device.type), cache_enabled=True):
+        yield
+    torch.clear_autocast_cache()
 
 
 def _look_every(device: torch.device) -> int:

@@ -49,7 +49,7 @@ class PromptBatch(_Rows):
 class Rollout(_Rows):
     """Prompts with their sampled answers. Log-probabilities are of the chosen tokens under the full distributions at
     `temperature`; `alpha` is the teacher's share in the mixture they were drawn from. `near_edge_BR` marks draws so
-    close to the edge of a token's share that rounding may decide (see `draw`)."""
+    close to the edge of a token's share that rounding in float32 may decide (see `draw`; half types round more)."""
 
     prompt_ids_BP: Tensor
     prompt_mask_BP: Tensor
@@ -72,7 +72,8 @@ class Rollout(_Rows):
         cut = {f.name: getattr(self, f.name) for f in fields(self)}
         for name, value in cut.items():
             if isinstance(value, Tensor) and value.dim() > 1:
-                cut[name] = value[:, first:] if name.endswith("_BP") else value[:, :last]
+                # Contiguous: a view would keep what was cut off in memory.
+                cut[name] = (value[:, first:] if name.endswith("_BP") else value[:, :last]).contiguous()
         return replace(self, **cut)
 
     @property

@@ -1,6 +1,7 @@
 """A peer's own pinned environment, made once by the benchmark that needs it, and its figures from a process in it."""
 
 import json
+import os
 import subprocess
 import sys
 import venv
@@ -10,10 +11,15 @@ HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 
 
-def run(version: str, script: str, *arguments: str) -> dict:
+# What `minillm.machine.keep_freed_memory` sets, for a process that does not call it.
+ALLOCATOR = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1), "MALLOC_TOP_PAD_": str(2**28)}
+
+
+def run(version: str, script: str, *arguments: str, keep_freed_memory: bool = False) -> dict:
     """The JSON that `script` prints last, run in the environment of requirements-trl-<version>.txt."""
     command = [_python(version), "-m", f"benchmarks.peers.{script}", *arguments]
-    done = subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True)
+    environment = os.environ | (ALLOCATOR if keep_freed_memory else {})
+    done = subprocess.run(command, cwd=ROOT, env=environment, check=True, stdout=subprocess.PIPE, text=True)
     return json.loads(done.stdout.splitlines()[-1])
 
 

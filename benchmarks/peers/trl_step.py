@@ -1,6 +1,7 @@
 """Steps of a TRL trainer on the benchmark's models: seconds, of that generation, and memory above the loaded models.
 
-python -m benchmarks.peers.trl_step minillm|distillation PROMPTS TOKENS STEPS CHECKPOINTING(0|1), in TRL's environment.
+python -m benchmarks.peers.trl_step minillm|distillation PROMPTS TOKENS STEPS CHECKPOINTING(0|1) ACCUMULATION, in TRL's
+environment.
 """
 
 import json
@@ -41,14 +42,17 @@ class Clock(TrainerCallback):
         self.began = now
 
 
-def make_trainer(kind: str, n: int, tokens: int, steps: int, checkpointing: bool, callback: TrainerCallback):
+def make_trainer(
+    kind: str, n: int, tokens: int, steps: int, checkpointing: int, accumulation: int, callback: TrainerCallback
+):
     prompts = [" ".join(f"w{i}" for i in row) for row in make_prompts(n, PROMPT).tolist()]
     common = dict(
         output_dir=tempfile.mkdtemp(),
-        per_device_train_batch_size=n,
+        per_device_train_batch_size=n // accumulation,
+        gradient_accumulation_steps=accumulation,
         max_steps=steps,
         max_completion_length=tokens,
-        gradient_checkpointing=checkpointing,
+        gradient_checkpointing=bool(checkpointing),
         bf16=False,
         use_cpu=not torch.cuda.is_available(),
         temperature=1.0,
@@ -72,9 +76,9 @@ def make_trainer(kind: str, n: int, tokens: int, steps: int, checkpointing: bool
     return DistillationTrainer(student, teacher, args=DistillationConfig(**common, beta=1.0), **options)
 
 
-def main(kind: str, n: int, tokens: int, steps: int, checkpointing: bool) -> None:
+def main(kind: str, *numbers: int) -> None:
     clock = Clock()
-    trainer = make_trainer(kind, n, tokens, steps, checkpointing, clock)
+    trainer = make_trainer(kind, *numbers, clock)
     generation: list[float] = []
     generate = trainer.model.generate
 
@@ -93,5 +97,4 @@ def main(kind: str, n: int, tokens: int, steps: int, checkpointing: bool) -> Non
 
 
 if __name__ == "__main__":
-    kind, *numbers = sys.argv[1:]
-    main(kind, *map(int, numbers[:3]), bool(int(numbers[3])))
+    main(sys.argv[1], *map(int, sys.argv[2:]))

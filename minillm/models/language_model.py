@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor
-from transformers import Cache, PreTrainedModel
+from transformers import Cache, DynamicCache, PreTrainedModel
 
 from minillm.errors import ModelError
 from minillm.models.head import Head
@@ -22,12 +22,12 @@ class LanguageModel:
 
     A plain object: holding one does not register the network as a child module, so a teacher never lands in a
     checkpoint. `n_vocab` cuts the head to the vocabulary rows that student and teacher share, before any softmax.
-    `compile` sends passes over whole rows through torch.compile; it needs a C++ compiler, and time for every new shape.
+    `compile` sends scoring and updates through torch.compile; it needs a C++ compiler, and time for every new shape.
     """
 
     def __init__(self, network: PreTrainedModel, n_vocab: int | None = None, compile: bool = False):
         self.network = network
-        # Whole rows only: in decoding the shapes change with every token.
+        # Not in decoding, where the shapes change with every token.
         self._rows_forward = torch.compile(network.base_model) if compile else network.base_model
         self.n_vocab = n_vocab or network.get_output_embeddings().weight.shape[0]
         # Then attention takes the mask as it is; elsewhere transformers makes its own at each step.
@@ -67,9 +67,12 @@ class LanguageModel:
     def head(self, temperature: float = 1.0) -> Head:
         """The output layer, cut to the shared vocabulary."""
         layer, config = self.network.get_output_embeddings(), self.network.config
+        weight, bias = layer.weight, layer.bias
+        if self.n_vocab < len(weight):  # else no slice: its gradient would be copied into a second one
+            weight, bias = weight[: self.n_vocab], None if bias is None else bias[: self.n_vocab]
         return Head(
-            layer.weight[: self.n_vocab],
-            None if layer.bias is None else layer.bias[: self.n_vocab],
+            weight,
+            bias,
             scale=getattr(config, "logit_scale", None) or 1 / (getattr(config, "logits_scaling", None) or 1),
             softcap=getattr(config, "final_logit_softcapping", None),
             temperature=temperature,
@@ -80,8 +83,8 @@ class LanguageModel:
 
         Padding after a row's end needs no mask: attention looks back only, and nobody reads what comes out there.
         """
-        output = self._rows_forward(input_ids=ids_BS, past_key_values=cache, use_cache=cache is not None)
-        return output.last_hidden_state
+        forward = self._rows_forward if cache is None else self.network.base_model
+        return forward(input_ids=ids_BS, past_key_values=cache, use_cache=cache is not None).last_hidden_state
 
     def next_hidden(self, ids_B: Tensor, cache: RollingCache, starts_B: Tensor) -> Tensor:
         """[B, H] of one more token a row; `starts_B` are `cache.starts` as a tensor."""
@@ -100,19 +103,38 @@ class LanguageModel:
         return output.last_hidden_state[:, -1]
 
     @torch.no_grad()
-    def verify_head(self) -> None:
-        """Compare with the network's own logits on four tokens.
+    def verify(self) -> None:
+        """Compare with the network's own logits, on whole rows and on a decoding step of two rows of unequal length.
 
         Raises:
-            ModelError: the family computes its logits in a way that this class does not know.
+            ModelError: the family computes its logits, or attends to what is cached, in a way this class does not know.
         """
-        ids = torch.arange(4, device=self.device).remainder(self.n_vocab).unsqueeze(0)
-        own = self.network(input_ids=ids, use_cache=False).logits[..., : self.n_vocab]
-        ours = self.head()(self.hidden(ids))
+        ids_S = torch.arange(6, device=self.device).remainder(self.n_vocab)
+        own_SV = self.network(input_ids=ids_S.unsqueeze(0), use_cache=False).logits[0, :, : self.n_vocab]
+        self._compare("logits from hidden states and head", own_SV, self.head()(self.hidden(ids_S.unsqueeze(0))[0]))
+
+        lengths = [5, 2]  # of what is cached; the token after it is new
+        cache = RollingCache(2, max(lengths), 1, refills=False)
+        for length in lengths:
+            prompt = DynamicCache()
+            self.hidden(ids_S[None, :length], prompt)
+            cache.admit(prompt, [length])
+        ends_B = torch.tensor(lengths, device=self.device)
+        try:
+            next_BH = self.next_hidden(ids_S[ends_B], cache, torch.tensor(cache.starts, device=self.device))
+        except (ValueError, TypeError, RuntimeError) as error:
+            raise ModelError(f"{self._type}: rows of unequal length cannot be decoded together. {error}") from error
+        self._compare("logits after a decoding step", own_SV[ends_B], self.head().columns(next_BH).T)
+
+    @property
+    def _type(self) -> str:
+        return self.network.config.model_type
+
+    def _compare(self, what: str, own: Tensor, ours: Tensor) -> None:
         tolerance = 1e-3 if own.dtype in (torch.float32, torch.float64) else 5e-2
         error = ((own - ours).abs().max() / own.abs().max().clamp(min=1)).item()
         if not error <= tolerance:
             raise ModelError(
-                f"{self.network.config.model_type}: logits from hidden states and head differ from the model's own by "
-                f"{error:.2g}; wanted at most {tolerance}. This family is not supported: use another student or teacher"
+                f"{self._type}: {what} differ from the model's own by {error:.2g}; wanted at most {tolerance}. This "
+                "family is not supported: use another student or teacher"
             )

@@ -89,7 +89,7 @@ class ModelPair:
         """Load both, compare their vocabularies, cut them to the shared rows.
 
         Raises:
-            ConfigError, ModelError: see `Checkpoint.load`, `shared_rows`, `LanguageModel.verify_head`.
+            ConfigError, ModelError: see `Checkpoint.load`, `shared_rows`, `LanguageModel.verify`.
         """
         dtypes = self.dtypes(device)
         log.info(
@@ -134,7 +134,7 @@ def pair_of(
     rows = [network.get_output_embeddings().weight.shape[0] for network in (student, teacher)]
     n_vocab = shared_rows(tokenizer, teacher_tokenizer, *rows)
     for network in (student, teacher):
-        LanguageModel(network, n_vocab).verify_head()
+        LanguageModel(network, n_vocab).verify()
     return Pair(
         student=student,
         teacher=LanguageModel(teacher, n_vocab, compile).frozen(),
@@ -148,5 +148,5 @@ def pair_of(
 def solo(network: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Pair:
     """A model without a teacher, for evaluation."""
     model = LanguageModel(network)
-    model.verify_head()
+    model.verify()
     return Pair(network, None, tokenizer, model.n_vocab, stop_ids(tokenizer, network, n_vocab=model.n_vocab))

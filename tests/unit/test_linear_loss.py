@@ -82,8 +82,13 @@ def test_the_values_alone_are_the_same_numbers(options, wanted):
         assert not getattr(plain, name).requires_grad
 
 
-def test_no_more_rows_of_logits_than_a_chunk_are_ever_made(monkeypatch):
-    """Memory: the largest tensor with a vocabulary axis is a chunk."""
+@pytest.mark.parametrize("options", HEADS.values(), ids=HEADS.keys())
+def test_columns_are_the_same_logits_the_other_way_round(options):
+    student, *_ = case(torch.float64, options)
+    torch.testing.assert_close(student.head.columns(student.hidden_NH).T, student.logits(), rtol=0, atol=1e-12)
+
+
+def test_no_more_rows_than_a_chunk_go_through_a_head_at_a_time(monkeypatch):
     seen = []
     call = Head.__call__
     monkeypatch.setattr(Head, "__call__", lambda self, hidden: seen.append(len(hidden)) or call(self, hidden))

@@ -23,14 +23,24 @@ def test_logits_from_hidden_states_equal_the_models_own(family):
     network = make_model(family)
     if family == "granite":
         network.config.logits_scaling = network.logits_scaling = 4.0
-    LanguageModel(network).verify_head()
+    LanguageModel(network).verify()
+
+
+def test_a_family_that_attends_to_all_that_is_cached_is_refused(monkeypatch):
+    """As one that takes no mask in decoding would: the shorter row sees the padding before it."""
+    network = make_model()
+    forward = network.model.forward
+    deaf = lambda *args, attention_mask=None, **kwargs: forward(*args, **kwargs)  # noqa: E731
+    monkeypatch.setattr(network.model, "forward", deaf)
+    with pytest.raises(ModelError, match="llama: logits after a decoding step differ"):
+        LanguageModel(network).verify()
 
 
 def test_a_family_with_unknown_logits_is_refused():
     network = make_model()
     network.lm_head.register_forward_hook(lambda module, args, output: output * 2)
     with pytest.raises(ModelError, match=r"llama: logits from hidden states and head differ .* not supported"):
-        LanguageModel(network).verify_head()
+        LanguageModel(network).verify()
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -1,5 +1,7 @@
 """What models say about given answers, whatever goes through them at a time."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -62,6 +64,21 @@ def test_micro_batches_hold_every_token_once_within_their_budget(max_tokens, max
         # No column that no row uses.
         prompt, response = (mask[micro.rows_B].sum(-1) for mask in (rollout.prompt_mask_BP, rollout.response_mask_BR))
         assert (prompt + response - 1).max() == width
+
+
+def test_trimming_frees_what_it_cuts_off():
+    pair = make_pair()
+    options = OPTIONS | {"max_new_tokens": 500, "stop_ids": tuple(range(31))}
+    rollout = decode(LanguageModel(pair.student), pair.teacher, prompt_batch(), seeds=[1, 2, 3], alpha=0.2, **options)
+    hidden = rollout.teacher_hidden_BRH
+    assert hidden.shape[1] == 1 and hidden.untyped_storage().nbytes() == hidden.numel() * hidden.element_size()
+
+
+def test_rows_without_an_answer_are_in_no_micro_batch():
+    rollout = student_rollout(make_pair(), 3)
+    rollout = replace(rollout, response_mask_BR=rollout.response_mask_BR & torch.tensor([[True], [False], [True]]))
+    rows = torch.cat([micro.rows_B for micro in micro_batches(rollout, 1)])
+    assert sorted(rows.tolist()) == [0, 2]
 
 
 def test_values_without_a_teacher_need_none():
