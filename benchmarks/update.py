@@ -1,4 +1,4 @@
-"""python -m benchmarks.update: the update of SmolLM2-135M as a share of the machine's peak. About 6 minutes on 2 cores.
+"""python -m benchmarks.update: the update of SmolLM2-135M as a share of the machine's peak. About 5 minutes on 2 cores.
 
 Counted are the operations that are needed: products of the student's body and head (forward once, backward twice that)
 and of the teacher's head, and causal attention; nothing is counted for recomputation, softmax, norms or padding.

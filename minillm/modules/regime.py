@@ -14,8 +14,8 @@ class OnPolicy:
     epochs, 5,000 optimizer steps).
 
     `microbatch_tokens` (rows times columns) and at most `microbatch_size` rows go through the models at a time; they
-    change no number. teacher_states: `keep` the teacher's hidden states of a rollout (tokens x width numbers), so that
-    inner epochs need its head only, or `recompute` them by a forward pass in each.
+    change nothing but rounding. teacher_states: `keep` the teacher's hidden states of a rollout (tokens x width
+    numbers), so that inner epochs need its head only, or `recompute` them by a forward pass in each.
     """
 
     rollouts: int = 256
