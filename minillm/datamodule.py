@@ -1,4 +1,4 @@
-"""Serves prompts and the pre-training corpus to the trainer."""
+"""Serves prompts, answers and the pre-training corpus to the trainer."""
 
 from __future__ import annotations
 
@@ -10,24 +10,89 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from minillm.data import Corpus, PromptSet, rows_at
 from minillm.seeding import seed_for
-from minillm.types import TrainBatch
+from minillm.types import SupervisedBatch, TrainBatch
 
 
-class _Rounds(Dataset):
-    """Batch k as a function of the seed and k."""
+class _EndlessDataModule(L.LightningDataModule):
+    """Train batch k is a function of the seed and k, without end; validation is a prompt set.
 
-    def __init__(self, data: DistillationDataModule):
-        self.data = data
+    Reading starts at the module's counter, the one integer that a checkpoint has to hold for the data: `round` counts
+    what a checkpoint can stand between, each `per_round` batches.
+    """
 
-    def __getitem__(self, k: int) -> TrainBatch:
-        data, prompts = self.data, self.data.train_prompts
-        rows = rows_at(seed_for(data.seed, "prompts"), k * data.rollouts, data.rollouts, len(prompts))
+    def __init__(self, train_prompts: PromptSet, val_prompts: PromptSet, seed: int, per_round: int = 1):
+        super().__init__()
+        self.train_prompts, self.val_prompts = train_prompts, val_prompts
+        self.seed, self.per_round = seed, per_round
+
+    def train_batch(self, k: int):
+        raise NotImplementedError
+
+    def train_dataloader(self) -> DataLoader:
+        counter = _CountFrom(lambda: self.trainer.lightning_module.round * self.per_round)
+        return DataLoader(_Batches(self.train_batch), batch_size=None, sampler=counter)
+
+    def transfer_batch_to_device(self, batch, device: torch.device, dataloader_idx: int):
+        return batch.to(device)
+
+
+class DistillationDataModule(_EndlessDataModule):
+    """On-policy: a batch is a rollout's worth of prompts, with the corpus blocks of its optimizer steps."""
+
+    def __init__(
+        self,
+        train_prompts: PromptSet,
+        val_prompts: PromptSet,
+        corpus: Corpus | None,
+        *,
+        rollouts: int,
+        steps_per_rollout: int,
+        corpus_batch_size: int,
+        seed: int,
+    ):
+        super().__init__(train_prompts, val_prompts, seed)
+        self.corpus = corpus
+        self.rollouts, self.steps_per_rollout, self.corpus_batch_size = rollouts, steps_per_rollout, corpus_batch_size
+
+    def train_batch(self, k: int) -> TrainBatch:
+        prompts = self.train_prompts
+        rows = rows_at(seed_for(self.seed, "prompts"), k * self.rollouts, self.rollouts, len(prompts))
         corpus = None
-        if data.corpus is not None:
-            n_steps, size = data.steps_per_rollout, data.corpus_batch_size
-            flat = data.corpus.batch(seed_for(data.seed, "corpus"), k, n_steps * size)
+        if self.corpus is not None:
+            n_steps, size = self.steps_per_rollout, self.corpus_batch_size
+            flat = self.corpus.batch(seed_for(self.seed, "corpus"), k, n_steps * size)
             corpus = flat.view(n_steps, size, -1)
         return TrainBatch(prompts.batch(rows, index=k, with_references=prompts.has_references), corpus)
+
+
+class SupervisedDataModule(_EndlessDataModule):
+    """Given answers: a batch is one of the `microbatches` of an optimizer step, rows of similar length together."""
+
+    def __init__(
+        self, train_prompts: PromptSet, val_prompts: PromptSet, *, minibatch_size: int, microbatches: int, seed: int
+    ):
+        super().__init__(train_prompts, val_prompts, seed, per_round=microbatches)
+        self.minibatch_size, self.microbatches = minibatch_size, microbatches
+
+    def train_batch(self, k: int) -> SupervisedBatch:
+        prompts, (step, part) = self.train_prompts, divmod(k, self.microbatches)
+        first = step * self.minibatch_size
+        rows = rows_at(seed_for(self.seed, "prompts"), first, self.minibatch_size, len(prompts))
+        rows.sort(key=lambda row: len(prompts.prompt_ids[row]) + len(prompts.reference_ids[row]))
+        size = self.minibatch_size // self.microbatches
+        return SupervisedBatch(
+            prompts.batch(rows[part * size : (part + 1) * size], index=step, with_references=True),
+            n_tokens=sum(len(prompts.reference_ids[row]) for row in rows),
+            last=part == self.microbatches - 1,
+        )
+
+
+class _Batches(Dataset):
+    def __init__(self, make):
+        self.make = make
+
+    def __getitem__(self, k: int):
+        return self.make(k)
 
 
 class _CountFrom(Sampler):
@@ -41,33 +106,3 @@ class _CountFrom(Sampler):
         while True:
             yield k
             k += 1
-
-
-class DistillationDataModule(L.LightningDataModule):
-    """Train batches are rollouts' worth of prompts (with corpus blocks), without end; validation is a prompt set.
-
-    Reading starts at the module's counter, the one integer that a checkpoint has to hold for the data.
-    """
-
-    def __init__(
-        self,
-        train_prompts: PromptSet,
-        val_prompts: PromptSet,
-        corpus: Corpus | None,
-        *,
-        rollouts: int,
-        steps_per_rollout: int,
-        corpus_batch_size: int,
-        seed: int,
-    ):
-        super().__init__()
-        self.train_prompts, self.val_prompts, self.corpus = train_prompts, val_prompts, corpus
-        self.rollouts, self.steps_per_rollout, self.corpus_batch_size = rollouts, steps_per_rollout, corpus_batch_size
-        self.seed = seed
-
-    def train_dataloader(self) -> DataLoader:
-        counter = _CountFrom(lambda: self.trainer.lightning_module.round)
-        return DataLoader(_Rounds(self), batch_size=None, sampler=counter)
-
-    def transfer_batch_to_device(self, batch: TrainBatch, device: torch.device, dataloader_idx: int) -> TrainBatch:
-        return batch.to(device)

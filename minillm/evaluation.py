@@ -5,15 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 
+import torch
 from transformers import PreTrainedTokenizerBase
 
 from minillm.data import PromptSet
 from minillm.linear_loss import LinearLoss
 from minillm.metrics import distinct_n, exact_match, rouge_l
 from minillm.models import LanguageModel
+from minillm.packing import micro_batches
 from minillm.sampling import decode
 from minillm.scoring import rollout_reverse_kl
 from minillm.seeding import seed_for
+from minillm.types import Rollout
 
 _MAX_TOKENS = 2048  # through the models at a time when answers are scored
 
@@ -82,17 +85,33 @@ def answer_prompts(
     return answers
 
 
-def summarise(answers: Sequence[Answer], references: Sequence[Sequence[str]]) -> dict[str, float]:
-    """Figures of a set of answers; `references` in the same order.
+@torch.no_grad()
+def reference_loss(model: LanguageModel, prompts: PromptSet) -> float:
+    """Language-modelling loss on the references (the first of each prompt), nats a token over all tokens."""
+    batch = prompts.batch(range(len(prompts)), with_references=True).to(model.device)
+    references = Rollout(batch.ids_BP, batch.mask_BP, batch.reference_ids_BR, batch.reference_mask_BR)
+    total, n_tokens = 0.0, int(batch.reference_mask_BR.sum())
+    for micro in micro_batches(references, _MAX_TOKENS):
+        values = LinearLoss().values(micro.side(model), None, micro.take(references.response_ids_BR))
+        total -= float(values.logprobs_N.double().sum())
+    return total / n_tokens
+
+
+def summarise(answers: Sequence[Answer], references: Sequence[Sequence[str]] | None) -> dict[str, float]:
+    """Figures of a set of answers; `references` in the same order, None leaves out what needs them.
 
     reverse_kl: nats a token, pooled over all tokens. rouge_l, exact_match: percent, mean over answers. length: mean
     tokens, end token included. truncated: share that reached the cap. distinct_4: share of different 4-grams.
     """
     n_tokens = sum(len(answer.tokens) for answer in answers)
-    pairs = list(zip(answers, references, strict=True))
-    figures = {
-        "rouge_l": sum(rouge_l(answer.answer, texts) for answer, texts in pairs) / len(answers),
-        "exact_match": sum(exact_match(answer.answer, texts) for answer, texts in pairs) / len(answers),
+    figures = {}
+    if references is not None:
+        pairs = list(zip(answers, references, strict=True))
+        figures = {
+            "rouge_l": sum(rouge_l(answer.answer, texts) for answer, texts in pairs) / len(answers),
+            "exact_match": sum(exact_match(answer.answer, texts) for answer, texts in pairs) / len(answers),
+        }
+    figures |= {
         "length": n_tokens / len(answers),
         "truncated": sum(answer.truncated for answer in answers) / len(answers),
         "distinct_4": distinct_n((answer.tokens for answer in answers), 4),

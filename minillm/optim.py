@@ -69,21 +69,29 @@ class Optim:
                 return self.min_learning_rate + span * 0.5 * (1 + math.cos(math.pi * done))
         return self.learning_rate
 
-    def step(
-        self, optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter], rate: float, where: str = "update"
-    ) -> torch.Tensor:
-        """Clip, set the rate, update, clear the gradients; the norm before clipping (0-d).
+    def clip(self, optimizer: torch.optim.Optimizer, where: str = "update") -> torch.Tensor:
+        """Clip the global norm of the gradients; the norm before clipping (0-d).
 
         Raises:
             NonFiniteError: a gradient is NaN or infinite; the weights are as they were.
         """
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         norm = nn.utils.clip_grad_norm_(parameters, self.grad_clip or math.inf)
         if not torch.isfinite(norm):
             raise NonFiniteError(
                 f"{where}: gradient norm is {norm.item()}; the update was not made. Try a smaller optim.learning_rate"
             )
-        for group in optimizer.param_groups:
-            group["lr"] = rate
+        return norm
+
+    def step(self, optimizer: torch.optim.Optimizer, rate: float, where: str = "update") -> torch.Tensor:
+        """Clip, set the rate, update, clear the gradients; see `clip`."""
+        norm = self.clip(optimizer, where)
+        set_rate(optimizer, rate)
         optimizer.step()
         optimizer.zero_grad()
         return norm
+
+
+def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = rate

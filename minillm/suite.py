@@ -125,7 +125,7 @@ def run_suite(suite: Suite) -> dict:
                 for seed in suite.seeds:
                     with get_console().status(f"{name} on {file}, seed {seed}"):
                         answers = _answers(suite, pair, prompts, seed)
-                    figures.append(_figures(answers, references, prompts.has_references))
+                    figures.append(summarise(answers, references if prompts.has_references else None))
                     for answer, record in zip(answers, prompts.records, strict=True):
                         row = {"model": name, "file": file} | answer.row() | {"references": record.references}
                         stream.write(json.dumps(row, ensure_ascii=False) + "\n")
@@ -167,11 +167,6 @@ def _answers(suite: Suite, pair: Pair, prompts: PromptSet, seed: int | None) -> 
         stop_ids=pair.stop_ids,
         teacher=pair.teacher,
     )
-
-
-def _figures(answers: list[Answer], references: list[tuple[str, ...]], has_references: bool) -> dict[str, float]:
-    figures = summarise(answers, references)
-    return figures if has_references else {k: v for k, v in figures.items() if k not in ("rouge_l", "exact_match")}
 
 
 def _over_seeds(seeds: tuple[int | None, ...], figures: list[dict[str, float]]) -> dict[str, dict]:

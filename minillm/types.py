@@ -126,3 +126,16 @@ class TrainBatch:
 
     def to(self, device):
         return TrainBatch(self.prompts.to(device), None if self.corpus_SML is None else self.corpus_SML.to(device))
+
+
+@dataclass(frozen=True)
+class SupervisedBatch:
+    """A micro-batch of prompts with given answers. `n_tokens` counts the response tokens of its whole mini-batch, of
+    which it is the `last` part or not."""
+
+    prompts: PromptBatch
+    n_tokens: int
+    last: bool
+
+    def to(self, device):
+        return replace(self, prompts=self.prompts.to(device))

@@ -7,8 +7,9 @@ from typing import Literal
 
 from minillm.callbacks.boundary import BoundaryCallback, find
 from minillm.callbacks.validation import Validation
+from minillm.errors import ConfigError
 
-_SIGN = {"rouge_l": 1, "reverse_kl": -1}  # which way is better
+_SIGN = {"rouge_l": 1, "reverse_kl": -1, "loss": -1}  # which way is better
 
 
 class Checkpoints(BoundaryCallback):
@@ -16,11 +17,12 @@ class Checkpoints(BoundaryCallback):
     (weights) at each validation whose `monitor` is the best so far, from the start of MiniLLM on.
 
     Args:
-        monitor: a figure of the validation: `rouge_l`, higher is better (the paper's choice), or `reverse_kl`, lower.
+        monitor: a figure of the validation: `rouge_l`, higher is better (the paper's choice for every method it
+            compares), `loss` on the references, lower (its choice for the start of MiniLLM), or `reverse_kl`, lower.
     """
 
     def __init__(
-        self, *, run_dir: Path, every: int | None = 100, monitor: Literal["rouge_l", "reverse_kl"] = "rouge_l"
+        self, *, run_dir: Path, every: int | None = 100, monitor: Literal["rouge_l", "loss", "reverse_kl"] = "rouge_l"
     ):
         super().__init__(every)
         self.folder, self.monitor = Path(run_dir) / "checkpoints", monitor
@@ -44,6 +46,8 @@ class Checkpoints(BoundaryCallback):
         self._judge(trainer, module)
 
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx) -> None:
+        if not module.at_boundary:
+            return
         self._judge(trainer, module)
         if self.due(module) or trainer.should_stop:
             self._save(trainer, self.last_file)
@@ -56,6 +60,12 @@ class Checkpoints(BoundaryCallback):
         if self.best is not None and self.best["step"] == module.step:
             return
         figures, sign = validation.newest, _SIGN[self.monitor]
+        if self.monitor not in figures:
+            raise ConfigError(
+                f"callbacks.checkpoints.monitor={self.monitor}: the validation of this run measures "
+                f"{', '.join(name for name in _SIGN if name in figures)}; rouge_l and loss need references in "
+                "data.val_file, reverse_kl a teacher"
+            )
         if self.best is None or sign * figures[self.monitor] > sign * self.best["figures"][self.monitor]:
             self.best = {"step": module.step, "figures": dict(figures)}
             self._save(trainer, self.best_file, weights_only=True)

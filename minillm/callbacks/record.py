@@ -19,7 +19,7 @@ from minillm.models.export import export_student
 
 
 class RunRecord(L.Callback):
-    """Logs once a rollout; at the end writes metrics.json and student/, a Hugging Face directory.
+    """Logs once a rollout (supervised: an optimizer step); at the end writes metrics.json and student/.
 
     Args:
         export: which weights go to student/: `best` by the checkpoints' monitor, or `last`.
@@ -46,6 +46,8 @@ class RunRecord(L.Callback):
                 logger.resume_at(module.start_step + module.step if module.round else -1)
 
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx) -> None:
+        if not module.at_boundary:
+            return
         step = module.start_step + module.step
         progress = {STEP: step, "progress/round": module.round, "progress/wall_seconds": self.wall_seconds}
         for logger in trainer.loggers:
@@ -65,8 +67,7 @@ class RunRecord(L.Callback):
         export_student(
             module.pair, self.run_dir / "student", card=self.card | {"weights": self.export}, figures=exported
         )
-        figures |= {"steps": module.step, "start_steps": module.start_step, "rollouts": module.round}
-        figures["wall_seconds"] = self.wall_seconds
+        figures |= module.counts | {"wall_seconds": self.wall_seconds}
         (self.run_dir / "metrics.json").write_text(json.dumps(figures, indent=2) + "\n")
         say(
             f"Wrote {self.run_dir}: metrics.json, metrics.csv, samples/, checkpoints/, student/ ({self.export} weights)"

@@ -1,4 +1,4 @@
-"""Validation on held-out prompts: exact reverse KL on the student's own samples, Rouge-L, length, diversity."""
+"""Validation on held-out prompts: reverse KL on the student's own samples, Rouge-L, loss, length, diversity."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ from lightning.pytorch.loggers import WandbLogger
 from minillm.callbacks.boundary import BoundaryCallback
 from minillm.console import say, show_figures, show_samples
 from minillm.errors import check
-from minillm.evaluation import Answer, answer_prompts, summarise
+from minillm.evaluation import Answer, answer_prompts, reference_loss, summarise
 from minillm.loggers import STEP
 from minillm.models import LanguageModel
 
 COLUMNS = {
     "reverse_kl": "reverse KL",
     "rouge_l": "Rouge-L",
+    "loss": "loss",
     "length": "length",
     "truncated": "truncated",
     "distinct_4": "distinct-4",
@@ -29,7 +30,7 @@ class Validation(BoundaryCallback):
     """Measures the student as given (`raw`), after the supervised start (`start`), every `every` steps, and at the end.
 
     The stream of random numbers is that of `seed` (eval_seed), the same for all seeds and stages. Where the prompts
-    have no references, Rouge-L is against the teacher's greedy answers.
+    have no references there is no loss, and Rouge-L is against the teacher's greedy answers, if there is a teacher.
 
     Args:
         every: optimizer steps between validations; None for raw, start and end only.
@@ -74,14 +75,17 @@ class Validation(BoundaryCallback):
 
     @cached_property
     def teacher_answers(self) -> list[Answer]:
-        """Greedy, under the same cap."""
-        return self._answer(self._pair.teacher, None)
+        """Greedy, under the same cap; none without a teacher."""
+        return [] if self._pair.teacher is None else self._answer(self._pair.teacher, None)
 
     @cached_property
-    def _references(self) -> list[tuple[str, ...]]:
+    def _references(self) -> list[tuple[str, ...]] | None:
         if self._prompts.has_references:
             say("Rouge-L is measured against the references of the validation file.")
             return [record.references for record in self._prompts.records]
+        if self._pair.teacher is None:
+            say("The validation prompts have no references and there is no teacher: no Rouge-L is measured.")
+            return None
         say("The validation prompts have no references: Rouge-L is measured against the teacher's greedy answers.")
         return [(answer.answer,) for answer in self.teacher_answers]
 
@@ -100,11 +104,13 @@ class Validation(BoundaryCallback):
     def on_train_start(self, trainer, module) -> None:
         if module.round == 0:
             self.measure(trainer, module, "raw")
-            if not module.in_start:
+            if not module.in_start and "start" in module.stages:
                 self._remember("start", self.stages["raw"], self.samples["raw"])
 
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx) -> None:
-        if not module.in_start and "start" not in self.stages:
+        if not module.at_boundary:
+            return
+        if "start" in module.stages and not module.in_start and "start" not in self.stages:
             self.measure(trainer, module, "start")
         elif self.due(module) or trainer.should_stop:
             self.measure(trainer, module, f"step {module.step}")
@@ -116,39 +122,51 @@ class Validation(BoundaryCallback):
         )
         answers = self._answer(module.model, self.seed, self._pair.teacher)
         figures = summarise(answers, self._references)
+        if self._prompts.has_references:
+            figures["loss"] = reference_loss(module.model, self._prompts)
         samples = [answer.answer for answer in answers[: self.n_samples]]
         for name in {stage, "end"} & {"raw", "start", "end"}:
             self._remember(name, figures, samples)
         self.newest_step = module.step
-        show_figures(f"Validation, {stage}", {"student": figures, "teacher": self._teacher_figures}, COLUMNS)
+        show_figures(f"Validation, {stage}", {"student": figures} | self._teacher_row("teacher"), COLUMNS)
         self._write(answers, stage)
         step = module.start_step + module.step
         for logger in trainer.loggers:
             logger.log_metrics({f"val/{name}": value for name, value in figures.items()} | {STEP: step}, step)
             if isinstance(logger, WandbLogger):
-                rows = [[a.prompt, t.answer, a.answer] for a, t in zip(answers, self.teacher_answers, strict=True)]
-                logger.log_table("val/samples", columns=["prompt", "teacher", "student"], data=rows)
+                columns = self._teacher_columns() | {"student": [answer.answer for answer in answers]}
+                rows = list(map(list, zip(*columns.values(), strict=True)))
+                logger.log_table("val/samples", columns=list(columns), data=rows)
 
     def on_train_end(self, trainer, module) -> None:
-        n = self.n_samples
         stages = [name for name in ("raw", "start", "end") if name in self.stages]
-        teacher = self.teacher_answers[:n]
-        columns = [[answer.prompt for answer in teacher], [answer.answer for answer in teacher]]
-        columns += [self.samples[name] for name in stages]
-        rows = list(zip(*columns, strict=True))
-        show_samples(f"The same {len(rows)} held-out prompts at every stage", ["prompt", "teacher", *stages], rows)
-        figures = {name: self.stages[name] for name in stages} | {"teacher (greedy)": self._teacher_figures}
-        show_figures("Student and teacher", figures, COLUMNS)
+        columns = {name: texts[: self.n_samples] for name, texts in self._teacher_columns().items()}
+        columns |= {name: self.samples[name] for name in stages}
+        rows = list(zip(*columns.values(), strict=True))
+        show_samples(f"The same {len(rows)} held-out prompts at every stage", list(columns), rows)
+        figures = {name: self.stages[name] for name in stages} | self._teacher_row("teacher (greedy)")
+        show_figures("Figures of all stages", figures, COLUMNS)
 
     def final_figures(self) -> dict[str, float]:
         """Flat names for metrics.json: val/<figure>_raw, val/<figure>_start, val/<figure>, val/teacher_<figure>."""
         suffixes = {"raw": "_raw", "start": "_start", "end": ""}
         figures = {f"val/{k}{suffixes[s]}": v for s, stage in self.stages.items() for k, v in stage.items()}
-        return figures | {f"val/teacher_{name}": value for name, value in self._teacher_figures.items()}
+        teacher = self._teacher_row("teacher").get("teacher", {})
+        return figures | {f"val/teacher_{name}": value for name, value in teacher.items()}
+
+    def _teacher_row(self, name: str) -> dict[str, dict[str, float]]:
+        return {} if self._pair.teacher is None else {name: self._teacher_figures}
+
+    def _teacher_columns(self) -> dict[str, list[str]]:
+        prompts = {"prompt": [record.question for record in self._prompts.records]}
+        return prompts | ({"teacher": [a.answer for a in self.teacher_answers]} if self._pair.teacher else {})
 
     @cached_property
     def _teacher_figures(self) -> dict[str, float]:
-        return summarise(self.teacher_answers, self._references)
+        figures = summarise(self.teacher_answers, self._references)
+        if self._prompts.has_references:
+            figures["loss"] = reference_loss(self._pair.teacher, self._prompts)
+        return figures
 
     def _remember(self, stage: str, figures: dict[str, float], samples: list[str]) -> None:
         self.stages[stage], self.samples[stage] = figures, samples
@@ -157,5 +175,8 @@ class Validation(BoundaryCallback):
         file = self.run_dir / "samples" / f"{stage.replace(' ', '_')}.jsonl"
         file.parent.mkdir(parents=True, exist_ok=True)
         with open(file, "w", encoding="utf-8") as stream:
-            for answer, teacher in zip(answers, self.teacher_answers, strict=True):
-                stream.write(json.dumps(answer.row() | {"teacher": teacher.answer}, ensure_ascii=False) + "\n")
+            for number, answer in enumerate(answers):
+                row = answer.row()
+                if self._pair.teacher is not None:
+                    row["teacher"] = self.teacher_answers[number].answer
+                stream.write(json.dumps(row, ensure_ascii=False) + "\n")

@@ -7,12 +7,14 @@ from minillm.models.kv_cache import RollingCache
 from minillm.models.language_model import LanguageModel
 from minillm.models.pair import ModelPair, Pair, PrunedTeacher, pair_of, solo
 from minillm.models.prune import keep_layers
+from minillm.models.scratch import FromScratch
 
 __all__ = [
     "Architecture",
     "Attention",
     "Checkpoint",
     "Dtype",
+    "FromScratch",
     "Head",
     "LanguageModel",
     "ModelPair",

@@ -90,6 +90,15 @@ class Architecture:
                 )
         return AutoConfig.for_model(self.type, **sizes)
 
-    def random_model(self) -> PreTrainedModel:
-        """Random weights from torch's global generator, float32."""
-        return AutoModelForCausalLM.from_config(self.config())
+    def random_model(self, attention: str | None = None) -> PreTrainedModel:
+        """Random weights from torch's global generator, float32, in eval mode and without dropout."""
+        config = self.config()
+        without_dropout(config)
+        return AutoModelForCausalLM.from_config(config, attn_implementation=attention).eval()
+
+
+def without_dropout(config: PretrainedConfig) -> None:
+    """The published runs switch it off; with it a rollout's log-probs and the update's would be of different models."""
+    for name, value in vars(config).items():
+        if "drop" in name and isinstance(value, float):
+            setattr(config, name, 0.0)

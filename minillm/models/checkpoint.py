@@ -10,7 +10,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from minillm.errors import ConfigError, ModelError, check
-from minillm.models.architecture import Architecture
+from minillm.models.architecture import Architecture, without_dropout
 from minillm.models.gguf import converted, file_in_package
 
 Dtype = Literal["auto", "float32", "float64", "bfloat16", "float16"]
@@ -80,7 +80,7 @@ class Checkpoint:
         path, revision = self.resolve()
         try:
             config = AutoConfig.from_pretrained(path, revision=revision)
-            _without_dropout(config)
+            without_dropout(config)
             tokenizer = AutoTokenizer.from_pretrained(path, revision=revision)
             network = AutoModelForCausalLM.from_pretrained(
                 path, revision=revision, config=config, dtype=dtype, attn_implementation=attention
@@ -95,11 +95,13 @@ class Checkpoint:
         return network, tokenizer
 
 
-def _without_dropout(config) -> None:
-    # The published runs switch it off; with it a rollout's log-probs and the update's would be of different models.
-    for name, value in vars(config).items():
-        if "drop" in name and isinstance(value, float):
-            setattr(config, name, 0.0)
+def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
+    """Raises ModelError or ConfigError where `source` (see `Checkpoint`) has none."""
+    path, revision = Checkpoint(source).resolve()
+    try:
+        return AutoTokenizer.from_pretrained(path, revision=revision)
+    except (OSError, ValueError, ImportError) as error:
+        raise ModelError(_advice(source, error)) from error
 
 
 def _advice(source: str, error: Exception) -> str:

@@ -20,7 +20,7 @@ tags: [minillm, distillation]
 
 # {name}
 
-A student distilled from `{teacher}` by MiniLLM (reverse KL on its own samples, arXiv 2306.08543).
+{made_by}
 
 | | |
 | --- | --- |
@@ -33,7 +33,7 @@ Sampling at temperature 1 without top-p or top-k is what the student was trained
 
 
 def export_student(pair: Pair, directory: Path, *, card: Mapping[str, str], figures: Mapping[str, float]) -> None:
-    """Write `directory` anew (aside, then renamed). `card` needs name, teacher and command; `figures` are of the very
+    """Write `directory` anew (aside, then renamed). `card` needs name, made_by and command; `figures` are of the very
     weights that are exported."""
     directory = Path(directory)
     directory.parent.mkdir(parents=True, exist_ok=True)
@@ -52,7 +52,7 @@ def export_student(pair: Pair, directory: Path, *, card: Mapping[str, str], figu
     pair.tokenizer.save_pretrained(aside)
     shown = {"weights": card.get("weights", "last")} | {name: f"{value:.4g}" for name, value in figures.items()}
     facts = "\n".join(f"| {key} | {value} |" for key, value in shown.items())
-    (aside / "README.md").write_text(_CARD.format(facts=facts, **{k: card[k] for k in ("name", "teacher", "command")}))
+    (aside / "README.md").write_text(_CARD.format(facts=facts, **{k: card[k] for k in ("name", "made_by", "command")}))
     if directory.exists():
         shutil.rmtree(directory)
     aside.rename(directory)

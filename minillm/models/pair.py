@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -13,6 +13,7 @@ from minillm.errors import ConfigError, check
 from minillm.models.checkpoint import Attention, Checkpoint, Dtype, choose_dtype
 from minillm.models.language_model import LanguageModel
 from minillm.models.prune import keep_layers
+from minillm.models.scratch import FromScratch
 from minillm.models.vocabulary import shared_rows, stop_ids
 
 log = logging.getLogger(__name__)
@@ -71,11 +72,12 @@ class Pair:
 
 @dataclass(frozen=True)
 class ModelPair:
-    """Settings of the pair; `student` and `teacher` may be plain strings, see `Checkpoint.source`. `compile` sends
+    """Settings of the pair; `student` and `teacher` may be plain strings, see `Checkpoint.source`; fine-tuning needs no
+    teacher. `compile` sends
     scoring and updates through torch.compile, see `LanguageModel`."""
 
-    student: Checkpoint | PrunedTeacher | str
-    teacher: Checkpoint | str
+    student: Checkpoint | FromScratch | PrunedTeacher | str
+    teacher: Checkpoint | str | None = None
     dtype: Dtype = "auto"
     attention: Attention = "sdpa"
     compile: bool = False
@@ -84,6 +86,12 @@ class ModelPair:
         for name in ("student", "teacher"):
             if isinstance(getattr(self, name), str):
                 object.__setattr__(self, name, Checkpoint(getattr(self, name)))
+        check(
+            (
+                self.teacher is not None or not isinstance(self.student, PrunedTeacher),
+                "teacher=null: the student is made of the teacher's layers; wanted a teacher",
+            )
+        )
 
     def load(self, device: torch.device) -> Pair:
         """Load both, compare their vocabularies, cut them to the shared rows.
@@ -97,6 +105,9 @@ class ModelPair:
             device,
             *(str(dtype).removeprefix("torch.") for dtype in dtypes.values()),
         )
+        if self.teacher is None:
+            student, tokenizer = self._load("student", dtypes["student"])
+            return replace(solo(student.to(device), tokenizer), compile=self.compile)
         pruned = isinstance(self.student, PrunedTeacher)
         teacher, teacher_tokenizer = self._load("teacher", dtypes["student" if pruned else "teacher"])
         if pruned:

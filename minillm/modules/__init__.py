@@ -1,7 +1,8 @@
 """LightningModules: one file a regime."""
 
 from minillm.modules.on_policy import OnPolicyDistillation
-from minillm.modules.regime import OnPolicy
+from minillm.modules.regime import OnPolicy, Supervised
 from minillm.modules.start import SupervisedStart
+from minillm.modules.supervised import SupervisedDistillation
 
-__all__ = ["OnPolicy", "OnPolicyDistillation", "SupervisedStart"]
+__all__ = ["OnPolicy", "OnPolicyDistillation", "Supervised", "SupervisedDistillation", "SupervisedStart"]

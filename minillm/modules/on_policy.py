@@ -35,6 +35,8 @@ class OnPolicyDistillation(L.LightningModule):
     training batches, `start_step` and `step` the optimizer steps of the supervised start and of MiniLLM.
     """
 
+    title, stages, at_boundary = "MiniLLM", ("raw", "start", "end"), True
+
     def __init__(
         self,
         pair: Pair,
@@ -62,6 +64,14 @@ class OnPolicyDistillation(L.LightningModule):
     @property
     def in_start(self) -> bool:
         return self.start_step < self.start.steps
+
+    @property
+    def n_steps(self) -> int:
+        return self.regime.max_steps
+
+    @property
+    def counts(self) -> dict[str, int]:
+        return {"steps": self.step, "start_steps": self.start_step, "rollouts": self.round}
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return self.optim.build(p for p in self.student.parameters() if p.requires_grad)
@@ -221,7 +231,7 @@ class OnPolicyDistillation(L.LightningModule):
         optimizer = self.optimizers()
         where = f"rollout {self.round}, step {self.start_step + self.step}"
         with record_function("update: optimizer"):
-            return self.optim.step(optimizer, [p for g in optimizer.param_groups for p in g["params"]], rate, where)
+            return self.optim.step(optimizer, rate, where)
 
     def _rollout_metrics(self, rollout: Rollout) -> dict[str, float]:
         mask_BR = rollout.response_mask_BR

@@ -1,7 +1,8 @@
-"""The sizes of the on-policy loop."""
+"""The config group `regime`: where answers come from, and the sizes of the loop."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -10,7 +11,7 @@ from minillm.errors import check
 
 @dataclass(frozen=True)
 class OnPolicy:
-    """The config group `regime`: sizes of the loop, all global (paper: 256 rollouts, mini-batches of 64, 4 inner
+    """Answers of the student itself: sizes of the loop, all global (paper: 256 rollouts, mini-batches of 64, 4 inner
     epochs, 5,000 optimizer steps).
 
     `microbatch_tokens` (rows times columns) and at most `microbatch_size` rows go through the models at a time; they
@@ -45,3 +46,41 @@ class OnPolicy:
     @property
     def steps_per_rollout(self) -> int:
         return self.rollouts // self.minibatch_size * self.inner_epochs
+
+
+@dataclass(frozen=True)
+class Supervised:
+    """Answers of the data: `minibatch_size` of them an optimizer step (global), `microbatch_size` through the models at
+    a time (of similar length; changes nothing but rounding), for `epochs` passes or `max_steps` optimizer steps."""
+
+    minibatch_size: int = 32
+    microbatch_size: int = 8
+    epochs: float | None = 10
+    max_steps: int | None = None
+
+    def __post_init__(self):
+        sizes = ("minibatch_size", "microbatch_size", "epochs", "max_steps")
+        given = {name: getattr(self, name) for name in sizes if getattr(self, name) is not None}
+        check(
+            *((value > 0, f"{name}={value}: wanted a positive number") for name, value in given.items()),
+            (
+                (self.epochs is None) != (self.max_steps is None),
+                f"epochs={self.epochs}, max_steps={self.max_steps}: wanted one of them, the other null",
+            ),
+        )
+        check(
+            (
+                self.minibatch_size % self.microbatch_size == 0,
+                f"microbatch_size={self.microbatch_size} does not divide minibatch_size={self.minibatch_size}; use a "
+                "divisor",
+            )
+        )
+
+    @property
+    def microbatches(self) -> int:
+        """In an optimizer step."""
+        return self.minibatch_size // self.microbatch_size
+
+    def steps(self, n_prompts: int) -> int:
+        """Optimizer steps of the whole run."""
+        return self.max_steps or math.ceil(self.epochs * n_prompts / self.minibatch_size)

@@ -1,4 +1,4 @@
-"""Cross entropy against tokens and the teacher's soft targets: the supervised start and the L_PT regulariser."""
+"""Cross entropy against tokens and the teacher's soft targets: SFT, KD, SeqKD, the supervised start and L_PT."""
 
 from __future__ import annotations
 
@@ -28,6 +28,25 @@ def mixed_cross_entropy(values: TokenValues, *, kd_ratio: float, n_tokens: int |
 def cross_entropy_wanted(kd_ratio: float) -> tuple[str, ...]:
     """What `mixed_cross_entropy` needs to know about a token beyond log q(y)."""
     return (SOFT_CROSS_ENTROPY,) if kd_ratio > 0 else ()
+
+
+@dataclass(frozen=True)
+class CrossEntropy:
+    """The objectives of the supervised regime (paper, section 3.1): kd_ratio 0 is fine-tuning (SFT, also of teacher and
+    start), 0.5 the paper's word-level KD; SeqKD is either on the teacher's own answers."""
+
+    kd_ratio: float = 0.0
+
+    def __post_init__(self):
+        check((0 <= self.kd_ratio <= 1, f"kd_ratio={self.kd_ratio}: wanted a number in [0, 1]"))
+
+    @property
+    def wanted(self) -> tuple[str, ...]:
+        return cross_entropy_wanted(self.kd_ratio)
+
+    def loss(self, values: TokenValues, n_tokens: int | Tensor) -> LossOutput:
+        """The part of some of the mini-batch's `n_tokens` response tokens."""
+        return mixed_cross_entropy(values, kd_ratio=self.kd_ratio, n_tokens=n_tokens)
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,13 @@ CONF = Path(__file__).parents[2] / "conf"
 GROUPS = sorted(f"{file.parent.name}={file.stem}" for file in CONF.glob("*/*.yaml"))
 
 
+NEEDS = {  # choices that go together with another
+    "objective=sft": ["regime=supervised"],
+    "objective=kd": ["regime=supervised"],
+    "regime=supervised": ["objective=sft"],
+}
+
+
 def composed(*overrides, config="train"):
     with initialize_config_dir(str(CONF), version_base="1.3"):
         return compose(config, [*overrides, "run.name=test", "run.dir=/nowhere/test"], return_hydra_config=False)
@@ -28,7 +35,7 @@ def settings(*overrides):
 
 @pytest.mark.parametrize("choice", GROUPS)
 def test_every_yaml_composes_and_every_key_is_consumed(choice):
-    cfg = composed(choice)
+    cfg = composed(choice, *NEEDS.get(choice, ()))
     check_config(cfg)
 
 
@@ -145,7 +152,7 @@ def test_answers_longer_than_the_models_positions_are_refused():
     made = settings("data.max_prompt_tokens=800", "sampler.max_new_tokens=300", "data.block_size=2048")
     with pytest.raises(ConfigError) as caught:
         check_lengths(made, pair)
-    assert "sampler or validation=1100: the models have 1024 positions" in str(caught.value)
+    assert "data.max_prompt_tokens + sampler.max_new_tokens=1100: the models have 1024 positions" in str(caught.value)
     assert "data.block_size=2048" in str(caught.value)
     check_lengths(settings("data.block_size=1024"), pair)
 

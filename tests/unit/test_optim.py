@@ -41,7 +41,7 @@ def test_the_gradient_is_clipped_to_its_global_norm():
     a, b = (torch.nn.Parameter(torch.zeros(1)) for _ in range(2))
     a.grad, b.grad = torch.tensor([3.0]), torch.tensor([4.0])
     optimizer = torch.optim.SGD([a, b], lr=0.1)
-    assert Optim(grad_clip=1.0).step(optimizer, [a, b], 1.0).item() == pytest.approx(5.0)
+    assert Optim(grad_clip=1.0).step(optimizer, 1.0).item() == pytest.approx(5.0)
     assert (a.item(), b.item()) == pytest.approx((-0.6, -0.8))
 
 
@@ -51,7 +51,7 @@ def test_a_non_finite_gradient_stops_before_the_update():
     optimizer = optim.build([parameter])
     parameter.grad = torch.tensor([1.0, math.nan, 1.0])
     with pytest.raises(NonFiniteError, match="gradient norm is nan; the update was not made"):
-        optim.step(optimizer, [parameter], 1e-3)
+        optim.step(optimizer, 1e-3)
     assert parameter.tolist() == [1.0, 1.0, 1.0]
 
 
@@ -94,7 +94,7 @@ def test_the_first_update_is_adamws_by_hand_and_gradients_are_cleared():
     parameter = torch.nn.Parameter(torch.tensor([2.0, -3.0], dtype=torch.float64))
     optimizer = optim.build([parameter])
     parameter.grad = torch.tensor([6.0, -8.0], dtype=torch.float64)
-    assert optim.step(optimizer, [parameter], 0.01).item() == pytest.approx(10.0)
+    assert optim.step(optimizer, 0.01).item() == pytest.approx(10.0)
     wanted = [2 * (1 - 0.001) - 0.01 * 6 / 6.001, -3 * (1 - 0.001) + 0.01 * 8 / 8.001]
     assert parameter.tolist() == pytest.approx(wanted, rel=1e-12)
     assert parameter.grad is None and optimizer.param_groups[0]["lr"] == 0.01
@@ -108,5 +108,5 @@ def test_one_bad_number_among_several_weights_stops_all_of_them(bad, clip):
     optimizer = optim.build(parameters)
     parameters[0].grad, parameters[1].grad = torch.ones(2), torch.tensor([1.0, bad])
     with pytest.raises(NonFiniteError, match="the update was not made. Try a smaller optim.learning_rate"):
-        optim.step(optimizer, parameters, 1.0)
+        optim.step(optimizer, 1.0)
     assert all(torch.equal(parameter, torch.ones(2)) for parameter in parameters) and not optimizer.state

@@ -1,0 +1,119 @@
+"""The supervised regime: fine-tuning (teacher, start, SFT), word-level KD; SeqKD is either on the teacher's answers.
+
+One training_step is a micro-batch; `accumulate_grad_batches` of them make an optimizer step, whose denominator is the
+number of response tokens of all of them.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+
+import lightning as L
+import torch
+from torch import Tensor
+
+from minillm.linear_loss import LinearLoss
+from minillm.machine import peak_memory
+from minillm.models import LanguageModel, Pair
+from minillm.modules.regime import Supervised
+from minillm.objectives import CrossEntropy
+from minillm.optim import Optim, set_rate
+from minillm.packing import micro_batches
+from minillm.types import Rollout, SupervisedBatch
+
+
+class SupervisedDistillation(L.LightningModule):
+    """(1 - r) cross entropy + r soft-target cross entropy on given responses (paper, section 3.1), automatic
+    optimisation.
+
+    `step` counts optimizer steps up to `n_steps`; it is also the `round`, between which a checkpoint can stand.
+    """
+
+    title, stages = "fine-tuning", ("raw", "end")
+    start_step, in_start = 0, False
+
+    def __init__(
+        self,
+        pair: Pair,
+        objective: CrossEntropy,
+        linear_loss: LinearLoss,
+        optim: Optim,
+        regime: Supervised,
+        n_steps: int,
+    ):
+        super().__init__()
+        self.student, self.pair = pair.student, pair
+        self.model = LanguageModel(pair.student, pair.n_vocab, pair.compile)
+        self.objective, self.linear_loss, self.optim, self.regime = objective, linear_loss, optim, regime
+        self.n_steps, self.step = n_steps, 0
+        self.at_boundary = True
+        self.metrics: dict[str, float] = {}
+        self._sums: dict[str, Tensor] = defaultdict(float)
+        self._began = 0.0
+
+    @property
+    def round(self) -> int:
+        return self.step
+
+    @property
+    def counts(self) -> dict[str, int]:
+        return {"steps": self.step}
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return self.optim.build(p for p in self.student.parameters() if p.requires_grad)
+
+    def on_save_checkpoint(self, checkpoint: dict) -> None:
+        checkpoint["minillm"] = {"step": self.step}
+
+    def on_load_checkpoint(self, checkpoint: dict) -> None:
+        self.step = checkpoint["minillm"]["step"]
+
+    def on_train_start(self) -> None:
+        if self.step >= self.n_steps:  # a resumed run that was already through
+            self.trainer.should_stop = True
+
+    def training_step(self, batch: SupervisedBatch, batch_idx: int) -> Tensor:
+        self.student.train()  # dropout is off in the config
+        if self.at_boundary:
+            self._sums.clear()
+            self._began = time.perf_counter()
+        self.at_boundary = False
+        prompts = batch.prompts
+        answers = Rollout(prompts.ids_BP, prompts.mask_BP, prompts.reference_ids_BR, prompts.reference_mask_BR)
+        (micro,) = micro_batches(answers, max_tokens=answers.ids_BS.numel())
+        with torch.no_grad():
+            teacher = micro.side(self.pair.teacher) if self.objective.wanted else None
+        output = self.linear_loss(
+            micro.side(self.model),
+            teacher,
+            micro.take(answers.response_ids_BR),
+            self.objective.wanted,
+            lambda values, rows: self.objective.loss(values, batch.n_tokens),
+        )
+        for name, value in {"loss": output.loss.detach(), **output.parts}.items():
+            self._sums[f"train/{name}"] = self._sums[f"train/{name}"] + value
+        self._sums["tokens"] = batch.n_tokens
+        # The trainer divides by the number of micro-batches; ours are parts of a sum.
+        return output.loss * self.regime.microbatches
+
+    def configure_gradient_clipping(self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None) -> None:
+        self._sums["optim/grad_norm"] = self.optim.clip(optimizer, f"step {self.step}")
+
+    def optimizer_step(self, epoch: int, batch_idx: int, optimizer, optimizer_closure=None) -> None:
+        """Called for the last micro-batch of a mini-batch: the closure is its training_step, backward and clipping."""
+        rate = self.optim.rate(self.step, self.n_steps)
+        set_rate(optimizer, rate)
+        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        self.step += 1
+        self.at_boundary = True
+        n_tokens = self._sums.pop("tokens")
+        seconds = time.perf_counter() - self._began
+        self.metrics = {name: float(value) for name, value in self._sums.items()} | {
+            "optim/learning_rate": rate,
+            "time/step": seconds,
+            "time/tokens_per_second": n_tokens / seconds,
+            "memory/peak_gb": peak_memory(self.device),
+        }
+        if self.step >= self.n_steps:
+            self.trainer.should_stop = True
