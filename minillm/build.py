@@ -109,9 +109,10 @@ def build(cfg: DictConfig, settings: Settings) -> Run:
     documents = read_documents(settings.data.corpus_file) if settings.regulariser.on else None
     pair = settings.model.load(trainer.strategy.root_device)
     check_lengths(settings, pair)
-    train_prompts, val_prompts = settings.data.prompts(*records, pair)
+    supervised = isinstance(settings.regime, Supervised)
+    train_prompts, val_prompts = settings.data.prompts(*records, pair, answered=supervised)
     corpus = None if documents is None else settings.data.corpus(documents, pair)
-    make = _on_policy if isinstance(settings.regime, OnPolicy) else _supervised
+    make = _supervised if supervised else _on_policy
     module, datamodule = make(settings, pair, train_prompts, val_prompts, corpus, plain["seed"])
     # Only now, with everything loaded, is the run directory taken: a mistake can be mended under the same run.name.
     run_dir.mkdir(parents=True, exist_ok=True)
@@ -154,11 +155,6 @@ def _on_policy(settings: Settings, pair: Pair, train_prompts, val_prompts, corpu
 
 def _supervised(settings: Settings, pair: Pair, train_prompts, val_prompts, corpus, seed: int):
     regime = settings.regime
-    if not train_prompts.has_references:
-        raise ConfigError(
-            "regime=supervised: not every training prompt has a response (key output); name another data.train_file, "
-            "or let a teacher answer: python -m minillm.generate"
-        )
     datamodule = SupervisedDataModule(
         train_prompts, val_prompts, minibatch_size=regime.minibatch_size, microbatches=regime.microbatches, seed=seed
     )

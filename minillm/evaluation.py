@@ -50,27 +50,33 @@ def answer_prompts(
     batch_size: int,
     stop_ids: tuple[int, ...],
     teacher: LanguageModel | None = None,
+    rows: Sequence[int] | None = None,
+    temperature: float = 1.0,
 ) -> list[Answer]:
-    """One answer a prompt, in the order of the prompts: sampled at T = 1 with `seed`, or greedy where it is None.
+    """One answer a prompt, in the order of the prompts: sampled with `seed`, or greedy where it is None.
+
+    `rows` chooses some of the prompts.
 
     A prompt's random stream depends on seed and prompt number only: not on the batch, nor on what was trained.
     """
-    batch = prompts.batch(range(len(prompts))).to(model.device)
+    rows = range(len(prompts)) if rows is None else rows
+    batch = prompts.batch(rows).to(model.device)
     rollout = decode(
         model,
         None,
         batch,
-        seeds=None if seed is None else [seed_for(seed, "evaluation", row) for row in range(len(prompts))],
+        seeds=None if seed is None else [seed_for(seed, "evaluation", row) for row in rows],
         batch_size=batch_size,
         stop_ids=stop_ids,
         pad_id=prompts.pad_id,
         max_new_tokens=max_new_tokens,
+        temperature=temperature,
     )
-    kl_B = [None] * len(prompts)
+    kl_B = [None] * len(rows)
     if teacher:
         kl_B = rollout_reverse_kl(model, teacher, rollout, LinearLoss(), max_tokens=_MAX_TOKENS).sum(-1).tolist()
     answers = []
-    for row, record in enumerate(prompts.records):
+    for row, record in enumerate(prompts.records[row] for row in rows):
         tokens = rollout.response_ids_BR[row][rollout.response_mask_BR[row]].tolist()
         answer = Answer(
             id=record.id,

@@ -14,7 +14,7 @@ from rich import get_console
 
 from minillm.checks import collect, describe, matches
 from minillm.console import say, show_figures
-from minillm.data import PromptSet, Record, Sources, read_records
+from minillm.data import PromptSet, Record, Sources, read_records, training_keys
 from minillm.errors import ConfigError, ModelError
 from minillm.evaluation import Answer, answer_prompts, summarise
 from minillm.models import Attention, Checkpoint, Dtype, LanguageModel, Pair, choose_dtype, device_of, pair_of, solo
@@ -27,7 +27,6 @@ COLUMNS = {
     "truncated": "truncated",
     "distinct_4": "distinct-4",
 }
-_TRAINING_KEYS = ("train_file", "val_file", "val_size", "corpus_file", "block_size", "max_response_tokens")
 
 
 @dataclass(frozen=True)
@@ -58,8 +57,7 @@ def check_suite(cfg: DictConfig) -> Suite:
     files = data.pop("files")
     problems: list[str] = []
     sources = collect(problems, "data", data)
-    ignored = [key for key in _TRAINING_KEYS if sources and getattr(sources, key) != getattr(Sources(), key)]
-    problems += [f"data.{key}: is for training; evaluate.py measures data.files" for key in ignored]
+    problems += [f"data.{key}: is for training; evaluate.py measures data.files" for key in training_keys(sources)]
     if plain["models"] == "???" or not matches(plain["models"], list[str]) or not plain["models"]:
         problems.append("models: wanted a list of directories or hub ids, for example models=[runs/demo/student]")
     elif len(set(plain["models"])) != len(plain["models"]):

@@ -4,7 +4,7 @@ from minillm.data.corpus import Corpus, build_corpus, read_documents
 from minillm.data.order import rows_at
 from minillm.data.prompts import PromptSet, build_prompts
 from minillm.data.records import Record, read_records
-from minillm.data.sources import Sources
+from minillm.data.sources import Sources, training_keys
 
 __all__ = [
     "Corpus",
@@ -16,4 +16,5 @@ __all__ = [
     "read_documents",
     "read_records",
     "rows_at",
+    "training_keys",
 ]

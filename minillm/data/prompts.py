@@ -65,9 +65,11 @@ def build_prompts(
     max_prompt_tokens: int,
     max_response_tokens: int,
     exclude: Sequence[Record] = (),
+    answered: bool = False,
     name: str = "prompts",
 ) -> PromptSet:
-    """Tokenise; drop and count prompts that are too long (never cut: the end would be lost) or stand in `exclude`.
+    """Tokenise; drop and count prompts that are too long (never cut: the end would be lost) or stand in `exclude`, and
+    with `answered` those that have no response.
 
     References longer than `max_response_tokens` are cut there, without an end token.
 
@@ -79,6 +81,9 @@ def build_prompts(
     for record in records:
         if (record.history, record.instruction, record.input) in held_out:
             dropped["also a validation prompt"] += 1
+            continue
+        if answered and not record.references:
+            dropped["without a response (key output)"] += 1
             continue
         prompt = encode(record)
         if not prompt:

@@ -60,9 +60,15 @@ class Sources:
             validation = read_records(self.val_file)[: self.val_size]
         return train, validation
 
-    def prompts(self, train: list[Record], validation: list[Record], pair: Pair) -> tuple[PromptSet, PromptSet]:
-        """(train, validation). Raises DataError or ConfigError, see `build_prompts` and `prompt_encoder`."""
-        train_prompts = self._build(train, pair, "training prompts", exclude=validation)
+    def prompts(
+        self, train: list[Record], validation: list[Record], pair: Pair, *, answered: bool = False
+    ) -> tuple[PromptSet, PromptSet]:
+        """(train, validation); with `answered` training prompts without a response are dropped.
+
+        Raises:
+            DataError, ConfigError: see `build_prompts` and `prompt_encoder`.
+        """
+        train_prompts = self._build(train, pair, "training prompts", exclude=validation, answered=answered)
         return train_prompts, self._build(validation, pair, "validation prompts")
 
     def evaluation_prompts(self, records: list[Record], pair: Pair, name: str) -> PromptSet:
@@ -73,7 +79,9 @@ class Sources:
             documents, pair.tokenizer, block_size=self.block_size, n_vocab=pair.n_vocab, source=self.corpus_file
         )
 
-    def _build(self, records: list[Record], pair: Pair, name: str, exclude: list[Record] = ()) -> PromptSet:
+    def _build(
+        self, records: list[Record], pair: Pair, name: str, exclude: list[Record] = (), answered: bool = False
+    ) -> PromptSet:
         return build_prompts(
             records,
             prompt_encoder(pair.tokenizer, self.template, self.system, self.template_arguments),
@@ -83,5 +91,12 @@ class Sources:
             max_prompt_tokens=self.max_prompt_tokens,
             max_response_tokens=self.max_response_tokens,
             exclude=exclude,
+            answered=answered,
             name=name,
         )
+
+
+def training_keys(sources: Sources | None) -> list[str]:
+    """Keys given in a config of a job that does not train, and so would be ignored there."""
+    keys = ("train_file", "val_file", "val_size", "corpus_file", "block_size", "max_response_tokens")
+    return [key for key in keys if sources and getattr(sources, key) != getattr(Sources(), key)]

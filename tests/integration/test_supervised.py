@@ -9,7 +9,7 @@ from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from minillm.data import rows_at
-from minillm.errors import ConfigError
+from minillm.errors import ConfigError, DataError
 from minillm.seeding import seed_for
 from tests.integration.test_resume import Killed, rows, train
 
@@ -169,6 +169,6 @@ def test_what_cannot_work_is_said_at_once(tmp_path, world, supervised):
         train(tmp_path, [*(each for each in supervised if "regime" not in each), "objective=sft"])
     bare = tmp_path / "bare.jsonl"
     bare.write_text('{"instruction": "name the cat"}\n')
-    with pytest.raises(ConfigError, match="not every training prompt has a response"):
+    with pytest.raises(DataError, match=r"none of 1 prompts is left \(1 without a response \(key output\)\)"):
         train(tmp_path, [*supervised, "objective=sft", f"data.train_file={bare}"])
     assert not (tmp_path / "config.yaml").exists()

@@ -1,0 +1,179 @@
+"""python -m minillm.generate: a teacher answers prompts, on disk, as training data of SeqKD. See conf/generate.yaml.
+
+Prompts are answered in chunks, each a file of its own that is written aside and renamed. A stopped run goes on with the
+chunks that are missing, and under torchrun (or any launcher that sets RANK and WORLD_SIZE) the processes share them;
+what comes out is the same, since a row's random stream depends on seed and row alone and a chunk is decoded as one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import hydra
+import torch
+from omegaconf import DictConfig, OmegaConf
+from rich.progress import Progress
+
+from minillm import cli
+from minillm.checks import collect, describe, matches
+from minillm.console import say
+from minillm.data import PromptSet, Record, Sources, read_records, training_keys
+from minillm.errors import ConfigError, ModelError
+from minillm.evaluation import Answer, answer_prompts
+from minillm.models import Attention, Checkpoint, Dtype, LanguageModel, choose_dtype, device_of, solo
+
+_KINDS = {
+    "seed": int, "temperature": float, "max_new_tokens": int, "batch_size": int, "chunk": int, "limit": int | None,
+    "dtype": Dtype, "attention": Attention, "device": Literal["auto", "cpu", "cuda"],
+}  # fmt: skip
+_POSITIVE = ("temperature", "max_new_tokens", "batch_size", "chunk", "limit")
+
+
+@dataclass(frozen=True)
+class Generation:
+    """What to answer, checked. `settings` is what must not change when a stopped run goes on."""
+
+    teacher: Checkpoint
+    records: list[Record]
+    sources: Sources
+    run_dir: Path
+    settings: dict
+
+    @property
+    def answers_file(self) -> Path:
+        return self.run_dir / "answers.jsonl"
+
+    def part(self, chunk: int) -> Path:
+        return self.run_dir / "parts" / f"{chunk:06}.jsonl"
+
+
+def check_generation(cfg: DictConfig) -> Generation:
+    """Raises ConfigError with every wrong setting; DataError for an unusable file."""
+    plain = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=False)
+    data = dict(plain["data"])
+    file, problems = data.pop("file"), []
+    sources = collect(problems, "data", data)
+    problems += [f"data.{key}: is for training; generate answers data.file" for key in training_keys(sources)]
+    if plain["teacher"] == "???" or not isinstance(plain["teacher"], str):
+        problems.append(
+            "teacher: wanted a directory, a hub id, a .gguf file or package:NAME, for example teacher=runs/x/student"
+        )
+    if not isinstance(file, str):
+        problems.append(f"data.file={file!r}: wanted a .jsonl file, builtin, or a hub data set")
+    for key, kind in _KINDS.items():
+        value = plain[key]
+        if not matches(value, kind):
+            problems.append(f"{key}={value!r}: wanted {describe(kind)}")
+        elif key in _POSITIVE and value is not None and value <= 0:
+            problems.append(f"{key}={value}: wanted a positive number")
+    settings = {key: plain[key] for key in ("teacher", "data", *_KINDS) if key != "device"}
+    run_dir = Path(plain["run"]["dir"])
+    if (run_dir / "settings.json").exists():
+        before = json.loads((run_dir / "settings.json").read_text())
+        differing = [key for key in settings if settings[key] != before.get(key)]
+        problems += [
+            f"{key}={settings[key]!r}: {run_dir} was begun with {before.get(key)!r}; choose another run.name or "
+            "delete it"
+            for key in differing
+        ]
+    elif any((run_dir / name).exists() for name in ("answers.jsonl", "config.yaml")):
+        problems.append(
+            f"run.name={plain['run']['name']}: {run_dir} already holds another run; choose another run.name"
+        )
+    if problems:
+        raise ConfigError(problems)
+    try:
+        Checkpoint(plain["teacher"]).resolve()
+    except (ConfigError, ModelError) as error:
+        raise ConfigError([f"teacher: {error}"]) from error
+    return Generation(Checkpoint(plain["teacher"]), read_records(file)[: plain["limit"]], sources, run_dir, settings)
+
+
+def generate(work: Generation, device: str, rank: int = 0, world_size: int = 1) -> Path | None:
+    """Answer this process's share of the missing chunks; answers.jsonl once all are there, else None."""
+    if work.answers_file.exists():
+        say(f"{work.answers_file} is already there.")
+        return work.answers_file
+    place = device_of(device)
+    if place.type == "cuda" and world_size > 1:
+        place = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+    settings = work.settings
+    network, tokenizer = work.teacher.load(choose_dtype(settings["dtype"], place), settings["attention"])
+    pair = solo(network.to(place), tokenizer)
+    prompts = work.sources.evaluation_prompts(work.records, pair, "prompts")
+    work.part(0).parent.mkdir(parents=True, exist_ok=True)
+    _write(work.run_dir / "settings.json", json.dumps(settings, indent=2) + "\n")
+    size = settings["chunk"]
+    chunks = range(-(-len(prompts) // size))
+    # By number, not among those missing: processes that start at different times see different ones.
+    mine = [chunk for chunk in chunks if chunk % world_size == rank]
+    missing = [chunk for chunk in mine if not work.part(chunk).exists()]
+    if len(missing) < len(mine):
+        say(f"{len(mine) - len(missing)} of {len(mine)} parts are already there.")
+    with Progress(disable=rank > 0) as bar:
+        task = bar.add_task("parts", total=len(mine), completed=len(mine) - len(missing))
+        for chunk in missing:
+            rows = range(chunk * size, min((chunk + 1) * size, len(prompts)))
+            answers = answer_prompts(
+                LanguageModel(pair.student, pair.n_vocab),
+                prompts,
+                tokenizer,
+                seed=settings["seed"],
+                max_new_tokens=settings["max_new_tokens"],
+                batch_size=settings["batch_size"],
+                stop_ids=pair.stop_ids,
+                rows=rows,
+                temperature=settings["temperature"],
+            )
+            _write(
+                work.part(chunk),
+                "".join(_line(prompts, row, answer) for row, answer in zip(rows, answers, strict=True)),
+            )
+            bar.advance(task)
+    return _join(work, chunks)
+
+
+def _line(prompts: PromptSet, row: int, answer: Answer) -> str:
+    record = prompts.records[row]
+    if record.history:
+        turns = [*record.history, ("user", record.question), ("assistant", answer.answer)]
+        content = {"messages": [{"role": role, "content": text} for role, text in turns]}
+    else:
+        content = {"instruction": record.instruction, "input": record.input, "output": answer.answer}
+    return json.dumps({"id": record.id, **content, "truncated": answer.truncated}, ensure_ascii=False) + "\n"
+
+
+def _join(work: Generation, chunks: range) -> Path | None:
+    """All parts as one file, by the process that finds the last one written; two that do so write the same."""
+    parts = [work.part(chunk) for chunk in chunks]
+    try:
+        _write(work.answers_file, "".join(part.read_text(encoding="utf-8") for part in parts))
+    except FileNotFoundError:
+        if work.answers_file.exists():  # another process was faster
+            return work.answers_file
+        say(f"{sum(not part.exists() for part in parts)} parts are left to the other processes.")
+        return None
+    for part in parts:
+        part.unlink(missing_ok=True)
+    say(f"Wrote {work.answers_file}: train on it with data.train_file={work.answers_file}")
+    return work.answers_file
+
+
+def _write(file: Path, text: str) -> None:
+    """Aside, then renamed; processes that write the same file do not meet."""
+    aside = file.with_name(f".{file.name}.{os.getpid()}")
+    aside.write_text(text, encoding="utf-8")
+    aside.replace(file)
+
+
+@hydra.main(config_path="../conf", config_name="generate", version_base="1.3")
+def main(cfg: DictConfig) -> None:
+    generate(check_generation(cfg), cfg.device, int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1)))
+
+
+if __name__ == "__main__":
+    cli.run(main, "generate")

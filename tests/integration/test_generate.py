@@ -1,0 +1,125 @@
+"""A teacher's answers on disk: stopped and started, by one process and by two, and trained on."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+from hydra import compose, initialize_config_dir
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import minillm.generate
+from minillm.errors import ConfigError
+from minillm.generate import check_generation, generate
+from tests.conf.test_compose import CONF
+from tests.integration.test_commands import ROOT
+from tests.integration.test_resume import train
+
+
+def work(world, run_dir, *options):
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = compose(
+            "generate",
+            [
+                f"teacher={world}/teacher", f"data.file={world}/train.jsonl", "data.template=paper", "dtype=float64",
+                "max_new_tokens=6", "batch_size=2", "chunk=5", f"run.dir={run_dir}", "run.name=test", *options,
+            ],
+        )  # fmt: skip
+    return check_generation(cfg)
+
+
+def answers(run_dir):
+    return (run_dir / "answers.jsonl").read_text()
+
+
+def test_one_sampled_response_a_prompt_in_the_schema_of_training_data(tmp_path, world):
+    generate(work(world, tmp_path), "cpu")
+    rows = list(map(json.loads, answers(tmp_path).splitlines()))
+    given = list(map(json.loads, (world / "train.jsonl").read_text().splitlines()))
+    assert [row["instruction"] for row in rows] == [row["instruction"] for row in given]
+    assert len({row["output"] for row in rows}) > 6 and not list((tmp_path / "parts").iterdir())
+    greedy = AutoModelForCausalLM.from_pretrained(world / "teacher")
+    assert greedy.config.vocab_size == 31  # the tokens of every answer are the teacher's
+    tokenizer = AutoTokenizer.from_pretrained(world / "teacher")
+    assert all(len(tokenizer(row["output"]).input_ids) <= 6 for row in rows)
+    generate(work(world, tmp_path / "other", "seed=11"), "cpu")
+    assert answers(tmp_path / "other") != answers(tmp_path)
+
+
+def test_a_stopped_run_goes_on_and_ends_the_same(tmp_path, world, monkeypatch):
+    generate(work(world, tmp_path / "whole"), "cpu")
+    calls, real = [], minillm.generate.answer_prompts
+
+    def stop_at_the_second(*args, **kwargs):
+        calls.append(kwargs["rows"])
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(minillm.generate, "answer_prompts", stop_at_the_second)
+    with pytest.raises(KeyboardInterrupt):
+        generate(work(world, tmp_path / "cut"), "cpu")
+    assert not (tmp_path / "cut" / "answers.jsonl").exists()
+    generate(work(world, tmp_path / "cut"), "cpu")
+    assert calls == [range(0, 5), range(5, 10), range(5, 10), range(10, 12)]  # nothing twice but what was cut
+    assert answers(tmp_path / "cut") == answers(tmp_path / "whole")
+    generate(work(world, tmp_path / "cut"), "cpu")
+    assert len(calls) == 4
+
+
+def test_two_processes_share_the_work(tmp_path, world):
+    generate(work(world, tmp_path / "one"), "cpu")
+    options = [
+        f"teacher={world}/teacher", f"data.file={world}/train.jsonl", "data.template=paper", "dtype=float64",
+        "max_new_tokens=6", "batch_size=2", "chunk=5", "run.name=two",
+    ]  # fmt: skip
+    both = [
+        subprocess.Popen(
+            [sys.executable, "-m", "minillm.generate", *options],
+            cwd=tmp_path,
+            env=os.environ | {"RANK": str(rank), "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    texts = [each.communicate(timeout=300)[0] for each in both]
+    assert [each.returncode for each in both] == [0, 0], texts
+    assert answers(tmp_path / "runs" / "two") == answers(tmp_path / "one")
+
+
+def test_each_rank_does_its_share_and_the_last_one_joins(tmp_path, world):
+    assert generate(work(world, tmp_path), "cpu", rank=0, world_size=2) is None
+    assert sorted(file.name for file in (tmp_path / "parts").iterdir()) == ["000000.jsonl", "000002.jsonl"]
+    assert generate(work(world, tmp_path), "cpu", rank=1, world_size=2) == tmp_path / "answers.jsonl"
+
+
+def test_answers_are_trained_on(tmp_path, world):
+    generate(work(world, tmp_path / "answers"), "cpu")
+    run = train(
+        tmp_path / "seqkd",
+        [
+            f"model.student={world}/student", f"model.teacher={world}/teacher", "model.dtype=float64",
+            f"data.train_file={tmp_path}/answers/answers.jsonl", f"data.val_file={world}/val.jsonl",
+            "data.template=paper", "regime=supervised", "regime.minibatch_size=4", "regime.microbatch_size=2",
+            "regime.epochs=2", "objective=kd", "optim=adamw_sft", "callbacks.validation.max_new_tokens=6",
+        ],
+    )  # fmt: skip
+    assert run.module.step == 6
+
+
+def test_mistakes_come_in_one_message(tmp_path, world):
+    with pytest.raises(ConfigError) as caught:
+        work(world, tmp_path, "chunk=0", "temperature=-1", "data.train_file=x.jsonl", "dtype=float23", "data.file=3")
+    assert len(caught.value.problems) == 5
+    with pytest.raises(ConfigError, match="no such file or directory"):
+        work(world, tmp_path, "teacher=./nothing")
+    generate(work(world, tmp_path), "cpu")
+    with pytest.raises(ConfigError, match="seed=12: .* was begun with 10; choose another run.name"):
+        work(world, tmp_path, "seed=12")
+    done = subprocess.run(
+        [sys.executable, "-m", "minillm.generate", "taecher=x"], cwd=ROOT, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 1 and "taecher: no such key; did you mean teacher?" in done.stderr
