@@ -96,8 +96,13 @@ class Checkpoint:
 
 
 def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
-    """Raises ModelError or ConfigError where `source` (see `Checkpoint`) has none."""
-    path, revision = Checkpoint(source).resolve()
+    """Of a directory, which need not hold a model, or of any `Checkpoint.source`.
+
+    Raises:
+        ModelError, ConfigError: there is none.
+    """
+    folder = Path(source).expanduser()
+    path, revision = (str(folder), None) if folder.is_dir() else Checkpoint(source).resolve()
     try:
         return AutoTokenizer.from_pretrained(path, revision=revision)
     except (OSError, ValueError, ImportError) as error:
