@@ -20,8 +20,8 @@ from minillm.models.lora import is_adapted, save_adapter
 
 
 class RunRecord(L.Callback):
-    """Logs once a rollout (supervised: an optimizer step); at the end writes metrics.json and student/, and the adapter/
-    that is merged there, if one was trained.
+    """Logs once a rollout (supervised: an optimizer step); at the end writes metrics.json, student/ and the
+    adapter/ that is merged there, if one was trained.
 
     Args:
         export: which weights go to student/: `best` by the checkpoints' monitor, or `last`.
