@@ -7,7 +7,7 @@ import torch
 from peft import PeftModel
 
 from minillm.errors import ConfigError, ModelError
-from minillm.models import Checkpoint, Lora, ModelPair
+from minillm.models import Architecture, Checkpoint, Lora, ModelPair
 from minillm.models.adapter import merge_adapter, same_base
 from minillm.models.lora import is_adapted, save_adapter
 from tests.conftest import make_model, make_tokenizer
@@ -82,8 +82,6 @@ def test_other_layers_are_refused(network, text, adapter):
 
 
 def test_other_sizes_are_refused(adapter):
-    from minillm.models import Architecture
-
     wider = Architecture("llama", 2, 64, 4, 2, 48, 31, tied=False).random_model()
     with pytest.raises(ModelError, match="does not fit 'owner/base': .*size"):
         merge_adapter(wider, adapter, BASE)

@@ -8,7 +8,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from minillm.errors import ConfigError
-from minillm.models import LanguageModel, Lora, Pair
+from minillm.models import Architecture, FromScratch, LanguageModel, Lora, ModelPair, Pair
 from minillm.models.export import export_student
 from minillm.models.lora import is_adapted, merged_weights, save_adapter
 from minillm.modules import OnPolicy, OnPolicyDistillation, SupervisedStart
@@ -110,6 +110,11 @@ def test_what_cannot_be_trained_is_refused(settings, text):
         Lora(**settings).onto(make_model(), base="b")
 
 
+def test_random_weights_take_no_adapters():
+    with pytest.raises(ConfigError, match="lora: adapters of random weights that stay as they are; wanted lora=none"):
+        ModelPair(FromScratch(None, "tokenizer"), "teacher", lora=Lora())
+
+
 def test_chosen_modules_only():
     network = make_model()
     Lora(target_modules=["q_proj", "mlp.up_proj"]).onto(network, base="b")
@@ -176,7 +181,7 @@ def test_the_exported_student_is_plain_and_gives_the_adapted_logits(family, tmp_
     network = adapted(family, dtype=torch.float32)
     before = {name: each.clone() for name, each in network.state_dict().items()}
     pair = Pair(network, None, make_tokenizer(), 31, (0,))
-    export_student(pair, tmp_path / "student", card=dict(name="n", teacher="t", command="c"), figures={})
+    export_student(pair, tmp_path / "student", card=dict(name="n", made_by="Trained.", command="c"), figures={})
     opened = AutoModelForCausalLM.from_pretrained(tmp_path / "student")
     assert not is_adapted(opened)
     torch.testing.assert_close(opened(IDS).logits, network(IDS).logits, rtol=0, atol=1e-5)
@@ -184,12 +189,10 @@ def test_the_exported_student_is_plain_and_gives_the_adapted_logits(family, tmp_
 
 
 def test_a_tied_head_stays_tied_in_the_export(tmp_path):
-    from minillm.models import Architecture
-
     network = Architecture("llama", 2, 32, 4, 2, 48, 31, tied=True).random_model().eval()
     LORA.onto(network, base="b")
     pair = Pair(network, None, make_tokenizer(), 31, (0,))
-    export_student(pair, tmp_path / "student", card=dict(name="n", teacher="t", command="c"), figures={})
+    export_student(pair, tmp_path / "student", card=dict(name="n", made_by="Trained.", command="c"), figures={})
     opened = AutoModelForCausalLM.from_pretrained(tmp_path / "student")
     assert opened.lm_head.weight is opened.model.embed_tokens.weight
     torch.testing.assert_close(opened(IDS).logits, network(IDS).logits, rtol=0, atol=1e-5)
