@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
 import lightning as L
+import torch
 from omegaconf import DictConfig, OmegaConf
 
 from minillm.callbacks import Profile
@@ -16,12 +18,15 @@ from minillm.datamodule import DistillationDataModule, SupervisedDataModule
 from minillm.errors import ConfigError, check
 from minillm.linear_loss import LinearLoss
 from minillm.loggers import MetricsCSV
+from minillm.machine import choose_precision
 from minillm.models import ModelPair, Pair
 from minillm.modules import OnPolicy, OnPolicyDistillation, Supervised, SupervisedDistillation, SupervisedStart
 from minillm.objectives import CrossEntropy, MiniLLM, PretrainLoss
 from minillm.optim import Optim
 from minillm.rules import GROUPS, SETTINGS, cross_field_problems, root_problems
 from minillm.sampling import Sampler
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -92,8 +97,9 @@ def build(cfg: DictConfig, settings: Settings) -> Run:
     """
     plain = OmegaConf.to_container(cfg, resolve=True)
     run_dir = Path(plain["run"]["dir"])
+    precision = choose_precision(plain["trainer"]["precision"], plain["trainer"].get("accelerator", "auto"))
     trainer = construct(
-        plain["trainer"],
+        plain["trainer"] | {"precision": precision},
         **plain["strategy"],
         max_epochs=-1,
         accumulate_grad_batches=getattr(settings.regime, "microbatches", 1),
@@ -107,7 +113,9 @@ def build(cfg: DictConfig, settings: Settings) -> Run:
     # Files first: a mistyped name should not cost the download of a teacher.
     records = settings.data.records()
     documents = read_documents(settings.data.corpus_file) if settings.regulariser.on else None
-    pair = settings.model.load(trainer.strategy.root_device)
+    device = trainer.strategy.root_device
+    log.info("%s", describe_precision(settings.model, device, precision))
+    pair = settings.model.load(device, plain["seed"])
     check_lengths(settings, pair)
     supervised = isinstance(settings.regime, Supervised)
     train_prompts, val_prompts = settings.data.prompts(*records, pair, answered=supervised)
@@ -161,6 +169,15 @@ def _supervised(settings: Settings, pair: Pair, train_prompts, val_prompts, corp
     n_steps = regime.steps(len(train_prompts))
     module = SupervisedDistillation(pair, settings.objective, settings.linear_loss, settings.optim, regime, n_steps)
     return module, datamodule
+
+
+def describe_precision(model: ModelPair, device: torch.device, precision: str) -> str:
+    """One line: where, weights of which type, products of which precision, and the keys that change it."""
+    student, teacher = (str(dtype).removeprefix("torch.") for dtype in model.dtypes(device).values())
+    weights = f"student {student}" + (", frozen, adapters float32" if model.lora else "")
+    if model.teacher is not None:
+        weights += f"; teacher {teacher}" + (f", body in {model.teacher.bits} bits" if model.teacher.bits else "")
+    return f"On {device}: products in {precision} (trainer.precision); weights (model.dtype): {weights}"
 
 
 def check_lengths(settings: Settings, pair: Pair) -> None:

@@ -39,6 +39,20 @@ def peak_memory(device: torch.device) -> float:
     return peak * (1 if sys.platform == "darwin" else 1024) / 1e9
 
 
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether it multiplies in bfloat16 itself: older GPUs only emulate it, and CPUs without matrix units are about 100
+    times slower with it."""
+    return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+
+
+def choose_precision(precision: str, accelerator: str = "auto") -> str:
+    """For the trainer: `auto` is bf16-mixed on a GPU that has bfloat16, else 32-true."""
+    if precision != "auto":
+        return precision
+    gpu = accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
+    return "bf16-mixed" if has_bfloat16(torch.device("cuda" if gpu else "cpu")) else "32-true"
+
+
 class Phases:
     """Seconds by phase of one round. Waits for a GPU at the ends of a phase only."""
 

@@ -64,9 +64,9 @@ def cross_field_problems(built: dict, callbacks: dict, plain: dict) -> list[str]
             "callbacks.record.export=best: needs callbacks.checkpoints and callbacks.validation; set it to last"
         )
     precision = plain["trainer"].get("precision")
-    if precision not in ("32-true", "bf16-mixed"):
+    if precision not in ("auto", "32-true", "bf16-mixed"):
         problems.append(
-            f"trainer.precision={precision}: wanted 32-true or bf16-mixed; the weights' type is model.dtype"
+            f"trainer.precision={precision}: wanted auto, 32-true or bf16-mixed; the weights' type is model.dtype"
         )
     if (
         built["model"]

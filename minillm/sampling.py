@@ -6,7 +6,7 @@ Axes: B rows being decoded, N all prompts, P prompt and R response positions, V 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -156,7 +156,9 @@ def decode(
 
     waiting = sorted(range(n_rows), key=lengths.__getitem__)
     look_every, turn = _look_every(device), 0
-    with _cast_once(device):
+    with _cast_once(device), ExitStack() as modes:
+        for stream in streams.values():
+            modes.enter_context(stream.model.caching())
         while places.rows or waiting:
             if new := places.take(waiting):
                 width = max(lengths[row] for row in new)

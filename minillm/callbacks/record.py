@@ -16,10 +16,12 @@ from minillm.callbacks.validation import Validation
 from minillm.console import say
 from minillm.loggers import STEP, MetricsCSV
 from minillm.models.export import export_student
+from minillm.models.lora import is_adapted, save_adapter
 
 
 class RunRecord(L.Callback):
-    """Logs once a rollout (supervised: an optimizer step); at the end writes metrics.json and student/.
+    """Logs once a rollout (supervised: an optimizer step); at the end writes metrics.json, student/ and the
+    adapter/ that is merged there, if one was trained.
 
     Args:
         export: which weights go to student/: `best` by the checkpoints' monitor, or `last`.
@@ -67,8 +69,13 @@ class RunRecord(L.Callback):
         export_student(
             module.pair, self.run_dir / "student", card=self.card | {"weights": self.export}, figures=exported
         )
+        adapter = ""
+        if is_adapted(module.pair.student):
+            save_adapter(module.pair.student, self.run_dir / "adapter")
+            adapter = ", adapter/"
         figures |= module.counts | {"wall_seconds": self.wall_seconds}
         (self.run_dir / "metrics.json").write_text(json.dumps(figures, indent=2) + "\n")
         say(
-            f"Wrote {self.run_dir}: metrics.json, metrics.csv, samples/, checkpoints/, student/ ({self.export} weights)"
+            f"Wrote {self.run_dir}: metrics.json, metrics.csv, samples/, checkpoints/{adapter}, "
+            f"student/ ({self.export} weights)"
         )

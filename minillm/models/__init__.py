@@ -5,6 +5,7 @@ from minillm.models.checkpoint import Attention, Checkpoint, Dtype, choose_dtype
 from minillm.models.head import Head
 from minillm.models.kv_cache import RollingCache
 from minillm.models.language_model import LanguageModel
+from minillm.models.lora import Lora
 from minillm.models.pair import ModelPair, Pair, PrunedTeacher, pair_of, solo
 from minillm.models.prune import keep_layers
 from minillm.models.scratch import FromScratch
@@ -17,6 +18,7 @@ __all__ = [
     "FromScratch",
     "Head",
     "LanguageModel",
+    "Lora",
     "ModelPair",
     "Pair",
     "PrunedTeacher",

@@ -10,8 +10,11 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from minillm.errors import ConfigError, ModelError, check
+from minillm.machine import has_bfloat16
+from minillm.models.adapter import merge_adapter
 from minillm.models.architecture import Architecture, without_dropout
 from minillm.models.gguf import converted, file_in_package
+from minillm.models.quantise import Bits, missing_for, quantisation
 
 Dtype = Literal["auto", "float32", "float64", "bfloat16", "float16"]
 Attention = Literal["sdpa", "eager", "flash_attention_2"]
@@ -22,7 +25,7 @@ def choose_dtype(dtype: Dtype, device: torch.device) -> torch.dtype:
     units for bfloat16 is about 100 times slower with it)."""
     if dtype != "auto":
         return getattr(torch, dtype)
-    return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
+    return torch.bfloat16 if has_bfloat16(device) else torch.float32
 
 
 def device_of(name: str) -> torch.device:
@@ -37,16 +40,32 @@ class Checkpoint:
     """`source` is a hub id (`owner/name` or `owner/name@revision`), a directory, a .gguf file, or `package:NAME`.
 
     `architecture`, where given, is compared with what is found, so that a plan made from it stays true. `offload` is
-    for a teacher on a GPU: its body waits on the CPU during updates, its head stays.
+    for a teacher on a GPU: its body waits on the CPU during updates, its head stays. `adapter` is the directory of a
+    PEFT adapter of this source, which is merged in. `bits` are for a teacher on a GPU too: the weights of its body.
     """
 
     source: str
     architecture: Architecture | None = None
     offload: bool = False
+    adapter: str | None = None
+    bits: Bits | None = None
 
     def __post_init__(self):
         usable = isinstance(self.source, str) and bool(self.source.strip())
-        check((usable, f"source={self.source!r}: wanted a hub id, a directory, a .gguf file or package:NAME"))
+        missing = missing_for(self.bits)
+        check(
+            (usable, f"source={self.source!r}: wanted a hub id, a directory, a .gguf file or package:NAME"),
+            (missing is None, missing),
+            (
+                not (self.bits and self.offload),
+                f"bits={self.bits} with offload=true: quantised weights stay on the GPU; change one of them",
+            ),
+        )
+
+    @property
+    def name(self) -> str:
+        """Of the weights that `load` gives, for a person."""
+        return f"{self.source} with {self.adapter}" if self.adapter else self.source
 
     def resolve(self) -> tuple[str, str | None]:
         """(directory or hub id, hub revision or None).
@@ -72,10 +91,10 @@ class Checkpoint:
     def load(
         self, dtype: torch.dtype = torch.float32, attention: Attention = "sdpa"
     ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-        """The model, on the CPU and with dropout off, and its tokenizer.
+        """The model, on the CPU (with `bits` on the GPU) and with dropout off, and its tokenizer.
 
         Raises:
-            ModelError: not found, gated, unreachable, or not of the stated architecture.
+            ModelError: not found, gated, unreachable, not of the stated architecture, or with the adapter of another.
         """
         path, revision = self.resolve()
         try:
@@ -83,7 +102,12 @@ class Checkpoint:
             without_dropout(config)
             tokenizer = AutoTokenizer.from_pretrained(path, revision=revision)
             network = AutoModelForCausalLM.from_pretrained(
-                path, revision=revision, config=config, dtype=dtype, attn_implementation=attention
+                path,
+                revision=revision,
+                config=config,
+                dtype=dtype,
+                attn_implementation=attention,
+                quantization_config=quantisation(self.bits, dtype) if self.bits else None,
             )
         except (OSError, ValueError, ImportError) as error:
             raise ModelError(_advice(self.source, error)) from error
@@ -92,6 +116,8 @@ class Checkpoint:
                 f"{self.source} is not of the architecture that the config states ({'; '.join(wrong)}); "
                 "correct or remove `architecture` beside its source"
             )
+        if self.adapter is not None:
+            network = merge_adapter(network, self.adapter, self.source, merge=self.bits is None)
         return network, tokenizer
 
 

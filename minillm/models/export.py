@@ -9,6 +9,7 @@ from pathlib import Path
 
 from transformers import GenerationConfig
 
+from minillm.models.lora import is_adapted, merged_weights
 from minillm.models.pair import Pair
 
 _CARD = """\
@@ -33,8 +34,8 @@ Sampling at temperature 1 without top-p or top-k is what the student was trained
 
 
 def export_student(pair: Pair, directory: Path, *, card: Mapping[str, str], figures: Mapping[str, float]) -> None:
-    """Write `directory` anew (aside, then renamed). `card` needs name, made_by and command; `figures` are of the very
-    weights that are exported."""
+    """Write `directory` anew (aside, then renamed), adapters merged. `card` needs name, made_by and command; `figures`
+    are of the very weights that are exported."""
     directory = Path(directory)
     directory.parent.mkdir(parents=True, exist_ok=True)
     aside = Path(tempfile.mkdtemp(dir=directory.parent, prefix=".student-"))
@@ -48,7 +49,8 @@ def export_student(pair: Pair, directory: Path, *, card: Mapping[str, str], figu
         pad_token_id=pair.pad_id,
         bos_token_id=pair.tokenizer.bos_token_id,
     )
-    pair.student.save_pretrained(aside)
+    weights = merged_weights(pair.student) if is_adapted(pair.student) else None
+    pair.student.save_pretrained(aside, state_dict=weights)
     pair.tokenizer.save_pretrained(aside)
     shown = {"weights": card.get("weights", "last")} | {name: f"{value:.4g}" for name, value in figures.items()}
     facts = "\n".join(f"| {key} | {value} |" for key, value in shown.items())

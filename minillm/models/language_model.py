@@ -64,6 +64,16 @@ class LanguageModel:
             for each in moved:
                 each.data = each.data.to(home)
 
+    @contextmanager
+    def caching(self) -> Iterator[None]:
+        """In eval mode meanwhile: layers that recompute their activations drop the cache in training mode."""
+        training = self.network.training
+        self.network.eval()
+        try:
+            yield
+        finally:
+            self.network.train(training)
+
     def head(self, temperature: float = 1.0) -> Head:
         """The output layer, cut to the shared vocabulary."""
         layer, config = self.network.get_output_embeddings(), self.network.config
@@ -131,7 +141,9 @@ class LanguageModel:
         return self.network.config.model_type
 
     def _compare(self, what: str, own: Tensor, ours: Tensor) -> None:
-        tolerance = 1e-3 if own.dtype in (torch.float32, torch.float64) else 5e-2
+        # 8-bit products round their inputs by the largest in the batch, so they count as a half type.
+        exact = own.dtype in (torch.float32, torch.float64) and not getattr(self.network, "is_quantized", False)
+        tolerance = 1e-3 if exact else 5e-2
         error = ((own - ours).abs().max() / own.abs().max().clamp(min=1)).item()
         if not error <= tolerance:
             raise ModelError(

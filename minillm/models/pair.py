@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import logging
 from dataclasses import dataclass, replace
 
 import torch
@@ -12,11 +11,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from minillm.errors import ConfigError, check
 from minillm.models.checkpoint import Attention, Checkpoint, Dtype, choose_dtype
 from minillm.models.language_model import LanguageModel
+from minillm.models.lora import Lora
 from minillm.models.prune import keep_layers
+from minillm.models.recompute import recompute_activations
 from minillm.models.scratch import FromScratch
 from minillm.models.vocabulary import shared_rows, stop_ids
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -73,52 +72,74 @@ class Pair:
 @dataclass(frozen=True)
 class ModelPair:
     """Settings of the pair; `student` and `teacher` may be plain strings, see `Checkpoint.source`; fine-tuning needs no
-    teacher. `compile` sends
-    scoring and updates through torch.compile, see `LanguageModel`."""
+    teacher. `compile` sends scoring and updates through torch.compile, see `LanguageModel`. `lora`: train adapters of
+    the student only. `gradient_checkpointing`: its layers keep their inputs only and are computed again in the backward
+    pass."""
 
     student: Checkpoint | FromScratch | PrunedTeacher | str
     teacher: Checkpoint | str | None = None
     dtype: Dtype = "auto"
     attention: Attention = "sdpa"
     compile: bool = False
+    lora: Lora | None = None
+    gradient_checkpointing: bool = False
 
     def __post_init__(self):
         for name in ("student", "teacher"):
             if isinstance(getattr(self, name), str):
                 object.__setattr__(self, name, Checkpoint(getattr(self, name)))
+        bits, teacher_bits = (getattr(side, "bits", None) for side in (self.student, self.teacher))
         check(
             (
                 self.teacher is not None or not isinstance(self.student, PrunedTeacher),
                 "teacher=null: the student is made of the teacher's layers; wanted a teacher",
-            )
+            ),
+            (
+                bits is None,
+                f"student.bits={bits}: only a teacher can be quantised; remove it, or train adapters (lora)",
+            ),
+            (
+                teacher_bits is None or not isinstance(self.student, PrunedTeacher),
+                f"teacher.bits={teacher_bits}: the student is made of the teacher's whole weights; give the student a "
+                "source of its own, or remove bits",
+            ),
+            (
+                self.lora is None or not isinstance(self.student, FromScratch),
+                "lora: adapters of random weights that stay as they are; wanted lora=none, or a student with a source",
+            ),
         )
 
-    def load(self, device: torch.device) -> Pair:
-        """Load both, compare their vocabularies, cut them to the shared rows.
+    def load(self, device: torch.device, seed: int = 0) -> Pair:
+        """Load both, compare their vocabularies, cut them to the shared rows. `seed` is of new adapters.
 
         Raises:
-            ConfigError, ModelError: see `Checkpoint.load`, `shared_rows`, `LanguageModel.verify`.
+            ConfigError, ModelError: see `Checkpoint.load`, `Lora.onto`, `shared_rows`, `LanguageModel.verify`.
         """
         dtypes = self.dtypes(device)
-        log.info(
-            "Weights on %s: student %s, teacher %s",
-            device,
-            *(str(dtype).removeprefix("torch.") for dtype in dtypes.values()),
-        )
-        if self.teacher is None:
-            student, tokenizer = self._load("student", dtypes["student"])
-            return replace(solo(student.to(device), tokenizer), compile=self.compile)
         pruned = isinstance(self.student, PrunedTeacher)
-        teacher, teacher_tokenizer = self._load("teacher", dtypes["student" if pruned else "teacher"])
+        teacher = None
+        if self.teacher is not None:
+            teacher, teacher_tokenizer = self._load("teacher", dtypes["student" if pruned else "teacher"])
         if pruned:
-            student = keep_layers(teacher, self.student.kept(teacher.config.num_hidden_layers))
+            kept = self.student.kept(teacher.config.num_hidden_layers)
+            student = keep_layers(teacher, kept)
             tokenizer = copy.deepcopy(teacher_tokenizer)
             for parameter in teacher.parameters():  # not teacher.to(): that would round the rotary frequencies too
                 parameter.data = parameter.data.to(dtypes["teacher"])
         else:
             student, tokenizer = self._load("student", dtypes["student"])
-        pair = pair_of(student.to(device), teacher.to(device), tokenizer, teacher_tokenizer, compile=self.compile)
-        pair.teacher.offload = self.teacher.offload
+        if self.lora is not None:
+            self._adapt(student, f"{self.teacher.name}, layers {kept}" if pruned else self.student.name, seed)
+        student.to(device)
+        if teacher is None:
+            pair = replace(solo(student, tokenizer), compile=self.compile)
+        else:
+            if not self.teacher.bits:  # else it is there already
+                teacher.to(device)
+            pair = pair_of(student, teacher, tokenizer, teacher_tokenizer, compile=self.compile)
+            pair.teacher.offload = self.teacher.offload
+        if self.gradient_checkpointing:
+            recompute_activations(student)
         return pair
 
     def dtypes(self, device: torch.device) -> dict[str, torch.dtype]:
@@ -132,6 +153,12 @@ class ModelPair:
             return getattr(self, side).load(dtype, self.attention)
         except ConfigError as error:
             raise ConfigError(error.prefixed(f"model.{side}")) from error
+
+    def _adapt(self, student: PreTrainedModel, base: str, seed: int) -> None:
+        try:
+            self.lora.onto(student, base=base, seed=seed)
+        except ConfigError as error:
+            raise ConfigError(error.prefixed("model")) from error
 
 
 def pair_of(

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections import defaultdict
 from functools import partial
 
-import lightning as L
 import torch
 from torch import Tensor
 from torch.profiler import record_function
@@ -19,6 +18,7 @@ from minillm.machine import Phases
 from minillm.models import LanguageModel, Pair
 from minillm.modules.regime import OnPolicy
 from minillm.modules.start import SupervisedStart
+from minillm.modules.student import StudentModule
 from minillm.objectives import MiniLLM, PretrainLoss, cross_entropy_wanted, mixed_cross_entropy
 from minillm.optim import Optim
 from minillm.packing import MicroBatch, micro_batches
@@ -28,7 +28,7 @@ from minillm.seeding import seed_for
 from minillm.types import Experience, LossOutput, Rollout, TrainBatch
 
 
-class OnPolicyDistillation(L.LightningModule):
+class OnPolicyDistillation(StudentModule):
     """Student rollout, teacher logits, reverse KL with the pre-training regulariser (paper, Algorithm 1).
 
     The student is the only child module: the teacher is a plain object and never lands in a checkpoint. `round` counts

@@ -9,7 +9,6 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 
-import lightning as L
 import torch
 from torch import Tensor
 
@@ -17,13 +16,14 @@ from minillm.linear_loss import LinearLoss
 from minillm.machine import peak_memory
 from minillm.models import LanguageModel, Pair
 from minillm.modules.regime import Supervised
+from minillm.modules.student import StudentModule
 from minillm.objectives import CrossEntropy
 from minillm.optim import Optim, set_rate
 from minillm.packing import micro_batches
 from minillm.types import Rollout, SupervisedBatch
 
 
-class SupervisedDistillation(L.LightningModule):
+class SupervisedDistillation(StudentModule):
     """(1 - r) cross entropy + r soft-target cross entropy on given responses (paper, section 3.1), automatic
     optimisation.
 

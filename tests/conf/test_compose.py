@@ -40,7 +40,7 @@ def test_every_yaml_composes_and_every_key_is_consumed(choice):
 
 
 def test_all_groups_of_the_contract_are_there():
-    settings = "model objective linear_loss sampler regulariser data regime optim"
+    settings = "model lora objective linear_loss sampler regulariser data regime optim"
     around = "strategy trainer callbacks logger experiment sweep"
     assert {*settings.split(), *around.split()} == {folder.name for folder in CONF.iterdir() if folder.is_dir()}
 
@@ -121,7 +121,7 @@ def test_all_problems_come_in_one_message():
         (["data.template=paper", "data.system=hello"], "only the chat template takes them"),
         (["+sed=1"], "sed: no such key; did you mean seed?"),
         (["+strategy.device=2"], "strategy.device: no such key; did you mean devices?"),
-        (["trainer.precision=16-mixed"], "trainer.precision=16-mixed: wanted 32-true or bf16-mixed"),
+        (["trainer.precision=16-mixed"], "trainer.precision=16-mixed: wanted auto, 32-true or bf16-mixed"),
         (["callbacks.record=null"], "callbacks.record=null: it writes metrics.json"),
         (["model.attention=flash_attention_2"], "works in half types only"),
         (["~objective"], "objective=None: missing; wanted a config group"),

@@ -163,7 +163,7 @@ def test_the_side_of_a_missing_model_is_named(saved):
 
 
 def test_auto_keeps_trained_weights_in_float32_and_the_teacher_small_on_a_gpu(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **options: True)
     pair = ModelPair(student="s", teacher="t")
     both = {"student": torch.float32, "teacher": torch.float32}
     assert pair.dtypes(torch.device("cpu")) == both

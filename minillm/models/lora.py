@@ -1,0 +1,109 @@
+"""Low-rank adapters (LoRA, arXiv 2106.09685) on a frozen student, by peft: put on, saved, merged for export."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from peft import LoraConfig, get_peft_model_state_dict, inject_adapter_in_model
+from peft.tuners.lora import LoraLayer
+from peft.tuners.tuners_utils import cast_adapter_dtype
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from minillm.errors import ConfigError, check
+from minillm.seeding import seed_for
+
+_NAME = "default"  # peft's own for the only adapter
+
+
+@dataclass(frozen=True)
+class Lora:
+    """The config group `lora`: W x becomes W x + alpha / rank B A x, with A and B trained and all else frozen.
+
+    `target_modules` are names of linear layers of the body, or ends of their paths; None takes all of them. The head
+    stays as it is: losses are computed from its plain weight.
+    """
+
+    rank: int = 16
+    alpha: float = 32.0
+    dropout: float = 0.0
+    target_modules: list[str] | None = None
+
+    def __post_init__(self):
+        check(
+            (self.rank > 0, f"rank={self.rank}: wanted a positive number of columns"),
+            (self.alpha > 0, f"alpha={self.alpha}: wanted a number above 0"),
+            (
+                self.dropout == 0,
+                f"dropout={self.dropout}: wanted 0; otherwise the log-probs of a rollout and those of its update would "
+                "be of different models",
+            ),
+            (self.target_modules != [], "target_modules=[]: wanted names of linear layers, or null for all"),
+        )
+
+    def onto(self, network: PreTrainedModel, *, base: str, seed: int = 0) -> None:
+        """Change the network in place: its class stays, A is drawn from `seed`, B is 0. `base` is how the saved adapter
+        names what it belongs to. Adapters are float32 where the weights are of a half type.
+
+        Raises:
+            ConfigError: a target is not a linear layer of the body.
+        """
+        linear = {
+            name: module
+            for name, module in network.base_model.named_modules()
+            if isinstance(module, nn.Linear | Conv1D)
+        }
+        short = sorted({name.rpartition(".")[2] for name in linear})
+        targets = short if self.target_modules is None else list(self.target_modules)
+        unknown = [each for each in targets if not any(f".{name}".endswith(f".{each}") for name in linear)]
+        if unknown:
+            raise ConfigError(
+                f"lora.target_modules: {', '.join(unknown)} not among the linear layers of "
+                f"{network.config.model_type}; choose from: {', '.join(short)}"
+            )
+        config = LoraConfig(
+            task_type="CAUSAL_LM",
+            base_model_name_or_path=base,
+            r=self.rank,
+            lora_alpha=self.alpha,
+            target_modules=targets,
+            fan_in_fan_out=any(isinstance(module, Conv1D) for module in linear.values()),
+        )
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed_for(seed, "lora"))
+            inject_adapter_in_model(config, network, _NAME)
+        cast_adapter_dtype(network, _NAME)
+
+
+def is_adapted(network: PreTrainedModel) -> bool:
+    return any(isinstance(module, LoraLayer) for module in network.modules())
+
+
+def save_adapter(network: PreTrainedModel, directory: Path) -> None:
+    """As `PeftModel.from_pretrained(base, directory)` and `Checkpoint.adapter` read it."""
+    config = copy.copy(network.peft_config[_NAME])
+    config.inference_mode = True
+    directory.mkdir(parents=True, exist_ok=True)
+    config.save_pretrained(directory)
+    # False: else peft asks the hub whether the embeddings are those of the base.
+    weights = get_peft_model_state_dict(network, adapter_name=_NAME, save_embedding_layers=False)
+    weights = {f"base_model.model.{name}": value.detach().cpu().contiguous() for name, value in weights.items()}
+    save_file(weights, directory / "adapter_model.safetensors", metadata={"format": "pt"})
+
+
+@torch.no_grad()
+def merged_weights(network: PreTrainedModel) -> dict[str, Tensor]:
+    """The state dict of a plain network that computes the same; the adapted one stays as it is. Sums are on the CPU."""
+    weights = {
+        name.replace(".base_layer.", "."): value for name, value in network.state_dict().items() if ".lora_" not in name
+    }
+    for name, layer in network.named_modules():
+        if isinstance(layer, LoraLayer):
+            weight = layer.get_base_layer().weight
+            weights[f"{name}.weight"] = (weight + layer.get_delta_weight(_NAME)).to(weight.dtype).cpu()
+    return weights
