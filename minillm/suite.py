@@ -27,7 +27,7 @@ COLUMNS = {
     "truncated": "truncated",
     "distinct_4": "distinct-4",
 }
-_TRAINING_KEYS = ("train_file", "val_file", "val_size", "corpus_file", "block_size", "max_response_tokens")
+_TRAINING_KEYS = ("train_file", "val_file", "val_size", "corpus_file", "block_size", "workers", "max_response_tokens")
 
 
 @dataclass(frozen=True)
