@@ -19,6 +19,7 @@ from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,7 +30,7 @@ from minillm.console import say
 from minillm.data.documents import PIECE, Documents
 from minillm.data.order import rows_at
 from minillm.data.tokenise import batches, encode_all, usable_cores
-from minillm.data.worker import portable
+from minillm.data.worker import Batch, portable
 from minillm.errors import DataError
 from minillm.models.gguf import cache_dir
 
@@ -71,7 +72,8 @@ def build_corpus(
             cache cannot be written.
     """
     dtype = np.dtype("<u2" if n_vocab <= 2**16 else "<i4")
-    folder = cache_dir() / "corpus" / _key(documents, tokenizer, n_vocab)
+    core = portable(tokenizer)
+    folder = cache_dir() / "corpus" / _key(documents, tokenizer, core, n_vocab)
     progress = _progress(folder, dtype)
     if not progress.complete:
         try:
@@ -79,7 +81,9 @@ def build_corpus(
             with _alone(folder):
                 progress = _progress(folder, dtype)
                 if not progress.complete:
-                    progress = _write(folder, progress, documents, tokenizer, n_vocab, dtype, workers or usable_cores())
+                    stream = batches(islice(documents.pieces(), progress.pieces, None))
+                    encoded = encode_all(core, tokenizer.eos_token_id, stream, workers or usable_cores())
+                    progress = _write(folder, progress, encoded, dtype, n_vocab=n_vocab, source=documents.source)
         except OSError as error:
             raise DataError(
                 f"{folder}: cannot be written ({error}); set MINILLM_CACHE to a directory that can, with "
@@ -103,9 +107,9 @@ class _Progress:
     complete: bool = False
 
 
-def _key(documents: Documents, tokenizer: PreTrainedTokenizerBase, n_vocab: int) -> str:
+def _key(documents: Documents, tokenizer: PreTrainedTokenizerBase, core: Any, n_vocab: int) -> str:
     if tokenizer.is_fast:
-        serialised = [portable(tokenizer).to_str(), tokenizer.split_special_tokens]
+        serialised = [core.to_str(), tokenizer.split_special_tokens]
     else:
         with tempfile.TemporaryDirectory() as folder:
             serialised = [Path(file).read_bytes().hex() for file in sorted(tokenizer.save_pretrained(folder))]
@@ -133,26 +137,22 @@ def _progress(folder: Path, dtype: np.dtype) -> _Progress:
 def _write(
     folder: Path,
     done: _Progress,
-    documents: Documents,
-    tokenizer: PreTrainedTokenizerBase,
-    n_vocab: int,
+    encoded: Iterator[tuple[Batch, np.ndarray]],
     dtype: np.dtype,
-    workers: int,
+    *,
+    n_vocab: int,
+    source: str,
 ) -> _Progress:
-    """Go on after `done`. Ids reach the disk before the manifest that counts them."""
+    """Go on after `done` with the batches that follow it. Ids reach the disk before the manifest that counts them."""
     if done == _Progress():
         (folder / "tokens.bin").unlink(missing_ok=True)  # a reader may have the damaged one mapped
     pieces, tokens, since, began, said = done.pieces, done.tokens, 0, time.monotonic(), time.monotonic()
-    stream = batches(islice(documents.pieces(), pieces, None))
-    encoded = encode_all(portable(tokenizer), tokenizer.eos_token_id, stream, workers)
     with open(folder / "tokens.bin", "ab") as file, closing(encoded):
         file.truncate(tokens * dtype.itemsize)
         for batch, ids_N in encoded:
             largest = int(ids_N.max(initial=0))
             if largest >= n_vocab:
-                raise DataError(
-                    f"{documents.source}: token {largest} is outside the shared vocabulary of {n_vocab} rows"
-                )
+                raise DataError(f"{source}: token {largest} is outside the shared vocabulary of {n_vocab} rows")
             file.write(ids_N.astype(dtype).tobytes())
             pieces, tokens = pieces + len(batch), tokens + len(ids_N)
             since += sum(len(text) for text, _ in batch)
@@ -162,7 +162,7 @@ def _write(
             if time.monotonic() - said > _SAY:
                 said = time.monotonic()
                 rate = (tokens - done.tokens) / (said - began)
-                say(f"Tokenising {documents.source}: {tokens / 1e6:,.1f} M tokens, {rate / 1e6:.2f} M a second")
+                say(f"Tokenising {source}: {tokens / 1e6:,.1f} M tokens, {rate / 1e6:.2f} M a second")
         done = _Progress(pieces, tokens, complete=True)
         _commit(folder, file, done)
     return done

@@ -12,6 +12,7 @@ import threading
 import numpy as np
 import pytest
 import torch
+from transformers import ByT5Tokenizer
 
 from minillm.data import build_corpus, corpus, read_documents, rows_at
 from minillm.data.corpus import Corpus
@@ -78,6 +79,17 @@ def test_blocks_and_batches_are_those_of_the_plain_way(file, tokenizer, small_st
     for step in (0, 3, 10_000):
         assert torch.equal(made.batch(5, step, 4), blocks[rows_at(5, step * 4, 4, len(blocks))])
     assert made.batch(0, 0, 4).dtype == torch.int64
+
+
+def test_a_tokenizer_in_python_works_too(file, small_steps, monkeypatch):
+    tokenizer = ByT5Tokenizer()
+    made = build(file, tokenizer, n_vocab=len(tokenizer), workers=2)
+    blocks = packed(lines(file), tokenizer, 7)
+    assert torch.equal(torch.from_numpy(made.blocks_NL.astype(np.int64)), blocks)
+    monkeypatch.setattr(corpus, "encode_all", None)
+    build(file, ByT5Tokenizer(), n_vocab=len(tokenizer))
+    with pytest.raises(TypeError):  # another tokenizer is another cache
+        build(file, ByT5Tokenizer(extra_ids=7), n_vocab=len(tokenizer))
 
 
 def test_one_cache_serves_every_block_size_and_nothing_else(file, tokenizer, own_cache, monkeypatch):
