@@ -61,6 +61,14 @@ def make_pair(family: str = "llama", *, vocabulary: int = 31, dtype=torch.float6
     return Pair(student, teacher, make_tokenizer(), vocabulary, (0, 4, 9, 20, 25))
 
 
+@pytest.fixture(scope="session", autouse=True)
+def cache(tmp_path_factory):
+    """Nothing is left in the user's own cache, nor taken from it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MINILLM_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture
 def tokenizer() -> PreTrainedTokenizerFast:
     return make_tokenizer()

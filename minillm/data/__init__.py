@@ -1,6 +1,7 @@
 """Records to ids: prompts, references and the pre-training corpus."""
 
-from minillm.data.corpus import Corpus, build_corpus, read_documents
+from minillm.data.corpus import Corpus, build_corpus
+from minillm.data.documents import Documents, read_documents
 from minillm.data.order import rows_at
 from minillm.data.prompts import PromptSet, build_prompts
 from minillm.data.records import Record, read_records
@@ -8,6 +9,7 @@ from minillm.data.sources import Sources, training_keys
 
 __all__ = [
     "Corpus",
+    "Documents",
     "PromptSet",
     "Record",
     "Sources",

@@ -75,15 +75,16 @@ def json_lines(path: Path) -> Iterator[tuple[str, object]]:
 def _rows(source: str) -> Iterable[tuple[str, object]]:
     if source in BUILTIN:
         return json_lines(Path(__file__).parent / "builtin" / BUILTIN[source])
+    if is_hub_name(source, (".jsonl", ".json")):
+        return _hub_rows(source)
+    return json_lines(Path(source).expanduser())
+
+
+def is_hub_name(source: str, suffixes: tuple[str, ...]) -> bool:
+    """Is it `owner/name[:split]` and not a path? Nothing is there, and it does not end like a file with data."""
     path = Path(source).expanduser()
-    if (
-        path.exists()
-        or path.suffix in (".jsonl", ".json")
-        or source.count("/") != 1
-        or source.startswith((".", "~", "/"))
-    ):
-        return json_lines(path)
-    return _hub_rows(source)
+    like_a_file = path.suffix in suffixes or source.startswith((".", "~", "/"))
+    return not path.exists() and not like_a_file and source.count("/") == 1
 
 
 def _hub_rows(source: str) -> Iterator[tuple[str, object]]:

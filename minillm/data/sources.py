@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from minillm.data.corpus import Corpus, build_corpus
+from minillm.data.documents import Documents
 from minillm.data.prompts import PromptSet, build_prompts
 from minillm.data.records import Record, read_records
 from minillm.data.templates import TemplateName, prompt_encoder
@@ -19,7 +20,8 @@ class Sources:
     """Files as in `read_records` and `read_documents`; lengths in tokens.
 
     val_file null holds `val_size` prompts out of train_file (always the same ones). With a val_file, `val_size` null
-    takes all of it and a number its first prompts. No validation prompt is ever trained on.
+    takes all of it and a number its first prompts. No validation prompt is ever trained on. `workers` is the number of
+    processes that tokenise the corpus, null the cores usable.
     """
 
     train_file: str = "builtin"
@@ -32,6 +34,7 @@ class Sources:
     max_response_tokens: int = 256
     val_size: int | None = None
     block_size: int = 512
+    workers: int | None = None
 
     def __post_init__(self):
         positive = "wanted a positive number"
@@ -39,6 +42,7 @@ class Sources:
             (self.max_prompt_tokens > 0, f"max_prompt_tokens={self.max_prompt_tokens}: {positive} of tokens"),
             (self.max_response_tokens > 0, f"max_response_tokens={self.max_response_tokens}: {positive} of tokens"),
             (self.block_size > 1, f"block_size={self.block_size}: wanted at least 2 tokens"),
+            (self.workers is None or self.workers > 0, f"workers={self.workers}: {positive} of processes, or null"),
             (self.val_size is None or self.val_size > 0, f"val_size={self.val_size}: {positive} of prompts, or null"),
             (
                 self.val_file is not None or self.val_size is not None,
@@ -74,9 +78,10 @@ class Sources:
     def evaluation_prompts(self, records: list[Record], pair: Pair, name: str) -> PromptSet:
         return self._build(records, pair, name)
 
-    def corpus(self, documents: list[str], pair: Pair) -> Corpus:
+    def corpus(self, documents: Documents, pair: Pair) -> Corpus:
+        """Raises DataError, see `build_corpus`."""
         return build_corpus(
-            documents, pair.tokenizer, block_size=self.block_size, n_vocab=pair.n_vocab, source=self.corpus_file
+            documents, pair.tokenizer, block_size=self.block_size, n_vocab=pair.n_vocab, workers=self.workers
         )
 
     def _build(
@@ -98,5 +103,5 @@ class Sources:
 
 def training_keys(sources: Sources | None) -> list[str]:
     """Keys given in a config of a job that does not train, and so would be ignored there."""
-    keys = ("train_file", "val_file", "val_size", "corpus_file", "block_size", "max_response_tokens")
+    keys = ("train_file", "val_file", "val_size", "corpus_file", "block_size", "workers", "max_response_tokens")
     return [key for key in keys if sources and getattr(sources, key) != getattr(Sources(), key)]

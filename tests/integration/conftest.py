@@ -24,7 +24,7 @@ def world(tmp_path_factory):
     return folder
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def overrides(world):
     """A run of 3 rollouts with 2 optimizer steps each, after 2 supervised steps."""
     return [

@@ -1,110 +1,287 @@
-"""Packing: documents with eos between, whole blocks, errors that name the line."""
+"""Packing against the plain way, and the cache: parallel, resumed after a kill, damaged, shared, small in memory."""
 
 import json
+import os
 import random
-from pydoc_data.topics import topics
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
 
+import numpy as np
 import pytest
 import torch
+from transformers import ByT5Tokenizer
 
-from minillm.data import build_corpus, rows_at
-from minillm.data.corpus import Corpus, read_documents
+from minillm.data import build_corpus, corpus, read_documents, rows_at
+from minillm.data.corpus import Corpus
 from minillm.errors import DataError
+from tests.conftest import WORDS
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("MINILLM_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "corpus"
+
+
+@pytest.fixture
+def file(tmp_path):
+    """Some 300 kB, in documents of 1 to 400 words."""
+    draw = random.Random(1)
+    texts = [" ".join(draw.choices(WORDS, k=draw.randint(1, 400))) for _ in range(400)]
+    (tmp_path / "c.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    return tmp_path / "c.jsonl"
+
+
+@pytest.fixture
+def small_steps(monkeypatch):
+    """Many batches and commits from little text."""
+    monkeypatch.setattr("minillm.data.tokenise.BATCH", 5_000)
+    monkeypatch.setattr(corpus, "_COMMIT", 20_000)
+
+
+def packed(texts, tokenizer, block_size) -> torch.Tensor:
+    """The plain way, all in memory: what this package did before it had a cache."""
+    encoded = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
+    stream = [token for ids in encoded for token in (*ids, tokenizer.eos_token_id)]
+    n_blocks = len(stream) // block_size
+    return torch.tensor(stream[: n_blocks * block_size]).view(n_blocks, block_size)
+
+
+def build(path, tokenizer, block_size=7, n_vocab=31, workers=1) -> Corpus:
+    return build_corpus(read_documents(str(path)), tokenizer, block_size=block_size, n_vocab=n_vocab, workers=workers)
+
+
+def lines(file) -> list[str]:
+    return [json.loads(line)["text"] for line in file.read_text().splitlines()]
 
 
 def test_documents_are_packed_with_eos_between(tmp_path, tokenizer):
-    file = tmp_path / "c.jsonl"
-    file.write_text('{"text": "cat dog"}\n{"text": "fish bird tree"}\n')
-    blocks = build_corpus(read_documents(str(file)), tokenizer, block_size=3, n_vocab=31).blocks_NL
+    (tmp_path / "c.jsonl").write_text('{"text": "cat dog"}\n{"text": "fish bird tree"}\n')
+    blocks = build(tmp_path / "c.jsonl", tokenizer, block_size=3).blocks_NL
     assert [tokenizer.decode(block) for block in blocks] == ["cat dog </s>", "fish bird tree"]
 
 
 def test_a_text_file_is_one_document_and_the_rest_of_a_block_is_left_out(tmp_path, tokenizer):
     (tmp_path / "c.txt").write_text("cat dog fish bird")
-    assert build_corpus(
-        read_documents(str(tmp_path / "c.txt")), tokenizer, block_size=4, n_vocab=31
-    ).blocks_NL.shape == (1, 4)
+    assert build(tmp_path / "c.txt", tokenizer, block_size=4).blocks_NL.shape == (1, 4)
+
+
+@pytest.mark.parametrize("n_vocab", [31, 2**16, 2**16 + 1])
+@pytest.mark.parametrize("workers", [1, 2, 3])
+def test_blocks_and_batches_are_those_of_the_plain_way(file, tokenizer, small_steps, workers, n_vocab):
+    blocks = packed(lines(file), tokenizer, 7)
+    made = build(file, tokenizer, workers=workers, n_vocab=n_vocab)
+    assert isinstance(made.blocks_NL, np.memmap) and made.blocks_NL.dtype == ("<u2" if n_vocab <= 2**16 else "<i4")
+    assert torch.equal(torch.from_numpy(made.blocks_NL.astype(np.int64)), blocks)
+    for step in (0, 3, 10_000):
+        assert torch.equal(made.batch(5, step, 4), blocks[rows_at(5, step * 4, 4, len(blocks))])
+    assert made.batch(0, 0, 4).dtype == torch.int64
+
+
+def test_a_tokenizer_in_python_works_too(file, small_steps, monkeypatch):
+    tokenizer = ByT5Tokenizer()
+    made = build(file, tokenizer, n_vocab=len(tokenizer), workers=2)
+    blocks = packed(lines(file), tokenizer, 7)
+    assert torch.equal(torch.from_numpy(made.blocks_NL.astype(np.int64)), blocks)
+    monkeypatch.setattr(corpus, "encode_all", None)
+    build(file, ByT5Tokenizer(), n_vocab=len(tokenizer))
+    with pytest.raises(TypeError):  # another tokenizer is another cache
+        build(file, ByT5Tokenizer(extra_ids=7), n_vocab=len(tokenizer))
+
+
+def test_one_cache_serves_every_block_size_and_nothing_else(file, tokenizer, own_cache, monkeypatch):
+    build(file, tokenizer)
+    monkeypatch.setattr(corpus, "encode_all", None)  # from here on nothing may be tokenised
+    assert torch.equal(
+        torch.from_numpy(build(file, tokenizer, block_size=64).blocks_NL.astype(np.int64)),
+        packed(lines(file), tokenizer, 64),
+    )
+    moved = file.rename(file.with_name("other.jsonl"))
+    build(moved, tokenizer)
+    monkeypatch.undo()
+    monkeypatch.setenv("MINILLM_CACHE", str(own_cache.parent))
+    assert len(list(own_cache.iterdir())) == 1
+    build(moved, tokenizer, n_vocab=40)
+    tokenizer.eos_token = "user"
+    build(moved, tokenizer)
+    tokenizer.add_tokens(["cat dog"])
+    build(moved, tokenizer, n_vocab=40)
+    moved.write_text(moved.read_text() + '{"text": "cat"}\n')
+    build(moved, tokenizer, n_vocab=40)
+    assert len(list(own_cache.iterdir())) == 5
 
 
 def test_a_corpus_that_fills_no_block_is_refused(tmp_path, tokenizer):
     (tmp_path / "c.txt").write_text("cat")
-    with pytest.raises(DataError, match="2 tokens do not fill one block of 4.*regulariser=none"):
-        build_corpus(read_documents(str(tmp_path / "c.txt")), tokenizer, block_size=4, n_vocab=31)
-
-
-def test_a_missing_key_and_a_missing_file_are_named(tmp_path):
-    (tmp_path / "c.jsonl").write_text('{"text": "a"}\n{"txt": "b"}\n')
-    with pytest.raises(DataError, match="c.jsonl:2: key text"):
-        read_documents(str(tmp_path / "c.jsonl"))
-    with pytest.raises(DataError, match="change data.corpus_file"):
-        read_documents(str(tmp_path / "none.txt"))
-
-
-def test_pythons_own_reference_is_there():
-    assert sum(map(len, read_documents("pydoc_topics"))) > 400_000
-
-
-def test_every_pass_has_each_row_once_in_an_order_of_its_own():
-    first, second = rows_at(3, 0, 10, 10), rows_at(3, 10, 10, 10)
-    assert sorted(first) == sorted(second) == list(range(10)) and first != second
-    assert rows_at(3, 7, 6, 10) == first[7:] + second[:3]  # a position, whatever the batch size
-    assert rows_at(4, 0, 10, 10) != first
-
-
-def test_corpus_batches_are_a_function_of_the_step(tmp_path, tokenizer):
-    (tmp_path / "c.txt").write_text(" ".join(["cat dog fish bird tree"] * 8))
-    corpus = build_corpus(read_documents(str(tmp_path / "c.txt")), tokenizer, block_size=5, n_vocab=31)
-    assert torch.equal(corpus.batch(0, 3, 2), corpus.batch(0, 3, 2)) and corpus.batch(0, 3, 2).dtype == torch.int64
-
-
-def test_packing_is_that_of_the_joined_words(tmp_path, tokenizer):
-    draw = random.Random(1)
-    documents = [" ".join(draw.choices(["cat", "dog", "fish", "one", "two"], k=draw.randint(1, 6))) for _ in range(12)]
-    (tmp_path / "c.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in documents))
-    words = "".join(f"{text} </s> " for text in documents).split()
-    blocks = build_corpus(read_documents(str(tmp_path / "c.jsonl")), tokenizer, block_size=7, n_vocab=31).blocks_NL
-    assert len(words) % 7 and blocks.shape == (len(words) // 7, 7) and blocks.dtype == torch.int32
-    assert blocks.flatten().tolist() == tokenizer.convert_tokens_to_ids(words[: blocks.numel()])
-
-
-def test_documents_of_white_space_are_left_out_and_other_keys_ignored(tmp_path):
-    (tmp_path / "c.jsonl").write_text('{"text": " \\n"}\n\n{"text": " a ", "url": 3}\n{"text": ""}\n')
-    assert read_documents(str(tmp_path / "c.jsonl")) == [" a "]
-
-
-@pytest.mark.parametrize("line", ['{"text": 3}', '{"text": null}', '["text"]', '"text"'])
-def test_a_line_without_text_is_named(tmp_path, line):
-    (tmp_path / "c.jsonl").write_text(f'{{"text": "a"}}\n\n{line}\n')
-    with pytest.raises(DataError, match="c.jsonl:3: key text: wanted the document's text"):
-        read_documents(str(tmp_path / "c.jsonl"))
-
-
-def test_a_broken_line_and_a_file_that_is_not_utf8_are_named(tmp_path):
-    (tmp_path / "c.jsonl").write_text('{"text": "a"}\n{"text" 3}\n')
-    with pytest.raises(DataError, match=r"c.jsonl:2: not JSON \(Expecting ':' delimiter at column 9\)"):
-        read_documents(str(tmp_path / "c.jsonl"))
-    (tmp_path / "c.txt").write_bytes(b"caf\xe9")
-    with pytest.raises(DataError, match="c.txt: cannot be read .*change data.corpus_file to a text or .jsonl file"):
-        read_documents(str(tmp_path / "c.txt"))
-
-
-def test_an_empty_corpus_and_tokens_beyond_the_vocabulary_are_refused(tmp_path, tokenizer):
+    with pytest.raises(DataError, match="c.txt: 2 tokens do not fill one block of 4.*regulariser=none"):
+        build(tmp_path / "c.txt", tokenizer, block_size=4)
     (tmp_path / "c.txt").write_text(" \n")
     with pytest.raises(DataError, match="c.txt: 0 tokens do not fill one block of 2; .*smaller data.block_size"):
-        build_corpus(read_documents(str(tmp_path / "c.txt")), tokenizer, block_size=2, n_vocab=31, source="c.txt")
+        build(tmp_path / "c.txt", tokenizer, block_size=2)
+
+
+def test_tokens_beyond_the_vocabulary_are_refused(tmp_path, tokenizer):
     (tmp_path / "c.txt").write_text("cat two")  # two is the last of 31 words
-    with pytest.raises(DataError, match="token 30 is outside the shared vocabulary of 30 rows"):
-        build_corpus(read_documents(str(tmp_path / "c.txt")), tokenizer, block_size=2, n_vocab=30)
+    for _ in range(2):  # and not forgotten
+        with pytest.raises(DataError, match="token 30 is outside the shared vocabulary of 30 rows"):
+            build(tmp_path / "c.txt", tokenizer, block_size=2, n_vocab=30)
 
 
-def test_pydoc_topics_are_all_topics_in_order_of_their_names():
-    documents = read_documents("pydoc_topics")
-    assert documents == [text for _, text in sorted(topics.items())] and len(documents) > 50
+# Waits in the middle of the corpus until it is killed; prints how far it is.
+_CUT_OFF = """
+    import sys, time
+    from minillm.data import build_corpus, corpus, read_documents, tokenise
+    from tests.conftest import make_tokenizer
+
+    tokenise.BATCH, corpus._COMMIT = 5_000, 20_000
+    file, workers, kill_at = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+    encode_all = corpus.encode_all
+
+    def slow(*args):
+        for number, each in enumerate(encode_all(*args)):
+            if number == kill_at:
+                print("there", flush=True)
+                time.sleep(60)
+            yield each
+
+    corpus.encode_all = slow
+    build_corpus(read_documents(file), make_tokenizer(), block_size=7, n_vocab=31, workers=workers)
+"""
+
+
+def started(file, workers, kill_at) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(_CUT_OFF), str(file), str(workers), str(kill_at)],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONPATH": os.getcwd(), "OMP_NUM_THREADS": "1"},
+    )
+
+
+@pytest.mark.parametrize(("workers", "again"), [(1, 1), (2, 3)])
+def test_a_killed_build_goes_on_and_gives_the_same_bytes(
+    file, tokenizer, own_cache, tmp_path, monkeypatch, small_steps, workers, again
+):
+    process = started(file, workers, kill_at=30)
+    assert process.stdout.readline() == "there\n"
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    process.stdout.close()
+    (folder,) = own_cache.iterdir()
+    before = json.loads((folder / "manifest.json").read_text())
+    assert not before["complete"] and before["pieces"] > 80
+    with open(folder / "tokens.bin", "ab") as stream:  # what was written and not yet counted
+        stream.write(b"\xff" * 1001)
+
+    sent = []
+    encode_all = corpus.encode_all
+    counted = lambda *args: (sent.append(len(each[0])) or each for each in encode_all(*args))  # noqa: E731
+    monkeypatch.setattr(corpus, "encode_all", counted)
+    resumed = build(file, tokenizer, workers=again)
+    assert sum(sent) == 400 - before["pieces"]  # the rest, and nothing twice
+
+    monkeypatch.setenv("MINILLM_CACHE", str(tmp_path / "another"))
+    whole = build(file, tokenizer)
+    names = [each.blocks_NL.filename for each in (resumed, whole)]
+    assert names[0] != names[1] and names[0].read_bytes() == names[1].read_bytes()
+
+
+def test_a_second_build_waits_for_the_first_and_goes_on_where_that_was_killed(
+    file, tokenizer, monkeypatch, small_steps
+):
+    first = started(file, 1, kill_at=30)
+    assert first.stdout.readline() == "there\n"
+    said, made = threading.Event(), []
+    monkeypatch.setattr(corpus, "say", lambda text: said.set())
+    second = threading.Thread(target=lambda: made.append(build(file, tokenizer)))
+    second.start()
+    assert said.wait(timeout=20)
+    second.join(timeout=0.3)
+    assert second.is_alive()  # a lock that is only talked about would be through by now
+    first.kill()
+    first.communicate()
+    second.join(timeout=20)
+    assert torch.equal(torch.from_numpy(made[0].blocks_NL.astype(np.int64)), packed(lines(file), tokenizer, 7))
+
+
+@pytest.mark.parametrize("damage", ["short", "long", "manifest", "gone", "fields"])
+def test_a_damaged_cache_is_made_anew(file, tokenizer, own_cache, damage):
+    made = build(file, tokenizer)
+    folder = made.blocks_NL.filename.parent
+    tokens, manifest = folder / "tokens.bin", folder / "manifest.json"
+    right = tokens.read_bytes()
+    if damage == "short":
+        tokens.write_bytes(right[:-2])
+    elif damage == "long":
+        tokens.write_bytes(right + b"\0\0")
+    elif damage == "gone":
+        tokens.unlink()
+    else:
+        manifest.write_text('{"pieces": 3' if damage == "manifest" else '{"parts": 3}')
+    build(file, tokenizer)
+    assert tokens.read_bytes() == right and json.loads(manifest.read_text())["complete"]
+
+
+def test_an_unfinished_cache_that_is_too_short_is_made_anew(file, tokenizer):
+    folder = build(file, tokenizer).blocks_NL.filename.parent
+    right = (folder / "tokens.bin").read_bytes()
+    (folder / "manifest.json").write_text(json.dumps({"pieces": 10, "tokens": len(right), "complete": False}))
+    build(file, tokenizer)
+    assert (folder / "tokens.bin").read_bytes() == right
+
+
+def test_a_broken_line_far_down_keeps_what_was_done(file, tokenizer, own_cache, small_steps, monkeypatch):
+    monkeypatch.setattr("minillm.data.documents._CHECKED", 100)
+    right = file.read_text()
+    file.write_text(right + "{\n")
+    with pytest.raises(DataError, match="c.jsonl:401: not JSON"):
+        build(file, tokenizer)
+    (folder,) = own_cache.iterdir()
+    assert json.loads((folder / "manifest.json").read_text())["pieces"] > 300
+
+
+def test_a_cache_that_cannot_be_written_is_said(file, tokenizer, tmp_path, monkeypatch):
+    monkeypatch.setenv("MINILLM_CACHE", str(file))
+    with pytest.raises(DataError, match="cannot be written .*set MINILLM_CACHE to a directory that can"):
+        build(file, tokenizer)
+
+
+_PEAK = """
+    import resource, sys
+    from minillm.data import build_corpus, read_documents
+    from tests.conftest import make_tokenizer
+
+    tokenizer = make_tokenizer()
+    build_corpus(read_documents(sys.argv[1]), tokenizer, block_size=64, n_vocab=31, workers=1)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    made = build_corpus(read_documents(sys.argv[2]), tokenizer, block_size=64, n_vocab=31, workers=1)
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before, len(made.blocks_NL))
+"""
+
+
+def test_memory_does_not_grow_with_the_corpus(tmp_path):
+    """One file of 2 MB, then one of 12 MB: the text alone would take more than is allowed, the ids in lists 25 MB."""
+    text = " ".join(random.Random(0).choices(WORDS, k=250_000)) + "\n"
+    sizes = {"small.txt": 2, "large.txt": 12}
+    for name, times in sizes.items():
+        (tmp_path / name).write_text(text * times)
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(_PEAK), *(str(tmp_path / name) for name in sizes)],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": os.getcwd(), "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"},
+    )
+    assert done.returncode == 0, done.stderr
+    grown_kb, n_blocks = map(int, done.stdout.split())
+    assert n_blocks == (12 * 250_000 + 1) // 64 and grown_kb < 8_000
 
 
 def test_steps_go_through_all_blocks_once_a_pass():
-    corpus = Corpus(torch.arange(16, dtype=torch.int32).view(8, 2))
-    firsts = torch.cat([corpus.batch(5, step, 3) for step in range(8)])[:, 0].tolist()  # 24 blocks: three passes
+    made = Corpus(np.arange(16, dtype=np.int32).reshape(8, 2))
+    firsts = torch.cat([made.batch(5, step, 3) for step in range(8)])[:, 0].tolist()  # 24 blocks: three passes
     passes = [firsts[start : start + 8] for start in (0, 8, 16)]
     assert all(sorted(each) == list(range(0, 16, 2)) for each in passes)
     assert passes[0] != passes[1] != passes[2]

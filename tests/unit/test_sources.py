@@ -15,6 +15,7 @@ CHAT_ONLY = "system/template_arguments: only the chat template takes them; set d
         ({"max_prompt_tokens": -3}, "max_prompt_tokens=-3: wanted a positive number of tokens"),
         ({"max_response_tokens": 0}, "max_response_tokens=0: wanted a positive number of tokens"),
         ({"block_size": 1}, "block_size=1: wanted at least 2 tokens"),
+        ({"workers": 0}, "workers=0: wanted a positive number of processes, or null"),
         ({"val_size": 0}, "val_size=0: wanted a positive number of prompts, or null"),
         ({"val_size": -1, "val_file": None}, "val_size=-1: wanted a positive number of prompts, or null"),
         ({"val_file": None}, "val_size=null with val_file=null: wanted the number of training prompts to hold out"),

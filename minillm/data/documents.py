@@ -1,0 +1,191 @@
+"""The text of a corpus as a stream: text files, JSONL, directories of both, a hub data set, Python's own reference."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+
+from minillm.data.records import is_hub_name, json_lines
+from minillm.errors import DataError
+
+PIECE = 2**16  # characters that are tokenised at a time (longer ones cost more each); see `_cut` for longer documents
+_CHECKED = 2**22  # characters that are read ahead for mistakes
+_LINES, _TEXT = (".jsonl", ".json"), ".txt"
+
+
+@dataclass(frozen=True)
+class Documents:
+    """A corpus that is read from its beginning each time it is asked, one piece in memory at a time.
+
+    Args:
+        source: as in `read_documents`, for messages.
+        read: gives every document as an iterator over parts of its text.
+        digest: gives what stands for the content in the name of a cache.
+    """
+
+    source: str
+    read: Callable[[], Iterator[Iterable[str]]]
+    digest: Callable[[], str]
+
+    def pieces(self) -> Iterator[tuple[str, bool]]:
+        """(text, whether a document ends with it), of at most PIECE characters; documents of white space are left out.
+
+        Raises:
+            DataError: naming file, line and key.
+        """
+        for parts in self.read():
+            yield from _pieces(parts)
+
+
+def read_documents(source: str) -> Documents:
+    """`pydoc_topics` (Python's own language reference, in every CPython), a .jsonl file with the key text, a text file
+    (one document), a directory with .txt and .jsonl files at any depth, or a hub data set `owner/name[:split]`.
+
+    The first 4 million characters are read at once, so that mistakes show before models are loaded.
+
+    Raises:
+        DataError: naming file, line and key.
+    """
+    if source == "pydoc_topics":
+        documents = Documents(source, _topics, lambda: _sha256(chain.from_iterable(_topics())))
+    elif is_hub_name(source, (*_LINES, _TEXT)):
+        documents = _hub_documents(source)
+    else:
+        files = _files(Path(source).expanduser())
+        documents = Documents(source, lambda: chain.from_iterable(map(_file, files)), lambda: _content(files))
+    left = _CHECKED
+    for text, _ in documents.pieces():
+        left -= len(text)
+        if left < 0:
+            break
+    return documents
+
+
+def _pieces(parts: Iterable[str]) -> Iterator[tuple[str, bool]]:
+    held, begun = "", False
+    for part in parts:
+        for start in range(0, len(part), PIECE):
+            held += part[start : start + PIECE]
+            while len(held) > PIECE:
+                end = _cut(held)
+                if begun or held[:end].strip():
+                    begun = True
+                    yield held[:end], False
+                held = held[end:]
+    if begun or held.strip():
+        yield held, True
+
+
+def _cut(text: str) -> int:
+    """Where to cut off the first piece: in its second half, before white space that follows a letter or a digit, at a
+    blank line if there is one.
+
+    Tokenizers that split text into words first (GPT-2's, Llama 3's, Qwen's: all but \\s and punctuation ends at such a
+    place) give the tokens of the whole document. Those that do not (SentencePiece) begin anew once a piece.
+    """
+    for gap in ("\n\n", "\n", " "):
+        place = text.rfind(gap, PIECE // 2, PIECE + len(gap))
+        while place > 0 and not text[place - 1].isalnum():
+            place = text.rfind(gap, PIECE // 2, place + len(gap) - 1)
+        if place > 0:
+            return place
+    return PIECE
+
+
+def _topics() -> Iterator[list[str]]:
+    from pydoc_data.topics import topics
+
+    return ([topics[name]] for name in sorted(topics))
+
+
+def _files(path: Path) -> list[Path]:
+    """The file, or those of a directory in the order of their paths."""
+    if not path.is_dir():
+        return [path]
+    files = sorted(file for file in path.rglob("*") if file.suffix in (*_LINES, _TEXT) and file.is_file())
+    if not files:
+        raise DataError(f"{path}: no .txt or .jsonl file inside; change data.corpus_file")
+    return files
+
+
+def _file(path: Path) -> Iterator[Iterable[str]]:
+    if path.suffix in _LINES:
+        return ([_text(where, row)] for where, row in json_lines(path))
+    return iter([_read_text(path)])
+
+
+def _read_text(path: Path) -> Iterator[str]:
+    try:
+        with open(path, encoding="utf-8") as stream:
+            while part := stream.read(PIECE):
+                yield part
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(
+            f"{path}: cannot be read ({error}); change data.corpus_file to a text or .jsonl file, a directory of them, "
+            "a hub data set owner/name[:split], or pydoc_topics"
+        ) from error
+
+
+def _text(where: str, row: object) -> str:
+    if isinstance(row, DataError):
+        raise row
+    if not isinstance(row, dict) or not isinstance(row.get("text"), str):
+        raise DataError(f"{where}: key text: wanted the document's text")
+    try:
+        row["text"].encode()
+    except UnicodeEncodeError as error:  # JSON can say half of a surrogate pair
+        raise DataError(f"{where}: key text: not Unicode ({error.reason} at character {error.start})") from error
+    return row["text"]
+
+
+def _hub_documents(source: str) -> Documents:
+    """Streamed, at the commit that was found when the run began."""
+    import datasets
+
+    name, _, split = source.partition(":")
+    failures = (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError)
+
+    def refusal(error: Exception) -> DataError:
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        return DataError(
+            f"{source}: cannot read this hub data set ({first}); check the name and split, log in if it is gated, or "
+            "download it elsewhere and give a .jsonl file"
+        )
+
+    try:
+        builder = datasets.load_dataset_builder(name)
+    except failures as error:
+        raise refusal(error) from error
+
+    def read() -> Iterator[Iterable[str]]:
+        try:
+            for number, row in enumerate(builder.as_streaming_dataset(split=split or "train"), start=1):
+                yield [_text(f"{source}:{number}", row)]
+        except DataError:
+            raise
+        except failures as error:
+            raise refusal(error) from error
+
+    return Documents(source, read, lambda: f"{name} {builder.hash} {builder.config.name} {split or 'train'}")
+
+
+def _content(files: list[Path]) -> str:
+    """Of bytes, order and kind; names and dates do not matter."""
+    digests = []
+    for file in files:
+        try:
+            with open(file, "rb") as stream:
+                digests.append(f"{file.suffix in _LINES} {hashlib.file_digest(stream, 'sha256').hexdigest()}")
+        except OSError as error:
+            raise DataError(f"{file}: cannot be read ({error}); change data.corpus_file") from error
+    return _sha256(digests)
+
+
+def _sha256(texts: Iterable[str]) -> str:
+    digest = hashlib.sha256()
+    for text in texts:
+        digest.update(text.encode() + b"\0")
+    return digest.hexdigest()

@@ -1,0 +1,169 @@
+"""A run's checkpoint as a Hugging Face directory: `python -m minillm.export CHECKPOINT DIR [--push owner/name]`.
+
+CHECKPOINT is a run directory (best.ckpt if it has one, else last.ckpt) or one of its checkpoints/*.ckpt. The run's
+config.yaml says which model it is; run it from where train.py was run, so that paths in there mean the same.
+"""
+
+from __future__ import annotations
+
+import argparse
+import pickle
+import re
+import sys
+from pathlib import Path
+
+import torch
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from torch import Tensor
+from yaml import YAMLError
+
+from minillm import cli
+from minillm.callbacks import Checkpoints, Validation
+from minillm.checks import collect
+from minillm.console import say
+from minillm.errors import ConfigError, ModelError, check
+from minillm.models import ModelPair, device_of
+from minillm.models.export import export_student
+
+_PREFIX = "student."  # the module's only child
+
+
+def export(checkpoint: Path, directory: Path, *, push: str | None = None, command: str = "") -> None:
+    """Write `directory` and, where asked, upload it to the hub (a repository that is not there yet is made private).
+
+    Raises:
+        ConfigError: `directory` has something in it; `checkpoint` is not of a run, or its config.yaml is not right.
+        ModelError: the file is not a checkpoint of train.py, or of another model; or the hub refuses it.
+    """
+    check(
+        (
+            not directory.exists() or (directory.is_dir() and not any(directory.iterdir())),
+            f"DIR={directory}: there is something already; wanted a new or an empty directory",
+        ),
+        (
+            push is None or re.fullmatch(r"[\w.-]+/[\w.-]+", push),
+            f"--push {push}: wanted the name of a hub repository, owner/name",
+        ),
+    )
+    file, config = _locate(checkpoint)
+    plain = _settings(config)
+    saved = _load(file)
+    problems: list[str] = []
+    settings: ModelPair | None = collect(problems, "model", plain["model"])
+    if problems:
+        raise ConfigError([f"{config}: {problem}" for problem in problems])
+    pair = settings.load(device_of("auto"))
+    weights = {name.removeprefix(_PREFIX): value for name, value in saved["state_dict"].items()}
+    if differing := _differences(weights, pair.student.state_dict()):
+        raise ModelError(
+            f"{file}: not of the model that {config} describes: {differing}; give a checkpoint and the config.yaml of "
+            "one run"
+        )
+    pair.student.load_state_dict(weights)
+    card = {"name": plain["run"]["name"], "teacher": settings.teacher.source, "command": command, "weights": file.stem}
+    export_student(pair, directory, card=card, figures=_figures(file, saved))
+    say(f"Wrote {directory}: the student of {file}")
+    if push is not None:
+        say(f"Pushed to {_push(directory, push)}")
+
+
+def _locate(checkpoint: Path) -> tuple[Path, Path]:
+    """(checkpoint file, config.yaml)."""
+    if not checkpoint.exists():
+        raise ConfigError(f"CHECKPOINT={checkpoint}: nothing there; wanted a run directory or its checkpoints/*.ckpt")
+    if checkpoint.is_dir():
+        run_dir = checkpoint
+        files = [run_dir / "checkpoints" / name for name in ("best.ckpt", "last.ckpt")]
+        file = next((each for each in files if each.is_file()), None)
+        if file is None:
+            raise ConfigError(
+                f"CHECKPOINT={checkpoint}: no checkpoints/best.ckpt or checkpoints/last.ckpt inside; wanted the "
+                "directory of a run"
+            )
+    else:
+        file, run_dir = checkpoint, checkpoint.absolute().parent.parent
+    config = run_dir / "config.yaml"
+    if not config.is_file():
+        raise ConfigError(f"CHECKPOINT={checkpoint}: no {config}, which says what model it is; put it there")
+    return file, config
+
+
+def _settings(config: Path) -> dict:
+    try:
+        plain = OmegaConf.to_container(OmegaConf.load(config), resolve=True)
+    except (YAMLError, OmegaConfBaseException, UnicodeDecodeError, OSError) as error:
+        raise ConfigError(f"{config}: cannot be read ({str(error).splitlines()[0]})") from error
+    if not isinstance(plain, dict) or not all(isinstance(plain.get(group), dict) for group in ("model", "run")):
+        raise ConfigError(f"{config}: no groups model and run inside; wanted the config.yaml of a run")
+    return plain
+
+
+def _load(file: Path) -> dict:
+    try:
+        saved = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+    except (RuntimeError, OSError, EOFError, KeyError, ValueError, pickle.UnpicklingError) as error:
+        raise ModelError(f"{file}: not a checkpoint ({str(error).splitlines()[0]})") from error
+    names = saved.get("state_dict", {}) if isinstance(saved, dict) else {}
+    if not names or not all(name.startswith(_PREFIX) for name in names):
+        raise ModelError(f"{file}: no student inside; wanted last.ckpt or best.ckpt of train.py")
+    return saved
+
+
+def _differences(weights: dict[str, Tensor], wanted: dict[str, Tensor]) -> str:
+    """In names and shapes, the first of each kind; nothing where there are none."""
+    kinds = {
+        "missing": sorted(wanted.keys() - weights.keys()),
+        "unknown": sorted(weights.keys() - wanted.keys()),
+        "of another shape": [
+            f"{name} {list(value.shape)} instead of {list(wanted[name].shape)}"
+            for name, value in weights.items()
+            if name in wanted and value.shape != wanted[name].shape
+        ],
+    }
+    return ", ".join(f"{len(names)} weights {kind} ({names[0]})" for kind, names in kinds.items() if names)
+
+
+def _figures(file: Path, saved: dict) -> dict[str, float]:
+    """Of the validation of these very weights, where last.ckpt remembers one."""
+    last = file.with_name("last.ckpt")
+    callbacks = (_load(last) if last.is_file() and last != file else saved).get("callbacks", {})
+    best = (callbacks.get(Checkpoints.__qualname__) or {}).get("best") or {}
+    newest = callbacks.get(Validation.__qualname__) or {}
+    step = saved.get("minillm", {}).get("step", -1)
+    if file.name == "best.ckpt":
+        return best["figures"] if best.get("step") == step else {}
+    return newest["stages"]["end"] if newest.get("newest_step") == step else {}
+
+
+def _push(directory: Path, name: str) -> str:
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HTTPError
+
+    api = HfApi()
+    try:
+        url = api.create_repo(name, private=True, exist_ok=True)
+        api.upload_folder(repo_id=name, folder_path=directory, commit_message="Upload the student")
+    except (HTTPError, OSError, ValueError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ModelError(
+            f"{directory} is written, but {name} does not take it: {reason}\n  what to do: `hf auth login` with a "
+            f"token that may write there, then `hf upload {name} {directory}`"
+        ) from error
+    return str(url)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m minillm.export", description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "checkpoint", metavar="CHECKPOINT", type=Path, help="a run directory, or its checkpoints/*.ckpt"
+    )
+    parser.add_argument("directory", metavar="DIR", type=Path, help="new, or empty")
+    parser.add_argument("--push", metavar="owner/name", help="upload it to this repository of the hub")
+    given = parser.parse_args()
+    command = " ".join(["python -m minillm.export", *sys.argv[1:]])
+    export(given.checkpoint.expanduser(), given.directory.expanduser(), push=given.push, command=command)
+
+
+if __name__ == "__main__":
+    cli.run(main, "train")

@@ -1,0 +1,182 @@
+"""python -m minillm.export: a run's checkpoints as Hugging Face directories, the hub replaced, and mistakes."""
+
+import json
+import shutil
+import sys
+
+import huggingface_hub
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from minillm import cli
+from minillm.errors import ConfigError, ModelError
+from minillm.export import export, main
+from tests.conftest import make_model
+from tests.integration.test_resume import train
+
+
+@pytest.fixture(scope="module")
+def run_dir(tmp_path_factory, overrides):
+    """A run whose best step (0: the learning rate is far too high) is not its last, and whose student/ is the best."""
+    folder = tmp_path_factory.mktemp("run") / "tiny"
+    train(folder, [*overrides, "start.steps=0", "regime.max_steps=4", "optim.learning_rate=10"])
+    assert json.loads((folder / "metrics.json").read_text())["best/step"] == 0
+    return folder
+
+
+@pytest.fixture
+def copied(run_dir, tmp_path):
+    """The run without what its end wrote, as if it had been killed; to change at will."""
+    shutil.copytree(run_dir, tmp_path / "copy")
+    shutil.rmtree(tmp_path / "copy" / "student")
+    (tmp_path / "copy" / "metrics.json").unlink()
+    return tmp_path / "copy"
+
+
+def weights(directory):
+    return AutoModelForCausalLM.from_pretrained(directory).state_dict()
+
+
+def student(saved):
+    return {name.removeprefix("student."): value for name, value in saved["state_dict"].items()}
+
+
+def same(one, other):
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_a_run_directory_is_its_best_weights(run_dir, copied, tmp_path):
+    (tmp_path / "out").mkdir()
+    export(copied, tmp_path / "out", command="the command")
+    assert same(weights(tmp_path / "out"), weights(run_dir / "student"))
+    files = {file.name for file in (run_dir / "student").iterdir()}
+    assert {file.name for file in (tmp_path / "out").iterdir()} == files
+    for name in files - {"README.md", "model.safetensors"}:
+        assert (tmp_path / "out" / name).read_text() == (run_dir / "student" / name).read_text()
+    card, own = ((folder / "README.md").read_text() for folder in (tmp_path / "out", run_dir / "student"))
+    assert "Made with: `the command`" in card and "# test" in card
+    # Same teacher, weights and figures in both.
+    assert [line for line in card.splitlines() if "|" in line] == [line for line in own.splitlines() if "|" in line]
+    assert "| reverse_kl |" in card and AutoTokenizer.from_pretrained(tmp_path / "out").eos_token == "</s>"
+
+
+def test_a_file_is_its_own_weights_with_the_figures_of_its_own_validation(copied, tmp_path):
+    export(copied / "checkpoints" / "last.ckpt", tmp_path / "out")
+    saved = torch.load(copied / "checkpoints" / "last.ckpt", weights_only=True)
+    assert same(weights(tmp_path / "out"), student(saved))
+    figure = saved["callbacks"]["Validation"]["stages"]["end"]["reverse_kl"]
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert f"| reverse_kl | {figure:.4g} |" in card and "| weights | last |" in card
+    best = torch.load(copied / "checkpoints" / "best.ckpt", weights_only=True)
+    assert not same(student(best), student(saved))
+
+    saved["callbacks"]["Validation"]["newest_step"] = 2  # of other weights than these
+    torch.save(saved, copied / "checkpoints" / "last.ckpt")
+    export(copied / "checkpoints" / "last.ckpt", tmp_path / "other")
+    assert "reverse_kl |" not in (tmp_path / "other" / "README.md").read_text()
+    (copied / "checkpoints" / "last.ckpt").unlink()
+    export(copied / "checkpoints" / "best.ckpt", tmp_path / "third")
+    assert "reverse_kl |" not in (tmp_path / "third" / "README.md").read_text()
+
+
+class Hub:
+    """What is called of huggingface_hub.HfApi, in order."""
+
+    def __init__(self, refuse=None):
+        self.calls, self.refuse = [], refuse
+
+    def create_repo(self, name, **options):
+        self.calls.append(("create", name, options))
+        if self.refuse:
+            raise self.refuse
+        return f"hub/{name}"
+
+    def upload_folder(self, *, repo_id, folder_path, commit_message):
+        self.calls.append(("upload", repo_id, sorted(file.name for file in folder_path.iterdir())))
+
+
+def test_push_uploads_what_was_written_to_a_private_repository(run_dir, tmp_path, monkeypatch, capsys):
+    hub = Hub()
+    monkeypatch.setattr(huggingface_hub, "HfApi", lambda: hub)
+    monkeypatch.setattr(sys, "argv", ["export", str(run_dir), str(tmp_path / "out"), "--push", "me/student"])
+    main()
+    (_, name, options), (_, repo, files) = hub.calls
+    assert (name, repo, options) == ("me/student", "me/student", {"private": True, "exist_ok": True})
+    assert {"model.safetensors", "config.json", "README.md", "tokenizer.json"} <= set(files)
+    assert "Pushed to hub/me/student" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("refusal", [OSError("403 Forbidden"), ValueError("bad name"), None])
+def test_a_hub_that_refuses_leaves_the_directory(run_dir, tmp_path, monkeypatch, refusal):
+    if refusal:
+        monkeypatch.setattr(huggingface_hub, "HfApi", lambda: Hub(refusal))  # else the hub's own offline error
+    with pytest.raises(ModelError, match=r"is written, but me/student does not take it: .*\n.*`hf upload me/student"):
+        export(run_dir, tmp_path / "out", push="me/student")
+    assert (tmp_path / "out" / "model.safetensors").exists()
+
+
+def test_wrong_arguments_are_said_together_and_nothing_is_touched(run_dir, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine").write_text("keep")
+    with pytest.raises(ConfigError) as caught:
+        export(run_dir, tmp_path / "out", push="student")
+    assert [problem.split(": ")[1] for problem in caught.value.problems] == [
+        "there is something already; wanted a new or an empty directory",
+        "wanted the name of a hub repository, owner/name",
+    ]
+    assert [file.name for file in (tmp_path / "out").iterdir()] == ["mine"]
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "text"),
+    [
+        (lambda run: shutil.rmtree(run), ConfigError, "nothing there; wanted a run directory or its checkpoints"),
+        (lambda run: shutil.rmtree(run / "checkpoints"), ConfigError, "no checkpoints/best.ckpt or checkpoints/last"),
+        (lambda run: (run / "config.yaml").unlink(), ConfigError, "config.yaml, which says what model it is"),
+        (lambda run: (run / "config.yaml").write_text("a: [1"), ConfigError, "config.yaml: cannot be read"),
+        (lambda run: (run / "config.yaml").write_text("a: 1"), ConfigError, "no groups model and run inside"),
+        (lambda run: (run / "checkpoints/best.ckpt").write_text("x"), ModelError, "best.ckpt: not a checkpoint"),
+        (lambda run: (run / "checkpoints/best.ckpt").write_bytes(b""), ModelError, "best.ckpt: not a checkpoint"),
+        (
+            lambda run: torch.save(make_model().state_dict(), run / "checkpoints/best.ckpt"),
+            ModelError,
+            "no student inside; wanted last.ckpt or best.ckpt",
+        ),
+        (lambda run: torch.save([1], run / "checkpoints/best.ckpt"), ModelError, "no student inside"),
+    ],
+)
+def test_what_is_not_a_run_is_one_clear_error(copied, tmp_path, change, error, text):
+    change(copied)
+    with pytest.raises(error, match=text):
+        export(copied, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_weights_of_another_model_and_a_wrong_model_section(copied, tmp_path, world):
+    right = (copied / "config.yaml").read_text()
+    (copied / "config.yaml").write_text(right.replace(f"{world}/student", f"{world}/teacher"))
+    with pytest.raises(
+        ModelError, match=r"not of the model that .*config.yaml describes: 9 weights missing \(model.lay"
+    ):
+        export(copied, tmp_path / "out")
+    (copied / "config.yaml").write_text(right.replace("attention: sdpa", "attention: fast"))
+    with pytest.raises(ConfigError, match="config.yaml: model.attention='fast': wanted one of"):
+        export(copied, tmp_path / "out")
+    (copied / "config.yaml").write_text(right)
+    saved = torch.load(copied / "checkpoints" / "best.ckpt", weights_only=True)
+    saved["state_dict"]["student.lm_head.weight"] = torch.zeros(5, 32)
+    saved["state_dict"]["student.extra"] = torch.zeros(1)
+    torch.save(saved, copied / "checkpoints" / "best.ckpt")
+    with pytest.raises(
+        ModelError, match=r"1 weights unknown \(extra\), 1 weights of another shape \(lm_head.weight \[5, 32\] instead"
+    ):
+        export(copied, tmp_path / "out")
+
+
+def test_a_mistake_is_status_1_and_no_traceback(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["export", str(tmp_path / "none"), str(tmp_path / "out")])
+    with pytest.raises(SystemExit) as caught:
+        cli.run(main, "train")
+    assert caught.value.code == 1
+    assert capsys.readouterr().err.startswith(f"Error: CHECKPOINT={tmp_path / 'none'}: nothing there")
