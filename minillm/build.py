@@ -10,6 +10,7 @@ from pathlib import Path
 import lightning as L
 from omegaconf import DictConfig, OmegaConf
 
+from minillm import preflight
 from minillm.callbacks import Profile
 from minillm.checks import collect, construct, describe, matches, node_problems
 from minillm.data import Sources, read_documents
@@ -23,7 +24,7 @@ from minillm.objectives import MiniLLM, PretrainLoss
 from minillm.optim import Optim
 from minillm.sampling import Sampler
 
-_VALUES = ("seed", "eval_seed", "resume", "optimized_metric", "profile")
+_VALUES = ("seed", "eval_seed", "resume", "optimized_metric", "profile", "preflight")
 _GROUPS = ("run", "strategy", "trainer", "callbacks", "logger")
 _PLAIN = {"run": ("name", "dir"), "strategy": ("strategy", "devices", "num_nodes")}  # groups without a constructor
 _SETTINGS = ("model", "data", "sampler", "regulariser", "objective", "linear_loss", "regime", "optim", "start")
@@ -128,9 +129,14 @@ def build(cfg: DictConfig, settings: Settings) -> Run:
         raise ConfigError(
             "start.responses=reference: not every training prompt has a reference; use start.responses=teacher"
         )
+    last = run_dir / "checkpoints" / "last.ckpt"
+    ckpt_path = last if plain["resume"] and last.exists() else None
+    page = None if ckpt_path else preflight.begin(settings, plain, pair, train_prompts, val_prompts, corpus)
     # Only now, with everything loaded, is the run directory taken: a mistake can be mended under the same run.name.
     run_dir.mkdir(parents=True, exist_ok=True)
     (run_dir / "config.yaml").write_text(OmegaConf.to_yaml(cfg, resolve=True))
+    if page:
+        preflight.write(page, run_dir)
     if plain["logger"].get("_target_"):
         wandb = construct(plain["logger"], run_dir=run_dir, name=plain["run"]["name"], settings=plain)
         trainer.loggers = [*trainer.loggers, wandb]
@@ -145,8 +151,7 @@ def build(cfg: DictConfig, settings: Settings) -> Run:
         settings.start,
         plain["seed"],
     )
-    last = run_dir / "checkpoints" / "last.ckpt"
-    return Run(module, datamodule, trainer, last if plain["resume"] and last.exists() else None)
+    return Run(module, datamodule, trainer, ckpt_path)
 
 
 def check_lengths(settings: Settings, pair: Pair) -> None:
@@ -171,7 +176,7 @@ def check_lengths(settings: Settings, pair: Pair) -> None:
 
 
 def _root_problems(plain: dict) -> list[str]:
-    wanted = {"seed": int, "eval_seed": int, "optimized_metric": str, "profile": bool}
+    wanted = {"seed": int, "eval_seed": int, "optimized_metric": str, "profile": bool, "preflight": bool}
     problems = [
         f"{key}={plain[key]!r}: wanted {describe(kind)}"
         for key, kind in wanted.items()

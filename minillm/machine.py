@@ -41,7 +41,7 @@ def peak_memory(device: torch.device) -> float:
 
 
 def usable_memory(device: torch.device) -> float:
-    """GB (1e9 bytes) that this process could have: of a GPU what is free or its own already, on the CPU all there is."""
+    """GB (1e9 bytes) that this process could have: of a GPU what is free or its own already, of a CPU's memory all."""
     if device.type == "cuda":
         return (torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)) / 1e9
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 1e9

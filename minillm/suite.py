@@ -153,7 +153,7 @@ def _pairs(suite: Suite) -> Iterator[tuple[str, Pair]]:
         else:
             pair = pair_of(network.to(device), teacher[0].to(device), tokenizer, teacher[1])
             if suite.sources.template == "chat" and not pair.vocabulary.same_template:
-                say(f"{checkpoint.source}: the teacher's chat template is another; prompts are written with the model's.")
+                say(f"{checkpoint.source}: prompts are written with its chat template; the teacher's is another.")
             yield checkpoint.source, pair
 
 

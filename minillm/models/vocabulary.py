@@ -11,7 +11,7 @@ from minillm.errors import ModelError
 
 @dataclass(frozen=True)
 class Tokens:
-    """One model's tokenizer and head: tokens known to the tokenizer, rows of the head, the token that ends an answer."""
+    """One model's tokenizer and head: tokens that the tokenizer knows, rows of the head, the end of an answer."""
 
     tokens: int
     rows: int

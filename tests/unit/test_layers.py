@@ -9,7 +9,7 @@ LAYERS = [
     {"objectives", "linear_loss", "models", "data", "optim"},
     {"sampling", "packing", "scoring", "metrics", "evaluation"},
     {"modules", "callbacks", "loggers", "datamodule"},
-    {"checks", "build", "cli", "suite"},
+    {"checks", "preflight", "build", "cli", "suite"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 
