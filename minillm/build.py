@@ -11,6 +11,7 @@ import lightning as L
 import torch
 from omegaconf import DictConfig, OmegaConf
 
+from minillm import preflight
 from minillm.callbacks import Profile
 from minillm.checks import collect, construct, node_problems
 from minillm.data import Sources, read_documents
@@ -120,16 +121,20 @@ def build(cfg: DictConfig, settings: Settings) -> Run:
     supervised = isinstance(settings.regime, Supervised)
     train_prompts, val_prompts = settings.data.prompts(*records, pair, answered=supervised)
     corpus = None if documents is None else settings.data.corpus(documents, pair)
+    last = run_dir / "checkpoints" / "last.ckpt"
+    ckpt_path = last if plain["resume"] and last.exists() else None
+    page = None if ckpt_path else preflight.begin(settings, plain, pair, train_prompts, val_prompts, corpus)
     make = _supervised if supervised else _on_policy
     module, datamodule = make(settings, pair, train_prompts, val_prompts, corpus, plain["seed"])
     # Only now, with everything loaded, is the run directory taken: a mistake can be mended under the same run.name.
     run_dir.mkdir(parents=True, exist_ok=True)
     (run_dir / "config.yaml").write_text(OmegaConf.to_yaml(cfg, resolve=True))
+    if page:
+        preflight.write(page, run_dir)
     if plain["logger"].get("_target_"):
         wandb = construct(plain["logger"], run_dir=run_dir, name=plain["run"]["name"], settings=plain)
         trainer.loggers = [*trainer.loggers, wandb]
-    last = run_dir / "checkpoints" / "last.ckpt"
-    return Run(module, datamodule, trainer, last if plain["resume"] and last.exists() else None)
+    return Run(module, datamodule, trainer, ckpt_path)
 
 
 def _on_policy(settings: Settings, pair: Pair, train_prompts, val_prompts, corpus, seed: int):

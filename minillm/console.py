@@ -36,6 +36,24 @@ def show_samples(title: str, columns: Sequence[str], rows: Sequence[Sequence[str
         console.print()
 
 
+def show_facts(
+    title: str, columns: Sequence[str], rows: Sequence[tuple[str, Sequence[str]]], lines: Sequence[tuple[str, str]]
+) -> None:
+    """Named `rows` of texts, one under each of `columns`, then named lines of text; long texts fold. Markup is text."""
+    console = get_console()
+    console.print(f"[bold]{escape(title)}[/bold]")
+    width = max(len(name) for name, _ in (*rows, *lines))
+    blocks = [[("", columns), *rows]] if rows else []
+    for block in [*blocks, [(name, [text]) for name, text in lines]]:
+        grid = Table.grid(padding=(0, 2))
+        grid.add_column(min_width=width, style="bold")
+        for name, texts in block:
+            grid.add_row(f"  {escape(name)}", *map(escape, texts))
+        for column in grid.columns:
+            column.overflow = "fold"
+        console.print(grid)
+
+
 def say(text: str) -> None:
     """One line, markup taken literally."""
     get_console().print(escape(text), highlight=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import resource
 import sys
 import time
@@ -51,6 +52,11 @@ def choose_precision(precision: str, accelerator: str = "auto") -> str:
         return precision
     gpu = accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
     return "bf16-mixed" if has_bfloat16(torch.device("cuda" if gpu else "cpu")) else "32-true"
+def usable_memory(device: torch.device) -> float:
+    """GB (1e9 bytes) that this process could have: of a GPU what is free or its own already, of a CPU's memory all."""
+    if device.type == "cuda":
+        return (torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)) / 1e9
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 1e9
 
 
 class Phases:

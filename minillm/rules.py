@@ -10,7 +10,7 @@ from minillm.errors import nearest
 from minillm.modules import OnPolicy
 from minillm.objectives import CrossEntropy, MiniLLM
 
-_VALUES = ("seed", "eval_seed", "resume", "optimized_metric", "profile")
+_VALUES = ("seed", "eval_seed", "resume", "optimized_metric", "profile", "preflight")
 GROUPS = ("run", "strategy", "trainer", "callbacks", "logger")
 _PLAIN = {"run": ("name", "dir"), "strategy": ("strategy", "devices", "num_nodes")}  # groups without a constructor
 SETTINGS = ("model", "data", "sampler", "regulariser", "objective", "linear_loss", "regime", "optim", "start")
@@ -18,7 +18,7 @@ SETTINGS = ("model", "data", "sampler", "regulariser", "objective", "linear_loss
 
 def root_problems(plain: dict) -> list[str]:
     """Of the keys at the root and of the groups without a constructor."""
-    wanted = {"seed": int, "eval_seed": int, "optimized_metric": str, "profile": bool}
+    wanted = {"seed": int, "eval_seed": int, "optimized_metric": str, "profile": bool, "preflight": bool}
     problems = [
         f"{key}={plain[key]!r}: wanted {describe(kind)}"
         for key, kind in wanted.items()

@@ -149,7 +149,10 @@ def _pairs(suite: Suite) -> Iterator[tuple[str, Pair]]:
         if teacher is None:
             yield checkpoint.source, solo(network.to(device), tokenizer)
         else:
-            yield checkpoint.source, pair_of(network.to(device), teacher[0].to(device), tokenizer, teacher[1])
+            pair = pair_of(network.to(device), teacher[0].to(device), tokenizer, teacher[1])
+            if suite.sources.template == "chat" and not pair.vocabulary.same_template:
+                say(f"{checkpoint.source}: prompts are written with its chat template; the teacher's is another.")
+            yield checkpoint.source, pair
 
 
 def _answers(suite: Suite, pair: Pair, prompts: PromptSet, seed: int | None) -> list[Answer]:

@@ -14,6 +14,7 @@ from minillm.data.records import Record
 from minillm.errors import DataError
 from minillm.types import PromptBatch
 
+HELD_OUT = "also a validation prompt"  # a reason to drop a prompt
 log = logging.getLogger(__name__)
 
 
@@ -38,6 +39,7 @@ class PromptSet:
     reference_ids: tuple[tuple[int, ...], ...]
     pad_id: int
     dropped: Counter
+    references_cut: int = 0  # at max_response_tokens, so that they have no end token
 
     def __len__(self) -> int:
         return len(self.records)
@@ -77,10 +79,10 @@ def build_prompts(
         DataError: nothing is left.
     """
     held_out = {(record.history, record.instruction, record.input) for record in exclude}
-    kept, dropped = [], Counter()
+    kept, dropped, n_cut = [], Counter(), 0
     for record in records:
         if (record.history, record.instruction, record.input) in held_out:
-            dropped["also a validation prompt"] += 1
+            dropped[HELD_OUT] += 1
             continue
         if answered and not record.references:
             dropped["without a response (key output)"] += 1
@@ -93,14 +95,16 @@ def build_prompts(
         elif max(prompt) >= n_vocab:
             dropped["a token outside the shared vocabulary"] += 1
         else:
-            reference = ()
+            whole = ()
             if record.references:
                 text_ids = tokenizer(record.references[0], add_special_tokens=False)["input_ids"]
-                reference = tuple([*text_ids, tokenizer.eos_token_id][:max_response_tokens])
+                whole = (*text_ids, tokenizer.eos_token_id)
+            reference = whole[:max_response_tokens]
             if max(reference, default=0) >= n_vocab:
                 dropped["a token outside the shared vocabulary"] += 1
             else:
                 kept.append((record, tuple(prompt), reference))
+                n_cut += len(whole) > len(reference)
     reasons = ", ".join(f"{count} {reason}" for reason, count in dropped.items())
     log.info("%s: %d kept of %d%s", name, len(kept), len(records), f" (dropped: {reasons})" if reasons else "")
     if not kept:
@@ -108,4 +112,5 @@ def build_prompts(
             f"{name}: none of {len(records)} prompts is left ({reasons}); change "
             "data.max_prompt_tokens, data.val_size or the file"
         )
-    return PromptSet(*(tuple(column) for column in zip(*kept, strict=True)), pad_id=pad_id, dropped=dropped)
+    columns = (tuple(column) for column in zip(*kept, strict=True))
+    return PromptSet(*columns, pad_id=pad_id, dropped=dropped, references_cut=n_cut)

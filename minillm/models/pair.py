@@ -15,7 +15,7 @@ from minillm.models.lora import Lora
 from minillm.models.prune import keep_layers
 from minillm.models.recompute import recompute_activations
 from minillm.models.scratch import FromScratch
-from minillm.models.vocabulary import shared_rows, stop_ids
+from minillm.models.vocabulary import Tokens, Vocabulary, compare_vocabularies, stop_ids
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class PrunedTeacher:
 @dataclass(frozen=True)
 class Pair:
     """A loaded pair. `student` is trained; `teacher` is frozen, in eval mode and outside of every checkpoint, and None
-    where a model is measured alone. `compile`: see `LanguageModel`."""
+    where a model is measured alone. `compile`: see `LanguageModel`. `vocabulary`: what was found on the way."""
 
     student: PreTrainedModel
     teacher: LanguageModel | None
@@ -61,6 +61,7 @@ class Pair:
     n_vocab: int
     stop_ids: tuple[int, ...]
     compile: bool = False
+    vocabulary: Vocabulary | None = None
 
     @property
     def pad_id(self) -> int:
@@ -113,7 +114,7 @@ class ModelPair:
         """Load both, compare their vocabularies, cut them to the shared rows. `seed` is of new adapters.
 
         Raises:
-            ConfigError, ModelError: see `Checkpoint.load`, `Lora.onto`, `shared_rows`, `LanguageModel.verify`.
+            ConfigError, ModelError: see `Checkpoint.load`, `Lora.onto`, `compare_vocabularies`, `LanguageModel.verify`.
         """
         dtypes = self.dtypes(device)
         pruned = isinstance(self.student, PrunedTeacher)
@@ -170,7 +171,8 @@ def pair_of(
 ) -> Pair:
     """Check that two loaded models can be distilled into one another and freeze the teacher."""
     rows = [network.get_output_embeddings().weight.shape[0] for network in (student, teacher)]
-    n_vocab = shared_rows(tokenizer, teacher_tokenizer, *rows)
+    vocabulary = compare_vocabularies(tokenizer, teacher_tokenizer, *rows)
+    n_vocab = vocabulary.shared
     for network in (student, teacher):
         LanguageModel(network, n_vocab).verify()
     return Pair(
@@ -180,6 +182,7 @@ def pair_of(
         n_vocab=n_vocab,
         stop_ids=stop_ids(tokenizer, student, teacher, n_vocab=n_vocab),
         compile=compile,
+        vocabulary=vocabulary,
     )
 
 
@@ -187,4 +190,11 @@ def solo(network: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Pair:
     """A model without a teacher, for evaluation."""
     model = LanguageModel(network)
     model.verify()
-    return Pair(network, None, tokenizer, model.n_vocab, stop_ids(tokenizer, network, n_vocab=model.n_vocab))
+    return Pair(
+        network,
+        None,
+        tokenizer,
+        model.n_vocab,
+        stop_ids(tokenizer, network, n_vocab=model.n_vocab),
+        vocabulary=Vocabulary(Tokens.of(tokenizer, model.n_vocab), None, model.n_vocab),
+    )

@@ -2,53 +2,87 @@
 
 from __future__ import annotations
 
-import logging
+from dataclasses import dataclass
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from minillm.errors import ModelError
 
-log = logging.getLogger(__name__)
+
+@dataclass(frozen=True)
+class Tokens:
+    """One model's tokenizer and head: tokens that the tokenizer knows, rows of the head, the end of an answer."""
+
+    tokens: int
+    rows: int
+    eos: str | None
+    eos_id: int | None
+    chat_template: bool
+
+    @classmethod
+    def of(cls, tokenizer: PreTrainedTokenizerBase, rows: int) -> Tokens:
+        return cls(len(tokenizer), rows, tokenizer.eos_token, tokenizer.eos_token_id, bool(tokenizer.chat_template))
 
 
-def shared_rows(
+@dataclass(frozen=True)
+class Vocabulary:
+    """What student and teacher share: the first `shared` rows mean the same token in both. `beyond` counts the ids from
+    there on that only one tokenizer knows, or that are different tokens; no teacher where a model is alone."""
+
+    student: Tokens
+    teacher: Tokens | None
+    shared: int
+    beyond: int = 0
+    same_template: bool = True
+
+
+def compare_vocabularies(
     student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase, student_rows: int, teacher_rows: int
-) -> int:
-    """The number of vocabulary rows that mean the same token in both models.
+) -> Vocabulary:
+    """Compare two tokenizers token by token, for heads of so many rows.
 
     Families pad their embeddings differently (Qwen2.5: 152,064 and 151,936 rows) or add a token at the end; both
     heads are cut to the smaller number.
 
     Raises:
-        ModelError: a token below that number differs, or the two end an answer with different tokens.
+        ModelError: with every problem: tokens below that number differ, the two end an answer with different tokens,
+            or with one that is not among the shared rows.
     """
     rows = min(student_rows, teacher_rows)
-    sizes = f"student: {len(student)} tokens, {student_rows} rows; teacher: {len(teacher)} tokens, {teacher_rows} rows"
+    sides = Tokens.of(student, student_rows), Tokens.of(teacher, teacher_rows)
+    sizes = "; ".join(
+        f"{name}: {side.tokens} tokens, {side.rows} rows"
+        for name, side in zip(("student", "teacher"), sides, strict=True)
+    )
     change = "use a student and a teacher of one family (model.student, model.teacher)"
     ours, theirs = (
-        {index: token for token, index in tokenizer.get_vocab().items() if index < rows}
-        for tokenizer in (student, teacher)
+        {index: token for token, index in tokenizer.get_vocab().items()} for tokenizer in (student, teacher)
     )
     differing = [index for index in sorted(ours.keys() | theirs.keys()) if ours.get(index) != theirs.get(index)]
-    if differing:
-        first = differing[0]
-        raise ModelError(
-            f"student and teacher do not share a vocabulary: {len(differing)} of the first {rows} tokens differ, the "
+    inside = [index for index in differing if index < rows]
+    problems = []
+    if inside:
+        first = inside[0]
+        problems.append(
+            f"student and teacher do not share a vocabulary: {len(inside)} of the first {rows} tokens differ, the "
             f"first at id {first}: {ours.get(first)!r} and {theirs.get(first)!r} ({sizes}); {change}"
         )
     if student.eos_token_id != teacher.eos_token_id:
-        raise ModelError(
+        problems.append(
             f"student and teacher end an answer differently: {student.eos_token!r} (id {student.eos_token_id}) and "
             f"{teacher.eos_token!r} (id {teacher.eos_token_id}); {change} that agree on eos_token"
         )
     if student.eos_token_id is None or student.eos_token_id >= rows:
-        raise ModelError(
+        problems.append(
             f"no usable eos token: id {student.eos_token_id} with {rows} shared rows ({sizes}); set eos_token in "
             "the tokenizer's directory"
         )
-    if student.chat_template != teacher.chat_template:
-        log.warning("Student and teacher have different chat templates; prompts are written with the student's.")
-    return rows
+    if len(problems) > 1:
+        lines = "".join(f"\n  - {problem}" for problem in problems)
+        raise ModelError(f"{len(problems)} problems of student and teacher:{lines}")
+    if problems:
+        raise ModelError(problems[0])
+    return Vocabulary(*sides, rows, len(differing), student.chat_template == teacher.chat_template)
 
 
 def stop_ids(tokenizer: PreTrainedTokenizerBase, *networks: PreTrainedModel, n_vocab: int) -> tuple[int, ...]:

@@ -126,6 +126,7 @@ def test_all_problems_come_in_one_message():
         (["model.attention=flash_attention_2"], "works in half types only"),
         (["~objective"], "objective=None: missing; wanted a config group"),
         (["profile=1"], "profile=1: wanted true or false"),
+        (["preflight=1"], "preflight=1: wanted true or false"),
         (["linear_loss.chunk_mb=-1"], "chunk_mb=-1: wanted a positive number of MiB, or null for the plain loss"),
         (
             ["regime.teacher_states=recompute", "model.teacher.offload=true"],

@@ -57,7 +57,7 @@ def test_nothing_left_is_an_error_that_says_why():
 
 def test_references_end_with_eos_and_are_cut_at_the_limit():
     made = prompts([Record("a", "1", references=("4 5",)), Record("b", "2", references=("4 5 6 7",))])
-    assert made.reference_ids == ((4, 5, 0), (4, 5, 6)) and made.has_references
+    assert made.reference_ids == ((4, 5, 0), (4, 5, 6)) and made.has_references and made.references_cut == 1
     batch = made.batch([1, 0], index=4, with_references=True)
     assert batch.records.tolist() == [1, 0] and batch.index == 4
     assert batch.reference_ids_BR.tolist() == [[4, 5, 6], [4, 5, 0]] and batch.reference_mask_BR.all()

@@ -1,0 +1,10 @@
+"""What a run is about to do, told before its first step; what cannot work has been refused by then."""
+
+from minillm.preflight.agreement import Agreement, agreement
+from minillm.preflight.begin import begin
+from minillm.preflight.facts import Preflight, collect
+from minillm.preflight.memory import Memory, estimate
+from minillm.preflight.page import show, write
+from minillm.preflight.work import Work
+
+__all__ = ["Agreement", "Memory", "Preflight", "Work", "agreement", "begin", "collect", "estimate", "show", "write"]

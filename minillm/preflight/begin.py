@@ -1,0 +1,56 @@
+"""Before the first step of a run: collect, compare a few answers, show."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+from minillm.data import Corpus, PromptSet
+from minillm.models import Pair
+from minillm.modules import Supervised
+from minillm.preflight.agreement import agreement
+from minillm.preflight.facts import Preflight, collect
+from minillm.preflight.page import show
+from minillm.preflight.work import Work
+
+if TYPE_CHECKING:
+    from minillm.build import Settings
+
+log = logging.getLogger(__name__)
+
+
+def begin(
+    settings: Settings, plain: dict, pair: Pair, train: PromptSet, validation: PromptSet, corpus: Corpus | None
+) -> Preflight | None:
+    """The page of a run that begins, shown; with preflight=false None, and only its warnings are logged.
+
+    Args:
+        settings, plain: the run's, as objects and as plain values. The rest is what they have loaded.
+    """
+    if isinstance(settings.regime, Supervised):
+        longest = settings.data.max_prompt_tokens, settings.data.max_response_tokens
+        work = Work.supervised(settings.regime, len(train), *longest)
+    else:
+        work = Work.on_policy(settings.regime, settings.start, settings.sampler)
+    chooses = settings.callbacks["record"].export == "best"
+    found = collect(
+        pair,
+        settings.data,
+        train,
+        validation,
+        corpus,
+        work,
+        model=settings.model,
+        linear_loss=settings.linear_loss,
+        precision=plain["trainer"]["precision"],
+        monitor=settings.callbacks["checkpoints"].monitor if chooses else None,
+    )
+    if not plain["preflight"]:
+        for text in found.warnings:
+            log.warning(text)
+        return None
+    if pair.teacher is not None:
+        sizes = dict(max_new_tokens=work.answer_tokens, max_tokens=work.microbatch_tokens)
+        found = found.with_agreement(agreement(pair, train, seed=plain["seed"], **sizes))
+    show(found)
+    return found

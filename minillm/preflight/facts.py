@@ -1,0 +1,195 @@
+"""The plain facts of a run that is about to begin, and what in them deserves a second look."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from minillm.data import Corpus, PromptSet, Sources
+from minillm.data.prompts import HELD_OUT
+from minillm.linear_loss import LinearLoss
+from minillm.models import ModelPair, Pair, PrunedTeacher
+from minillm.models.vocabulary import Vocabulary
+from minillm.preflight.agreement import Agreement
+from minillm.preflight.memory import Memory, estimate
+from minillm.preflight.work import Work
+
+_MANY = 0.2  # share of prompts or references from which on their loss is worth a warning
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    source: str
+    family: str
+    layers: int
+    parameters: int
+    trained: int
+    dtype: str
+    device: str
+
+
+@dataclass(frozen=True)
+class PromptFacts:
+    """Numbers of prompts; `dropped` by reason, those that are held out for validation apart. Of the kept ones
+    `references` have an answer, of which `cut` exceed data.max_response_tokens. `longest` in tokens."""
+
+    kept: int
+    dropped: dict[str, int]
+    held_out: int
+    references: int
+    cut: int
+    longest: int
+
+    @property
+    def read(self) -> int:
+        return self.kept + self.held_out + sum(self.dropped.values())
+
+
+@dataclass(frozen=True)
+class CorpusFacts:
+    blocks: int
+    block_size: int
+
+
+@dataclass(frozen=True)
+class Preflight:
+    """All of it; what a run has not (a teacher, a corpus, samples) is None. Counts, GB of 1e9 bytes, nats a token."""
+
+    student: ModelFacts
+    teacher: ModelFacts | None
+    vocabulary: Vocabulary
+    stop_ids: tuple[int, ...]
+    template: str
+    training: PromptFacts
+    validation: PromptFacts
+    corpus: CorpusFacts | None
+    work: Work
+    memory: Memory
+    agreement: Agreement | None = None
+    warnings: tuple[str, ...] = ()
+
+    def with_agreement(self, found: Agreement) -> Preflight:
+        """Also what the teacher and the student say about the same few answers."""
+        limit = math.log(self.vocabulary.shared)
+        high = [
+            f"{name} KL is {value:.3g} nats a token, wanted at most log(vocabulary) = {limit:.3g}: "
+            + (
+                "these models barely agree: wrong template, not one family, or a student that has learnt nothing yet?"
+                if math.isfinite(value)
+                else "a half type that overflows (model.dtype), or broken weights?"
+            )
+            for name, value in (("reverse", found.reverse_kl), ("forward", found.forward_kl))
+            if not value <= limit  # NaN too
+        ]
+        return replace(self, agreement=found, warnings=(*high, *self.warnings))
+
+
+def collect(
+    pair: Pair,
+    sources: Sources,
+    train: PromptSet,
+    validation: PromptSet,
+    corpus: Corpus | None,
+    work: Work,
+    *,
+    model: ModelPair,
+    linear_loss: LinearLoss,
+    precision: str,
+    monitor: str | None,
+) -> Preflight:
+    """From what has been loaded; fast, and nothing is computed by the models.
+
+    Args:
+        model: the settings that `pair` was loaded by. precision: the trainer's. monitor: the figure of the validation
+            that chooses the best weights, None where nothing is chosen.
+    """
+    teacher = pair.teacher
+    facts = [_prompt_facts(each) for each in (train, validation)]
+    preflight = Preflight(
+        student=_model_facts(pair.student, _source(model.student)),
+        teacher=None if teacher is None else _model_facts(teacher.network, _source(model.teacher)),
+        vocabulary=pair.vocabulary,
+        stop_ids=pair.stop_ids,
+        template=sources.template,
+        training=facts[0],
+        validation=facts[1],
+        corpus=None if corpus is None else CorpusFacts(*corpus.blocks_NL.shape),
+        work=work,
+        memory=estimate(
+            pair,
+            work,
+            linear_loss,
+            longest_prompt=facts[0].longest,
+            block_size=0 if corpus is None else sources.block_size,
+            precision=precision,
+            offload=teacher is not None and teacher.offload,
+        ),
+    )
+    return replace(preflight, warnings=tuple(_warnings(preflight, monitor)))
+
+
+def _warnings(found: Preflight, monitor: str | None) -> list[str]:
+    work, tokens, memory = found.work, found.vocabulary, found.memory
+    texts = []
+    if found.template == "chat" and tokens.teacher and not tokens.same_template:
+        what = "another chat template" if tokens.teacher.chat_template else "no chat template"
+        texts.append(f"The teacher has {what}; prompts are written with the student's, which may be strange to it.")
+    for name, prompts in (("training", found.training), ("validation", found.validation)):
+        candidates = prompts.read - prompts.held_out
+        if (n_dropped := sum(prompts.dropped.values())) > _MANY * candidates:
+            texts.append(f"{n_dropped:,} of {candidates:,} {name} prompts are dropped: see data.max_prompt_tokens.")
+    training = found.training
+    if work.learns_references and training.cut > _MANY * training.references:
+        texts.append(
+            f"{training.cut:,} of {training.references:,} training references are cut at data.max_response_tokens, "
+            "without an end: the student learns to go on."
+        )
+    if work.round_size > training.kept:
+        texts.append(
+            f"{training.kept:,} training prompts for rounds of {work.round_size:,}: some come several times in each; "
+            "more prompts or smaller rounds (regime.rollouts)."
+        )
+    if monitor == "rouge_l" and found.validation.references < found.validation.kept:
+        texts.append(
+            "callbacks.checkpoints.monitor=rouge_l, and not every validation prompt has a reference: "
+            + ("Rouge-L is against the teacher's greedy answers" if found.teacher else "there is no Rouge-L")
+            + "; name a data.val_file with them or another monitor."
+        )
+    if memory.total > memory.usable:
+        texts.append(
+            f"About {memory.total:.1f} GB are needed and {memory.usable:.1f} are there: lower "
+            "regime.microbatch_tokens, sampler.batch_size or regime.rollouts, or see model.teacher.offload and "
+            "regime.teacher_states."
+        )
+    return texts
+
+
+def _model_facts(network: PreTrainedModel, source: str) -> ModelFacts:
+    parameters = list(network.parameters())
+    return ModelFacts(
+        source=source,
+        family=network.config.model_type,
+        layers=network.config.num_hidden_layers,
+        parameters=sum(each.numel() for each in parameters),
+        trained=sum(each.numel() for each in parameters if each.requires_grad),
+        dtype=", ".join(sorted({str(each.dtype).removeprefix("torch.") for each in parameters})),
+        device=str(network.device),
+    )
+
+
+def _source(spec: Any) -> str:
+    return "layers of the teacher" if isinstance(spec, PrunedTeacher) else getattr(spec, "source", "random weights")
+
+
+def _prompt_facts(prompts: PromptSet) -> PromptFacts:
+    return PromptFacts(
+        kept=len(prompts),
+        dropped={reason: count for reason, count in prompts.dropped.items() if reason != HELD_OUT},
+        held_out=prompts.dropped[HELD_OUT],
+        references=sum(bool(record.references) for record in prompts.records),
+        cut=prompts.references_cut,
+        longest=max(map(len, prompts.prompt_ids)),
+    )

@@ -1,0 +1,71 @@
+"""What a regime will do, as plain numbers."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from minillm.modules import OnPolicy, Supervised, SupervisedStart
+from minillm.sampling import Sampler
+
+
+@dataclass(frozen=True)
+class Work:
+    """`steps` optimizer steps in rounds of `round_size` prompts, after `start_steps` supervised ones in rounds of the
+    same size; the last round may be cut.
+
+    Args:
+        minibatch_size: answers in an optimizer step. answer_tokens: at most, of one answer. microbatch_tokens: through
+            the models at a time.
+        sampler: what answers the prompts; None where the data gives the answers.
+        keep_states: whether the teacher's hidden states of a round are kept.
+        learns_references: whether answers of the data are trained on.
+    """
+
+    steps: int
+    steps_per_round: int
+    round_size: int
+    minibatch_size: int
+    answer_tokens: int
+    microbatch_tokens: int
+    start_steps: int = 0
+    start_rounds: int = 0
+    sampler: Sampler | None = None
+    keep_states: bool = False
+    learns_references: bool = True
+
+    @classmethod
+    def on_policy(cls, regime: OnPolicy, start: SupervisedStart, sampler: Sampler) -> Work:
+        return cls(
+            steps=regime.max_steps,
+            steps_per_round=regime.steps_per_rollout,
+            round_size=regime.rollouts,
+            minibatch_size=regime.minibatch_size,
+            answer_tokens=sampler.max_new_tokens,
+            microbatch_tokens=regime.microbatch_tokens,
+            start_steps=start.steps,
+            start_rounds=math.ceil(start.steps * start.minibatch_size / regime.rollouts),
+            sampler=sampler,
+            keep_states=regime.teacher_states == "keep",
+            learns_references=start.steps > 0 and start.responses == "reference",
+        )
+
+    @classmethod
+    def supervised(cls, regime: Supervised, n_prompts: int, max_prompt_tokens: int, max_response_tokens: int) -> Work:
+        return cls(
+            steps=regime.steps(n_prompts),
+            steps_per_round=1,
+            round_size=regime.minibatch_size,
+            minibatch_size=regime.minibatch_size,
+            answer_tokens=max_response_tokens,
+            microbatch_tokens=regime.microbatch_size * (max_prompt_tokens + max_response_tokens),
+        )
+
+    @property
+    def rounds(self) -> int:
+        return math.ceil(self.steps / self.steps_per_round)
+
+    @property
+    def prompts_seen(self) -> int:
+        """Those of the start included."""
+        return (self.rounds + self.start_rounds) * self.round_size

@@ -1,0 +1,165 @@
+"""The page in a run: it changes no number, is written once, and a pair that cannot work stops before it."""
+
+import json
+import logging
+import shutil
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from minillm.build import build, check_config
+from minillm.errors import MinillmError
+from tests.conf.test_compose import CONF
+from tests.conftest import make_model, make_tokenizer
+from tests.integration.test_resume import Killed, rows, train
+
+
+def prepared(run_dir, overrides):
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = compose("train", [*overrides, "logger=csv", f"run.dir={run_dir}", "run.name=test"])
+    return build(cfg, check_config(cfg))
+
+
+def save(folder, *, tokenizer=None, **options):
+    make_model(dtype=torch.float32, **options).save_pretrained(folder)
+    (tokenizer or make_tokenizer()).save_pretrained(folder)
+    return folder
+
+
+def test_the_page_changes_no_number_of_the_run(tmp_path, overrides):
+    on, off = (train(tmp_path / value, [*overrides, f"preflight={value}"]) for value in ("true", "false"))
+    mine, theirs = on.module.state_dict(), off.module.state_dict()
+    assert all(torch.equal(mine[name], theirs[name]) for name in theirs)
+    assert rows(tmp_path / "true") == rows(tmp_path / "false")
+    for sample in ("raw.jsonl", "step_6.jsonl"):
+        texts = [(tmp_path / value / "samples" / sample).read_text() for value in ("true", "false")]
+        assert texts[0] == texts[1]
+    assert not list((tmp_path / "false").glob("preflight*"))
+
+
+def test_the_page_is_of_this_run(tmp_path, overrides, capsys):
+    prepared(tmp_path / "run", overrides)
+    facts = json.loads((tmp_path / "run" / "preflight.json").read_text())
+    assert facts["student"]["source"] == overrides[0].split("=")[1] and facts["student"]["layers"] == 1
+    assert (facts["training"]["kept"], facts["validation"]["kept"]) == (12, 5)
+    assert facts["corpus"]["block_size"] == 8 and facts["corpus"]["blocks"] > 9
+    assert facts["work"] | {"sampler": 0} == facts["work"] | {
+        "sampler": 0,
+        "steps": 6,
+        "round_size": 4,
+        "start_steps": 2,
+    }
+    assert facts["agreement"]["samples"] == 8 and facts["agreement"]["reverse_kl"] > 0
+    screen = " ".join(capsys.readouterr().out.split())
+    assert "Preflight" in screen and "2 supervised, then 6 optimizer steps of 2 answers, in 3 rollouts of 4" in screen
+
+
+def test_a_resumed_run_keeps_the_page_of_its_beginning(tmp_path, overrides, capsys):
+    with pytest.raises(Killed):
+        train(tmp_path, overrides, kill_after=2)
+    for name in ("preflight.md", "preflight.json"):
+        (tmp_path / name).write_text("of the beginning")
+    capsys.readouterr()
+    train(tmp_path, overrides, resume="auto")
+    assert "Preflight" not in capsys.readouterr().out
+    assert all((tmp_path / name).read_text() == "of the beginning" for name in ("preflight.md", "preflight.json"))
+
+
+def test_without_the_page_its_warnings_are_logged(tmp_path, overrides, capsys, caplog):
+    with caplog.at_level(logging.WARNING, logger="minillm.preflight.begin"):
+        prepared(tmp_path, [*overrides, "regime.rollouts=20", "preflight=false"])
+    assert "12 training prompts for rounds of 20" in caplog.text and "Preflight" not in capsys.readouterr().out
+
+
+def test_a_monitor_that_needs_references_is_told_where_they_are_missing(tmp_path, world, overrides):
+    bare = tmp_path / "bare.jsonl"
+    bare.write_text('{"instruction": "fish bird"}\n')
+    page = tmp_path / "run" / "preflight.md"
+    monitored = [*overrides, f"data.val_file={bare}", "callbacks.checkpoints.monitor=rouge_l"]
+    prepared(tmp_path / "run", monitored)
+    assert "Rouge-L is against the teacher's greedy answers" in page.read_text()
+    (tmp_path / "run" / "config.yaml").unlink()
+    prepared(tmp_path / "run", [*monitored, "callbacks.record.export=last"])
+    assert "Rouge-L" not in page.read_text()
+
+
+def reordered(words, eos="</s>"):
+    tokenizer = Tokenizer(models.WordLevel({word: index for index, word in enumerate(words)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=eos, unk_token="<unk>")
+
+
+def words():
+    vocabulary = make_tokenizer().get_vocab()
+    return sorted(vocabulary, key=vocabulary.get)
+
+
+def other_tokenizer(tmp_path):
+    swapped = {"cat": "dog", "dog": "cat"}
+    return save(tmp_path / "other", tokenizer=reordered([swapped.get(word, word) for word in words()]))
+
+
+def other_end(tmp_path):
+    tokenizer = make_tokenizer()
+    tokenizer.eos_token = "cat"
+    return save(tmp_path / "end", tokenizer=tokenizer)
+
+
+def other_words_and_end(tmp_path):
+    """As of another family."""
+    return save(tmp_path / "family", tokenizer=reordered(words()[::-1], eos="tree"))
+
+
+def no_template(tmp_path):
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = None
+    return save(tmp_path / "base", tokenizer=tokenizer)
+
+
+@pytest.mark.parametrize(
+    ("side", "make", "texts"),
+    [
+        (
+            "teacher",
+            other_tokenizer,
+            ["2 of the first 31 tokens differ", "'cat' and 'dog'", "31 tokens, 31 rows", "one family"],
+        ),
+        ("teacher", other_end, ["'</s>' (id 0) and 'cat'", "agree on eos_token"]),
+        ("teacher", other_words_and_end, ["2 problems", "tokens differ", "end an answer differently"]),
+        ("student", no_template, ["data.template=chat: this tokenizer has no chat template; set data.template=paper"]),
+    ],
+)
+def test_a_pair_that_cannot_work_stops_with_what_to_change(tmp_path, overrides, side, make, texts):
+    run_dir = tmp_path / "run"
+    with pytest.raises(MinillmError) as caught:
+        prepared(run_dir, [*overrides, f"model.{side}={make(tmp_path)}"])
+    assert all(text in str(caught.value) for text in texts), str(caught.value)
+    assert not run_dir.exists()  # the name is free for another try
+
+
+def test_padded_vocabularies_work_and_are_told(tmp_path, overrides):
+    teacher = save(tmp_path / "padded", vocabulary=40)
+    prepared(tmp_path / "run", [*overrides, f"model.teacher={teacher}"])
+    page = (tmp_path / "run" / "preflight.md").read_text()
+    assert "| tokens | 31 in 31 rows | 31 in 40 rows, 9 cut |" in page
+
+
+def test_a_teacher_without_a_template_is_told(tmp_path, overrides):
+    teacher = no_template(tmp_path)
+    prepared(tmp_path / "run", [*overrides, f"model.teacher={teacher}"])
+    page = (tmp_path / "run" / "preflight.md").read_text()
+    assert "(chat templates: the teacher has none)" in page and "- The teacher has no chat template" in page
+
+
+def test_a_prompt_file_with_nothing_left_stops_with_what_to_change(tmp_path, world, overrides):
+    shutil.copy(world / "val.jsonl", tmp_path / "same.jsonl")
+    for options, reason in (
+        (["data.max_prompt_tokens=2"], "none of 12 prompts is left (12 longer than 2 tokens); change data.max_prompt"),
+        ([f"data.train_file={tmp_path}/same.jsonl"], "none of 5 prompts is left (5 also a validation prompt)"),
+    ):
+        with pytest.raises(MinillmError) as caught:
+            prepared(tmp_path / "run", [*overrides, *options])
+        assert f"training prompts: {reason}" in str(caught.value) and not (tmp_path / "run").exists()

@@ -1,0 +1,229 @@
+"""The facts of a run before its first step: against hand counts and full logits; what is warned of; the page."""
+
+import json
+import math
+import random
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from minillm.data import Record, Sources, rows_at
+from minillm.linear_loss import LinearLoss
+from minillm.models import ModelPair, pair_of, solo
+from minillm.modules import OnPolicy, SupervisedStart
+from minillm.preflight import Work, agreement, collect, show, write
+from minillm.sampling import Sampler
+from minillm.seeding import row_uniforms, seed_for
+from tests.conftest import WORDS, make_model, make_tokenizer
+
+RECORDS = [
+    Record(f"r:{i}", f"{WORDS[i]} {WORDS[i + 3]}", references=(" ".join(WORDS[i : i + 1 + i % 6]),)) for i in range(12)
+]
+VALIDATION = [Record("v:1", "fish bird", references=("tree",))]
+SAMPLER = Sampler(alpha=0.2, max_new_tokens=6, batch_size=3)
+REGIME = OnPolicy(rollouts=4, minibatch_size=2, microbatch_tokens=64, inner_epochs=3, max_steps=15)
+
+
+def gathered(pair, *, work=None, records=RECORDS, validation=VALIDATION, monitor="rouge_l", **sources):
+    sources = Sources(**dict(template="chat", max_prompt_tokens=30, max_response_tokens=5) | sources)
+    prompts = sources.prompts(records, validation, pair)
+    work = work or Work.on_policy(REGIME, SupervisedStart(), SAMPLER)
+    settings = dict(model=ModelPair("s", "t"), linear_loss=LinearLoss(), precision="32-true", monitor=monitor)
+    return collect(pair, sources, *prompts, None, work, **settings), prompts[0]
+
+
+@pytest.fixture(scope="module")
+def pair():
+    """Heads of 40 and 36 rows; the teacher's tokenizer knows one more token, behind them."""
+    known = tuple(f"t{i}" for i in range(5))
+    student, teacher = make_model(vocabulary=40, seed=1, layers=1), make_model(vocabulary=36, seed=2)
+    return pair_of(student, teacher, make_tokenizer(known), make_tokenizer((*known, "added")))
+
+
+@pytest.fixture(scope="module")
+def found(pair):
+    return gathered(pair)[0]
+
+
+def test_parameters_and_vocabulary_are_counted(found):
+    layer = 2 * 32 * 32 + 2 * 32 * 16 + 3 * 32 * 48 + 2 * 32  # q and o, k and v, feed-forward, norms
+    assert found.student.parameters == found.student.trained == 2 * 40 * 32 + layer + 32
+    assert found.teacher.parameters == 2 * 36 * 32 + 2 * layer + 32 and found.teacher.trained == 0
+    assert (found.student.dtype, found.student.device, found.teacher.layers) == ("float64", "cpu", 2)
+    tokens = found.vocabulary
+    assert (tokens.shared, tokens.student.rows, tokens.teacher.rows) == (36, 40, 36)
+    assert (tokens.student.tokens, tokens.teacher.tokens, tokens.beyond) == (36, 37, 1)
+
+
+def test_prompts_and_references_are_counted(pair):
+    long = Record("l", " ".join(WORDS * 2), references=("the",))
+    held_out = Record("h", "fish bird", references=("the",))
+    found, _ = gathered(pair, records=[*RECORDS, long, held_out, Record("n", "the")])
+    prompts = found.training
+    assert (prompts.kept, prompts.held_out, prompts.read) == (13, 1, 15)
+    assert prompts.dropped == {"longer than 30 tokens": 1}
+    # Answers of 1 to 6 words and an end: those of 5 and 6 words exceed 5 tokens.
+    assert (prompts.references, prompts.cut) == (12, 4) and found.validation.kept == 1
+    assert prompts.longest == 5  # user, two words, </s>, assistant
+
+
+def test_steps_rollouts_and_passes():
+    start = SupervisedStart(steps=5, minibatch_size=2)
+    work = Work.on_policy(REGIME, start, SAMPLER)
+    # 6 steps a rollout: 15 are in the third; 2 supervised steps a round: 5 are in the third.
+    assert (work.rounds, work.start_rounds, work.prompts_seen) == (3, 3, 24)
+    assert not work.learns_references
+    assert Work.on_policy(REGIME, replace(start, responses="reference"), SAMPLER).learns_references
+
+
+def by_hand(pair, prompts, seed, longest):
+    """Row by row and token by token with the networks' own logits: mean reverse and forward KL, and tokens."""
+    student, teacher = pair.student, pair.teacher.network
+    sums, n_tokens = torch.zeros(2, dtype=torch.float64), 0
+    for row in rows_at(seed_for(seed, "preflight prompts"), 0, 8, len(prompts)):
+        ids = list(prompts.prompt_ids[row])
+        for u in row_uniforms([seed_for(seed, "preflight", row)], longest)[0]:
+            q, p = (each(torch.tensor([ids])).logits[0, -1, : pair.n_vocab].softmax(-1) for each in (student, teacher))
+            sums += torch.stack([(q * (q / p).log()).sum(), (p * (p / q).log()).sum()])
+            n_tokens += 1
+            ids.append(int((q.cumsum(0) <= u).sum()))
+            if ids[-1] in pair.stop_ids:
+                break
+    return (*(sums / n_tokens).tolist(), n_tokens)
+
+
+@torch.no_grad()
+def test_the_agreement_is_exact_kl_on_the_students_own_samples(pair):
+    _, prompts = gathered(pair)
+    for seed, limit in ((0, 6), (3, 100)):
+        found = agreement(pair, prompts, seed=seed, max_new_tokens=limit, max_tokens=64)
+        reverse, forward, n_tokens = by_hand(pair, prompts, seed, min(limit, 32))
+        assert (found.samples, found.tokens) == (8, n_tokens)
+        assert found.reverse_kl == pytest.approx(reverse, rel=1e-9)
+        assert found.forward_kl == pytest.approx(forward, rel=1e-9) and abs(reverse - forward) > 0.01
+
+
+def test_the_agreement_with_itself_is_perfect_and_leaves_random_states_alone():
+    same = pair_of(make_model(), make_model(), make_tokenizer(), make_tokenizer())
+    _, prompts = gathered(same)
+    before = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].copy()
+    modes = same.student.training, [each.requires_grad for each in same.student.parameters()]
+    found = agreement(same, prompts, seed=0, max_new_tokens=6, max_tokens=64)
+    assert found.reverse_kl == pytest.approx(0, abs=1e-12) == found.forward_kl
+    assert torch.equal(before[0], torch.get_rng_state()) and before[1] == random.getstate()
+    assert (before[2] == np.random.get_state()[1]).all()
+    assert modes == (same.student.training, [each.requires_grad for each in same.student.parameters()])
+
+
+def test_a_pair_that_does_not_agree_is_named(pair, found):
+    _, prompts = gathered(pair)
+    some = agreement(pair, prompts, seed=0, max_new_tokens=6, max_tokens=64)
+    limit = math.log(36)
+    assert not found.with_agreement(replace(some, reverse_kl=limit, forward_kl=0.1)).warnings
+    (high,) = found.with_agreement(replace(some, reverse_kl=limit + 0.1, forward_kl=0.1)).warnings
+    assert "reverse KL is 3.68 nats a token, wanted at most log(vocabulary) = 3.58" in high and "wrong template" in high
+    (broken,) = found.with_agreement(replace(some, reverse_kl=0.1, forward_kl=math.nan)).warnings
+    assert broken.startswith("forward KL is nan nats a token") and "model.dtype" in broken
+
+
+def test_nothing_is_warned_of_without_cause(found):
+    assert found.warnings == ()
+
+
+NO_ANSWERS = [replace(record, references=()) for record in RECORDS]
+LONG = [Record(f"l:{i}", " ".join(WORDS * 2)) for i in range(4)]
+LEARNS = Work.on_policy(REGIME, SupervisedStart(steps=1, responses="reference"), SAMPLER)
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"records": [*RECORDS, *LONG]}, "4 of 16 training prompts are dropped: see data.max_prompt_tokens"),
+        ({"work": LEARNS}, "4 of 12 training references are cut at data.max_response_tokens"),
+        ({"records": RECORDS[:3]}, "3 training prompts for rounds of 4: some come several times in each"),
+    ],
+)
+def test_what_deserves_a_second_look(pair, options, text):
+    found, _ = gathered(pair, **options)
+    assert [text in each for each in found.warnings] == [True]
+
+
+def test_too_little_memory_is_told_with_what_to_lower(pair, monkeypatch):
+    monkeypatch.setattr("minillm.preflight.memory.usable_memory", lambda device: 1e-6)
+    (text,) = gathered(pair)[0].warnings
+    assert "GB are needed and 0.0 are there: lower regime.microbatch_tokens" in text
+
+
+def test_rouge_l_without_references_is_told(pair):
+    bare = [Record("v:1", "fish bird")]
+    with_teacher, alone = (
+        gathered(each, validation=bare, monitor="rouge_l")[0].warnings
+        for each in (pair, solo(make_model(), make_tokenizer()))
+    )
+    assert "Rouge-L is against the teacher's greedy answers; name a data.val_file" in with_teacher[0]
+    assert "there is no Rouge-L; name a data.val_file" in alone[0]
+    assert gathered(pair, validation=bare, monitor="reverse_kl")[0].warnings == ()
+
+
+def test_prompts_held_out_on_purpose_are_no_loss(pair):
+    found, _ = gathered(pair, records=[*RECORDS, *[Record("h", "fish bird")] * 9])
+    assert found.training.held_out == 9 and found.warnings == ()
+
+
+def test_templates_of_the_two_are_compared():
+    other = make_tokenizer()
+    pairs = {}
+    for template in (None, "{{ 1 }}"):
+        other.chat_template = template
+        pairs[template] = pair_of(make_model(), make_model(), make_tokenizer(), other)
+    for template, what in ((None, "no chat template"), ("{{ 1 }}", "another chat template")):
+        found, _ = gathered(pairs[template])
+        assert [what in each for each in found.warnings] == [True]
+        assert gathered(pairs[template], template="paper", max_prompt_tokens=90)[0].warnings == ()
+
+
+def test_a_model_alone_has_a_page_without_what_is_not_there(tmp_path, capsys):
+    """As of fine-tuning: no teacher, no sampler, no rollouts."""
+    alone = solo(make_model(), make_tokenizer())
+    work = Work(steps=30, steps_per_round=1, round_size=4, minibatch_size=4, answer_tokens=5, microbatch_tokens=64)
+    found, _ = gathered(alone, work=work, monitor=None)
+    assert found.teacher is None and found.memory.rollout == {} and "teacher" not in found.memory.always
+    show(found)
+    write(found, tmp_path)
+    for text in (capsys.readouterr().out, (tmp_path / "preflight.md").read_text()):
+        assert "30 optimizer steps of 4 answers; 10 passes over the prompts" in " ".join(text.split())
+        assert "31 rows; an answer stops at id 0" in text
+        assert not any(word in text for word in ("teacher", "rollout", "agreement", "KV"))
+
+
+def test_the_page_is_short_and_says_it_all(pair, found, tmp_path, capsys):
+    _, prompts = gathered(pair)
+    found = found.with_agreement(agreement(pair, prompts, seed=0, max_new_tokens=6, max_tokens=64))
+    found = replace(found, warnings=("first [bold]thing", "second"))
+    show(found)
+    screen = capsys.readouterr().out
+    write(found, tmp_path)
+    page = (tmp_path / "preflight.md").read_text()
+    assert len(screen.splitlines()) <= 27 and max(map(len, screen.splitlines())) <= 100
+    for text in (screen, page):
+        flat = " ".join(text.split())
+        for part in (
+            "36 in 40 rows, 4 cut", "37 in 36 rows",
+            "36 rows, the same token in each; tokens beyond them that differ: 1",
+            "an answer stops at id 0",
+            "the student's own chat template (chat templates: both tokenizers have the same)",
+            "12 of 12 prompts, the longest 5 tokens; 12 with a reference, 4 of them too long and cut",
+            f"reverse KL {found.agreement.reverse_kl:.3g}, forward KL", "on 8 answers of the student",
+            "15 optimizer steps of 2 answers, in 3 rollouts of 4: 12 samples of at most 6 tokens",
+            "first [bold]thing", "llama, 1 layers, float64 on cpu",
+        ):  # fmt: skip
+            assert part in flat, part
+    assert "| end | &lt;/s> (id 0) |" in page and page.startswith("# Preflight\n")
+
+    facts = json.loads((tmp_path / "preflight.json").read_text())
+    assert facts["agreement"]["samples"] == 8 and facts["vocabulary"]["shared"] == 36
+    assert facts["memory"]["total"] == pytest.approx(found.memory.total)
+    write(found.with_agreement(replace(found.agreement, reverse_kl=math.inf)), tmp_path)
+    assert json.loads((tmp_path / "preflight.json").read_text())["agreement"]["reverse_kl"] == "inf"
