@@ -73,7 +73,7 @@ def check_config(cfg: DictConfig, *, command: str = "", began: float | None = No
         "callbacks.record": {
             "run_dir": run_dir,
             "began": time.time() if began is None else began,
-            "card": {"name": plain["run"]["name"], "made_by": _made_by(plain), "command": command},
+            "card": {"name": plain["run"]["name"], "made_by": made_by(plain), "command": command},
         },
     }
     built = {group: collect(problems, group, plain[group]) for group in SETTINGS}
@@ -210,7 +210,7 @@ def check_lengths(settings: Settings, pair: Pair) -> None:
     )
 
 
-def _made_by(plain: dict) -> str:
+def made_by(plain: dict) -> str:
     """One sentence for the model card."""
     student, teacher = (
         node.get("source", "random weights") if isinstance(node, dict) else node

@@ -19,12 +19,14 @@ from torch import Tensor
 from yaml import YAMLError
 
 from minillm import cli
+from minillm.build import made_by
 from minillm.callbacks import Checkpoints, Validation
 from minillm.checks import collect
 from minillm.console import say
 from minillm.errors import ConfigError, ModelError, check
 from minillm.models import ModelPair, device_of
 from minillm.models.export import export_student
+from minillm.modules import StudentModule
 
 _PREFIX = "student."  # the module's only child
 
@@ -54,14 +56,14 @@ def export(checkpoint: Path, directory: Path, *, push: str | None = None, comman
     if problems:
         raise ConfigError([f"{config}: {problem}" for problem in problems])
     pair = settings.load(device_of("auto"))
-    weights = {name.removeprefix(_PREFIX): value for name, value in saved["state_dict"].items()}
-    if differing := _differences(weights, pair.student.state_dict()):
+    module = StudentModule(pair.student)
+    if differing := _differences(saved["state_dict"], module.state_dict()):
         raise ModelError(
             f"{file}: not of the model that {config} describes: {differing}; give a checkpoint and the config.yaml of "
             "one run"
         )
-    pair.student.load_state_dict(weights)
-    card = {"name": plain["run"]["name"], "teacher": settings.teacher.source, "command": command, "weights": file.stem}
+    module.load_state_dict(saved["state_dict"])
+    card = {"name": plain["run"]["name"], "made_by": made_by(plain), "command": command, "weights": file.stem}
     export_student(pair, directory, card=card, figures=_figures(file, saved))
     say(f"Wrote {directory}: the student of {file}")
     if push is not None:

@@ -52,6 +52,8 @@ def choose_precision(precision: str, accelerator: str = "auto") -> str:
         return precision
     gpu = accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
     return "bf16-mixed" if has_bfloat16(torch.device("cuda" if gpu else "cpu")) else "32-true"
+
+
 def usable_memory(device: torch.device) -> float:
     """GB (1e9 bytes) that this process could have: of a GPU what is free or its own already, of a CPU's memory all."""
     if device.type == "cuda":

@@ -49,9 +49,8 @@ class OnPolicyDistillation(StudentModule):
         start: SupervisedStart,
         seed: int,
     ):
-        super().__init__()
+        super().__init__(pair.student)
         self.automatic_optimization = False
-        self.student = pair.student
         self.pair = pair
         self.model = LanguageModel(pair.student, pair.n_vocab, pair.compile)
         self.objective, self.sampler, self.regulariser = objective, sampler, regulariser

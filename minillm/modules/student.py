@@ -1,15 +1,20 @@
-"""What the training modules share: a state dict of the weights that are trained."""
+"""What the training modules and the export share: a state dict of the weights that are trained."""
 
 from __future__ import annotations
 
 import lightning as L
 from torch import Tensor
 from torch.nn import Parameter
+from transformers import PreTrainedModel
 
 
 class StudentModule(L.LightningModule):
     """Frozen weights (those under adapters) are neither saved nor asked for: they come from where the student was
     loaded."""
+
+    def __init__(self, student: PreTrainedModel):
+        super().__init__()
+        self.student = student
 
     def state_dict(self, *args, **kwargs) -> dict:
         frozen = self._frozen()

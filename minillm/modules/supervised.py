@@ -42,8 +42,8 @@ class SupervisedDistillation(StudentModule):
         regime: Supervised,
         n_steps: int,
     ):
-        super().__init__()
-        self.student, self.pair = pair.student, pair
+        super().__init__(pair.student)
+        self.pair = pair
         self.model = LanguageModel(pair.student, pair.n_vocab, pair.compile)
         self.objective, self.linear_loss, self.optim, self.regime = objective, linear_loss, optim, regime
         self.n_steps, self.step = n_steps, 0

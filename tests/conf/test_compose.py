@@ -21,6 +21,8 @@ NEEDS = {  # choices that go together with another
     "objective=sft": ["regime=supervised"],
     "objective=kd": ["regime=supervised"],
     "regime=supervised": ["objective=sft"],
+    "model=narrow_teacher": ["regime=supervised", "objective=sft"],
+    "model=narrow_student": ["regime=supervised", "objective=sft"],
 }
 
 

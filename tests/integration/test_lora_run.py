@@ -6,6 +6,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from minillm.errors import ModelError
+from minillm.export import export
 from minillm.models import Checkpoint
 from tests.integration.test_resume import Killed, rows, train
 
@@ -39,6 +40,13 @@ def test_a_run_with_adapters_resumes_exports_and_can_be_gone_on_from(tmp_path, o
     beside = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(world / "student"), folder / "adapter")
     torch.testing.assert_close(beside(IDS).logits, adapted(IDS).logits, rtol=0, atol=1e-5)
 
+    export(folder, tmp_path / "exported")
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "exported").state_dict()
+    assert again.keys() == student.state_dict().keys()
+    best = torch.load(folder / "checkpoints" / "best.ckpt", weights_only=True)["state_dict"]
+    resumed.module.load_state_dict(best)
+    logits = AutoModelForCausalLM.from_pretrained(tmp_path / "exported")(IDS).logits
+    torch.testing.assert_close(logits, adapted(IDS).logits, rtol=0, atol=1e-5)
     source = ["model=gpt2_120m", f"model.student.source={world}/student", f"+model.student.adapter={folder}/adapter"]
     on = [*overrides[1:], *source, "~model.student.architecture", *LORA, "regime.max_steps=2", "start.steps=0"]
     again = train(tmp_path / "on", [*on, "optim.learning_rate=1e-12"])
