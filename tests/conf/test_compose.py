@@ -25,6 +25,8 @@ NEEDS = {  # choices that go together with another
     "recipe=start": ["model=gpt2_120m"],
     "recipe=sft": ["model=gpt2_120m"],
     "model=pair": ["+checkpoint@model.student=gpt2", "+checkpoint@model.teacher=gpt2_xl"],
+    "model=narrow_student": ["regime=supervised", "objective=sft"],
+    "model=narrow_teacher": ["regime=supervised", "objective=sft"],
     "checkpoint": ["model=gpt2_120m"],
 }
 
