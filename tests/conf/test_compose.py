@@ -21,8 +21,13 @@ NEEDS = {  # choices that go together with another
     "objective=sft": ["regime=supervised"],
     "objective=kd": ["regime=supervised"],
     "regime=supervised": ["objective=sft"],
-    "model=narrow_teacher": ["regime=supervised", "objective=sft"],
+    "recipe=teacher": ["model=gpt2_120m"],  # without a teacher there is none of whose layers a student can be made
+    "recipe=start": ["model=gpt2_120m"],
+    "recipe=sft": ["model=gpt2_120m"],
+    "model=pair": ["+checkpoint@model.student=gpt2", "+checkpoint@model.teacher=gpt2_xl"],
     "model=narrow_student": ["regime=supervised", "objective=sft"],
+    "model=narrow_teacher": ["regime=supervised", "objective=sft"],
+    "checkpoint": ["model=gpt2_120m"],
 }
 
 
@@ -37,13 +42,14 @@ def settings(*overrides):
 
 @pytest.mark.parametrize("choice", GROUPS)
 def test_every_yaml_composes_and_every_key_is_consumed(choice):
-    cfg = composed(choice, *NEEDS.get(choice, ()))
-    check_config(cfg)
+    group, name = choice.split("=")
+    own = f"checkpoint@model.student={name}" if group == "checkpoint" else choice
+    check_config(composed(own, *NEEDS.get(choice, NEEDS.get(group, ()))))
 
 
 def test_all_groups_of_the_contract_are_there():
-    settings = "model lora objective linear_loss sampler regulariser data regime optim"
-    around = "strategy trainer callbacks logger experiment sweep"
+    settings = "model checkpoint lora objective linear_loss sampler regulariser data regime optim"
+    around = "strategy trainer callbacks logger recipe experiment sweep"
     assert {*settings.split(), *around.split()} == {folder.name for folder in CONF.iterdir() if folder.is_dir()}
 
 
@@ -53,15 +59,19 @@ def test_a_key_that_no_constructor_takes_is_seen():
     assert node_problems(node, "objective") == ["objective.gama: no such key; did you mean gamma?"]
 
 
-@pytest.mark.parametrize("file", sorted(CONF.glob("model/*.yaml")), ids=lambda file: file.stem)
-def test_every_model_yaml_instantiates_small_without_a_hub(file):
-    node = OmegaConf.to_container(OmegaConf.load(file))
-    for side in ("student", "teacher"):
-        if "architecture" in node[side]:
-            stated: Architecture = construct(node[side]["architecture"])
-            small = stated.shrunk(layers=2, width=16, heads=4, kv_heads=2 if stated.kv_heads < stated.heads else 4,
-                                  ffn=32, vocabulary=64, head_dim=None)  # fmt: skip
-            assert Architecture.of(small.random_model().config) == small
+@pytest.mark.parametrize("file", sorted(CONF.glob("checkpoint/*.yaml")), ids=lambda file: file.stem)
+def test_every_checkpoint_states_an_architecture_that_can_be_built(file):
+    stated: Architecture = construct(OmegaConf.to_container(OmegaConf.load(file).architecture))
+    small = stated.shrunk(layers=2, width=16, heads=4, kv_heads=2 if stated.kv_heads < stated.heads else 4,
+                          ffn=32, vocabulary=64, head_dim=None)  # fmt: skip
+    assert Architecture.of(small.random_model().config) == small
+
+
+def test_a_pair_is_made_of_two_checkpoints():
+    made = settings("model=opt_2b7", "checkpoint@model.student=opt_1b3", "model.teacher.offload=true").model
+    assert (made.student.source, made.student.architecture.layers) == ("facebook/opt-1.3b", 24)
+    assert (made.teacher.source, made.teacher.architecture.layers) == ("facebook/opt-13b", 40) and made.teacher.offload
+    assert settings("model=opt_2b7", "model.teacher=a/b", "model.student.source=c/d").model.teacher.source == "a/b"
 
 
 def test_presets_set_the_regulariser_and_an_explicit_one_wins():
