@@ -157,7 +157,7 @@ def test_weights_of_another_model_and_a_wrong_model_section(copied, tmp_path, wo
     right = (copied / "config.yaml").read_text()
     (copied / "config.yaml").write_text(right.replace(f"{world}/student", f"{world}/teacher"))
     with pytest.raises(
-        ModelError, match=r"not of the model that .*config.yaml describes: 9 weights missing \(model.lay"
+        ModelError, match=r"not of the model that .*config.yaml describes: 9 weights missing \(student.model.lay"
     ):
         export(copied, tmp_path / "out")
     (copied / "config.yaml").write_text(right.replace("attention: sdpa", "attention: fast"))
