@@ -1,0 +1,215 @@
+"""python -m minillm.chain: the paper's runs one after the other, and its table. See conf/chain.yaml.
+
+A stage is a command of its own (train.py, minillm.generate, evaluate.py). Its command, the fingerprints of what it read
+and of what it made are recorded in chain.json; a stage whose result is there is skipped, one that was cut off goes on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import hydra
+from hydra import compose
+from omegaconf import DictConfig, OmegaConf
+from rich import get_console
+
+from minillm import cli
+from minillm.checks import describe, matches
+from minillm.console import say
+from minillm.errors import ConfigError, MinillmError
+from minillm.table import show_table, table_of
+
+ROOT = Path(__file__).parents[1]
+METHODS = ("sft", "kd", "seqkd", "minillm_nopt", "minillm")
+_KINDS = {
+    "pair": str, "seeds": list[int], "methods": list[str], "teacher": str | None, "tests": list[str],
+    "test_seeds": list[int], "overrides": list[str],
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Stage:
+    """`command` follows the interpreter; `reads` are stages and files that it depends on; it makes `result`, a file
+    or a directory below the stage's own."""
+
+    name: str
+    command: tuple[str, ...]
+    reads: tuple[str, ...]
+    result: str
+
+
+def check_chain(cfg: DictConfig) -> dict:
+    """The settings as plain values. Raises ConfigError with every wrong one."""
+    plain = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=False)
+    problems = [
+        f"{key}={plain[key]!r}: wanted {describe(kind)}"
+        for key, kind in _KINDS.items()
+        if not matches(plain[key], kind)
+    ]
+    if not problems:
+        problems += [f"{key}=[]: wanted at least one" for key in ("seeds", "methods", "tests") if not plain[key]]
+        problems += [
+            f"methods: {name}: wanted some of {', '.join(METHODS)}" for name in plain["methods"] if name not in METHODS
+        ]
+        problems += [f"tests: {file}: no such file" for file in plain["tests"] if not Path(file).exists()]
+        stages = {"sft", *plain["methods"]} | (set() if plain["teacher"] else {"teacher"})
+        stages |= {"start"} if any(name.startswith("minillm") for name in plain["methods"]) else set()
+        problems += [
+            f"pair={plain['pair']}: no conf/experiment/{plain['pair']}_{name}.yaml"
+            for name in sorted(stages)
+            if not (ROOT / "conf" / "experiment" / f"{plain['pair']}_{name}.yaml").exists()
+        ]
+    if problems:
+        raise ConfigError(problems)
+    return plain
+
+
+def stages_of(plain: dict, data: dict, answer_tokens: int) -> list[Stage]:
+    """In the order in which they are made. `data` is the config group of the pair's training runs."""
+    name, pair, methods = plain["run"]["name"], plain["pair"], plain["methods"]
+
+    def train(stage: str, seed: int, *overrides: str, reads: tuple[str, ...] = ()) -> Stage:
+        own = stage if stage == "teacher" else f"{stage}-{seed}"
+        command = ("train.py", f"experiment={pair}_{stage}", f"seed={seed}", f"run.name={name}/{own}", *overrides)
+        files = tuple(file for file in (data["train_file"], data["val_file"]) if file and Path(file).is_file())
+        return Stage(own, (*command, *plain["overrides"]), (*reads, *files), "student")
+
+    teacher, stages = plain["teacher"], []
+    after = () if teacher else ("teacher",)
+    if not teacher:
+        teacher = f"{_runs(plain)}/teacher/student"
+        stages.append(train("teacher", 0))
+    template = [f"data.{key}={data[key]}" for key in ("template", "max_prompt_tokens")]
+    template += [] if data["system"] is None else [f"data.system={json.dumps(data['system'])}"]
+    if "seqkd" in methods:
+        command = ["-m", "minillm.generate", f"teacher={teacher}", f"data.file={data['train_file']}", *template]
+        command += [f"max_new_tokens={data['max_response_tokens']}", f"run.name={name}/answers"]
+        stages.append(Stage("answers", tuple(command), after, "answers.jsonl"))
+    for seed in plain["seeds"]:
+        if any(method.startswith("minillm") for method in methods):
+            stages.append(train("start", seed))
+        for method in methods:
+            overrides, reads = [], after
+            if method == "sft":
+                reads = ()
+            else:
+                overrides.append(f"model.teacher={teacher}")
+            if method == "seqkd":
+                overrides.append(f"data.train_file={_runs(plain)}/answers/answers.jsonl")
+                reads = (*reads, "answers")
+            if method.startswith("minillm"):
+                overrides.append(f"model.student={_runs(plain)}/start-{seed}/student")
+                reads = (*reads, f"start-{seed}")
+            stages.append(train(method, seed, *overrides, reads=reads))
+    students = [f"{method}-{seed}" for method in methods for seed in plain["seeds"]]
+    models = [teacher, *(f"{_runs(plain)}/{student}/student" for student in students)]
+    command = ["evaluate.py", f"models=[{','.join(models)}]", f"teacher={teacher}", *template]
+    command += [f"data.files=[{','.join(plain['tests'])}]", f"seeds={plain['test_seeds']}".replace(" ", "")]
+    command += [f"max_new_tokens={answer_tokens}", "batch_size=64", f"run.name={name}/test"]
+    stages.append(Stage("test", tuple(command), (*after, *students, *plain["tests"]), "metrics.json"))
+    return stages
+
+
+def run_chain(run_dir: Path, stages: list[Stage]) -> dict[str, dict]:
+    """Make what is missing; the records of all stages, by name.
+
+    Raises:
+        ConfigError: a result is there that was made otherwise. MinillmError: a stage failed.
+    """
+    (run_dir / "logs").mkdir(parents=True, exist_ok=True)
+    file = run_dir / "chain.json"
+    records = json.loads(file.read_text()) if file.exists() else {}
+    for number, stage in enumerate(stages, start=1):
+        title = f"[{number}/{len(stages)}] {stage.name}"
+        inputs = {each: records[each]["result"] if each in records else fingerprint(Path(each)) for each in stage.reads}
+        made, result = records.get(stage.name), run_dir / stage.name / stage.result
+        if made and result.exists():
+            _refuse_another(stage, made, inputs, result.parent)
+            say(f"{title}: there since {made['finished']}")
+            continue
+        seconds = _call(stage, run_dir, title)
+        records[stage.name] = {
+            "command": list(stage.command),
+            "inputs": inputs,
+            "result": fingerprint(result),
+            "seconds": round(seconds, 1),
+            "finished": time.strftime("%Y-%m-%d %H:%M:%S"),
+        }
+        aside = file.with_suffix(".tmp")
+        aside.write_text(json.dumps(records, indent=2) + "\n")
+        aside.replace(file)
+        say(f"{title}: {seconds:.0f} s")
+    return records
+
+
+def fingerprint(path: Path) -> str:
+    """SHA-256 of a file, or of a directory's weights and other files with their names."""
+    digest = hashlib.sha256()
+    files = sorted(each for each in path.rglob("*") if each.name != "README.md") if path.is_dir() else [path]
+    for file in files:
+        digest.update(file.name.encode())
+        with open(file, "rb") as stream:
+            while block := stream.read(2**22):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def _refuse_another(stage: Stage, made: dict, inputs: dict[str, str], folder: Path) -> None:
+    differing = [f"{name} is another" for name in inputs if made["inputs"].get(name) != inputs[name]]
+    old, new = set(made["command"]), set(stage.command)
+    differing += [
+        f"it was made with {', '.join(sorted(old - new)) or 'less'}, now {', '.join(sorted(new - old)) or 'less'}"
+    ] * (old != new)
+    if differing:
+        raise ConfigError(f"{folder}: {'; '.join(differing)}. Delete it to make it again, or choose another run.name")
+
+
+def _call(stage: Stage, run_dir: Path, title: str) -> float:
+    command = [sys.executable, *stage.command]
+    if stage.command[0].endswith(".py"):
+        command[1] = str(ROOT / stage.command[0])
+    if stage.command[0] == "train.py" and (run_dir / stage.name / "config.yaml").exists():
+        command.append("resume=auto")  # it was cut off
+    log = run_dir / "logs" / f"{stage.name}.log"
+    began = time.time()
+    with open(log, "a", encoding="utf-8") as stream, get_console().status(f"{title}  ({log})"):
+        done = subprocess.run(command, stdout=stream, stderr=subprocess.STDOUT, env=_environment())
+    if done.returncode:
+        last = "\n".join(log.read_text(encoding="utf-8").splitlines()[-15:])
+        raise MinillmError(f"{title} failed; the same command goes on from here. The end of {log}:\n{last}")
+    return time.time() - began
+
+
+def _environment() -> dict[str, str]:
+    import os
+
+    paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
+
+
+def _runs(plain: dict) -> str:
+    return plain["run"]["dir"]
+
+
+@hydra.main(config_path="../conf", config_name="chain", version_base="1.3")
+def main(cfg: DictConfig) -> None:
+    plain = check_chain(cfg)
+    trained = compose("train", [f"experiment={plain['pair']}_sft", *plain["overrides"]])
+    data = OmegaConf.to_container(trained.data, resolve=True)
+    run_dir = Path(plain["run"]["dir"])
+    records = run_chain(run_dir, stages_of(plain, data, trained.callbacks.validation.max_new_tokens))
+    table = table_of(json.loads((run_dir / "test" / "metrics.json").read_text()), plain["methods"], plain["seeds"])
+    out = run_dir / f"{run_dir.name}.json"
+    out.write_text(json.dumps(table | {"settings": plain, "stages": records}, indent=2) + "\n")
+    show_table(table)
+    say(f"Wrote {out}: every figure by method and seed")
+
+
+if __name__ == "__main__":
+    cli.run(main, "chain")

@@ -1,0 +1,57 @@
+"""The layout of the paper's Table 1: a row for each method, a column for each test set, Rouge-L over training seeds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from statistics import mean, stdev
+
+from rich import get_console
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+
+NAMES = {
+    "teacher": "Teacher",
+    "sft": "SFT w/o KD",
+    "kd": "KD",
+    "seqkd": "SeqKD",
+    "minillm_nopt": "MiniLLM w/o L_PT",
+    "minillm": "MiniLLM",
+}
+
+
+def table_of(results: dict, methods: list[str], seeds: list[int]) -> dict:
+    """From evaluate.py's metrics.json to method -> seed -> test set -> figure (mean over the seeds of sampling).
+
+    The first model of `results` is the teacher; the others are <method>-<seed>/student.
+    """
+    teacher = next(iter(results))
+    by_student = {Path(name).parent.name: files for name, files in results.items() if name != teacher}
+    table = {"teacher": {"-": _means(results[teacher])}}
+    for method in methods:
+        table[method] = {str(seed): _means(by_student[f"{method}-{seed}"]) for seed in seeds}
+    return {"methods": table, "tests": [Path(file).stem for file in results[teacher]]}
+
+
+def _means(files: dict) -> dict[str, dict[str, float]]:
+    return {
+        Path(file).stem: {name: each["mean"] for name, each in figures.items() if isinstance(each, dict)}
+        for file, figures in files.items()
+    }
+
+
+def show_table(table: dict, figure: str = "rouge_l", title: str = "Rouge-L") -> None:
+    """Mean over training seeds with its deviation, and the mean of all test sets."""
+    tests = table["tests"]
+    out = Table(title=f"{title}, mean and deviation over training seeds", title_justify="left", box=SIMPLE_HEAD)
+    out.add_column("method")
+    for name in (*tests, "mean"):
+        out.add_column(name.removeprefix("test_"), justify="right")
+    for method, seeds in table["methods"].items():
+        columns = [[run[test][figure] for run in seeds.values()] for test in tests]
+        columns.append([mean(values) for values in zip(*columns, strict=True)])
+        out.add_row(NAMES[method], *map(_cell, columns))
+    get_console().print(out)
+
+
+def _cell(values: list[float]) -> str:
+    return f"{mean(values):.1f}" + (f" ± {stdev(values):.1f}" if len(values) > 1 else "")

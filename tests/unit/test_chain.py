@@ -1,0 +1,121 @@
+"""The chain: what is there is skipped, what was cut off goes on, what was made otherwise is refused."""
+
+import json
+from statistics import mean, stdev
+
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from minillm.build import check_config
+from minillm.chain import METHODS, Stage, check_chain, fingerprint, run_chain, stages_of
+from minillm.errors import ConfigError, MinillmError
+from minillm.table import show_table, table_of
+from tests.conf.test_compose import CONF, composed
+
+
+def write(name, text, reads=()):
+    """A stage that appends to its log and writes a file, as a command would."""
+    code = f"import os; print('making {name}'); os.makedirs('{{0}}/{name}', exist_ok=True); "
+    code += f"open('{{0}}/{name}/out', 'w').write('{text}')"
+    return lambda folder: Stage(name, ("-c", code.format(folder)), tuple(reads), "out")
+
+
+def stages(folder, *makers):
+    return [make(folder) for make in makers]
+
+
+def made(folder, name):
+    return (folder / "logs" / f"{name}.log").read_text().count(f"making {name}")
+
+
+def test_each_stage_is_made_once_and_its_inputs_are_recorded(tmp_path):
+    both = stages(tmp_path, write("a", "1"), write("b", "2", reads=["a"]))
+    for _ in range(2):
+        records = run_chain(tmp_path, both)
+    assert made(tmp_path, "a") == made(tmp_path, "b") == 1
+    assert records["b"]["inputs"] == {"a": fingerprint(tmp_path / "a" / "out")} == {"a": records["a"]["result"]}
+    assert json.loads((tmp_path / "chain.json").read_text()) == records
+
+
+def test_a_failure_shows_the_end_of_the_log_and_the_rest_goes_on_later(tmp_path):
+    broken = Stage("b", ("-c", "print('the cause'); raise SystemExit(3)"), ("a",), "out")
+    with pytest.raises(MinillmError, match=r"\[2/2\] b failed; the same command goes on from here(.|\n)*the cause"):
+        run_chain(tmp_path, [*stages(tmp_path, write("a", "1")), broken])
+    run_chain(tmp_path, stages(tmp_path, write("a", "1"), write("b", "2", reads=["a"])))
+    assert made(tmp_path, "a") == made(tmp_path, "b") == 1
+
+
+def test_a_result_that_was_made_otherwise_is_refused(tmp_path):
+    data = tmp_path / "data"
+    data.write_text("rows")
+    run_chain(tmp_path, stages(tmp_path, write("a", "1", reads=[str(data)])))
+    with pytest.raises(ConfigError, match="a: it was made with .*Delete it to make it again"):
+        run_chain(tmp_path, stages(tmp_path, write("a", "3", reads=[str(data)])))
+    data.write_text("other rows")
+    with pytest.raises(ConfigError, match="data is another"):
+        run_chain(tmp_path, stages(tmp_path, write("a", "1", reads=[str(data)])))
+
+
+def chain(*overrides):
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = compose("chain", [*overrides, "run.dir=runs/x", "run.name=x"])
+    return check_chain(cfg)
+
+
+@pytest.mark.parametrize("pair", ["gpt2_120m", "qwen3_0b6", "narrow"])
+def test_every_training_command_is_a_right_one_and_reads_what_earlier_ones_made(pair, tmp_path):
+    (tmp_path / "t.jsonl").write_text("{}")
+    plain = chain(f"pair={pair}", "seeds=[0,1]", f"tests=[{tmp_path}/t.jsonl]", 'overrides=["logger=csv"]')
+    data = OmegaConf.to_container(composed(f"experiment={pair}_sft").data, resolve=True)
+    found = stages_of(plain, data, 32)
+    assert [stage.name for stage in found] == [
+        "teacher", "answers", *(f"{name}-{seed}" for seed in (0, 1) for name in ("start", *METHODS)), "test"
+    ]  # fmt: skip
+    earlier = set()
+    for stage in found:
+        assert {name for name in stage.reads if "/" not in name} <= earlier
+        earlier.add(stage.name)
+        paths = {word for part in stage.command for word in part.replace("[", ",").replace("=", ",").split(",")}
+        used = {name for name in earlier - {stage.name} if any(path.startswith(f"runs/x/{name}/") for path in paths)}
+        assert used <= set(stage.reads)  # nothing is used that is not recorded as an input
+        if stage.command[0] == "train.py":
+            made = check_config(composed(*[part for part in stage.command[1:] if not part.startswith("run.name")]))
+            kd = stage.name.startswith(("kd", "seqkd", "minillm"))
+            assert (made.model.teacher is not None) == kd
+            if kd:
+                assert made.model.teacher.source == "runs/x/teacher/student"
+            if stage.name.startswith("minillm"):
+                assert made.model.student.source == f"runs/x/start-{stage.name[-1]}/student"
+
+
+def test_a_given_teacher_is_not_trained():
+    plain = chain("pair=narrow", "teacher=owner/model", "methods=[kd]", f"tests=[{CONF}/chain.yaml]")
+    data = OmegaConf.to_container(composed("experiment=narrow_sft").data, resolve=True)
+    found = stages_of(plain, data, 32)
+    assert [stage.name for stage in found] == ["kd-0", "test"]
+    assert "model.teacher=owner/model" in found[0].command
+
+
+def test_mistakes_come_in_one_message():
+    with pytest.raises(ConfigError) as caught:
+        chain("pair=nothing", "methods=[sft,magic]", "tests=[/no/file]")
+    text = str(caught.value)
+    assert "methods: magic: wanted some of sft, kd" in text and "/no/file: no such file" in text
+    assert "pair=nothing: no conf/experiment/nothing_sft.yaml" in text
+    with pytest.raises(ConfigError, match="pair="):
+        chain("tests=[a]")
+
+
+def test_the_table_is_the_mean_over_training_seeds(capsys):
+    def figures(value):
+        return {name: {"rouge_l": {"mean": value + add, "per_seed": {}}, "prompts": 3} for name, add in FILES.items()}
+
+    FILES = {"d/one.jsonl": 0, "d/two.jsonl": 10}
+    results = {"t/student": figures(50)} | {f"r/sft-{seed}/student": figures(30 + seed) for seed in (0, 1, 2)}
+    table = table_of(results, ["sft"], [0, 1, 2])
+    assert table["tests"] == ["one", "two"]
+    assert table["methods"]["sft"]["2"]["two"]["rouge_l"] == 42
+    show_table(table)
+    shown = capsys.readouterr().out
+    assert f"{mean([30, 31, 32]):.1f} ± {stdev([30, 31, 32]):.1f}" in shown and "50.0" in shown and "36.0" in shown
