@@ -50,9 +50,9 @@ def test_all_problems_come_together_and_nothing_like_a_name_lists_the_choices():
 
 
 def test_a_missing_argument_is_named_unless_the_build_supplies_it():
-    missing = node_problems({"_target_": PAIR, "student": "s"}, "model")
-    assert len(missing) == 1 and missing[0].startswith("model.teacher: missing; wanted ")
-    assert node_problems({"_target_": PAIR, "student": "s"}, "model", supplied=("teacher",)) == []
+    missing = node_problems({"_target_": PAIR, "teacher": "t"}, "model")
+    assert len(missing) == 1 and missing[0].startswith("model.student: missing; wanted ")
+    assert node_problems({"_target_": PAIR, "teacher": "t"}, "model", supplied=("student",)) == []
 
 
 def test_a_key_that_the_build_supplies_may_not_be_given():
