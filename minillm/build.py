@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from minillm import preflight
 from minillm.callbacks import Profile
 from minillm.checks import collect, construct, node_problems
-from minillm.data import Sources, read_documents
+from minillm.data import PromptSet, Sources, read_documents
 from minillm.datamodule import DistillationDataModule, SupervisedDataModule
 from minillm.errors import ConfigError, check
 from minillm.linear_loss import LinearLoss
@@ -120,10 +120,11 @@ def build(cfg: DictConfig, settings: Settings) -> Run:
     check_lengths(settings, pair)
     supervised = isinstance(settings.regime, Supervised)
     train_prompts, val_prompts = settings.data.prompts(*records, pair, answered=supervised)
+    check_monitor(settings, pair, val_prompts)
     corpus = None if documents is None else settings.data.corpus(documents, pair)
     last = run_dir / "checkpoints" / "last.ckpt"
     ckpt_path = last if plain["resume"] and last.exists() else None
-    page = None if ckpt_path else preflight.begin(settings, plain, pair, train_prompts, val_prompts, corpus)
+    page = None if ckpt_path else preflight.begin(settings, plain, pair, train_prompts, val_prompts, corpus, precision)
     make = _supervised if supervised else _on_policy
     module, datamodule = make(settings, pair, train_prompts, val_prompts, corpus, plain["seed"])
     # Only now, with everything loaded, is the run directory taken: a mistake can be mended under the same run.name.
@@ -210,15 +211,32 @@ def check_lengths(settings: Settings, pair: Pair) -> None:
     )
 
 
+def check_monitor(settings: Settings, pair: Pair, validation: PromptSet) -> None:
+    """Raises ConfigError where the best checkpoint would be chosen by a figure that validation cannot measure."""
+    checkpoints = settings.callbacks.get("checkpoints")
+    if checkpoints is None or settings.callbacks["record"].export != "best":
+        return
+    references, teacher = validation.has_references, pair.teacher is not None
+    measured = {"rouge_l": references or teacher, "loss": references, "reverse_kl": teacher}
+    check(
+        (
+            measured[checkpoints.monitor],
+            f"callbacks.checkpoints.monitor={checkpoints.monitor}: the validation of this run measures "
+            f"{', '.join(name for name in measured if measured[name]) or 'none of them'}; loss needs a reference in "
+            "every row of data.val_file, reverse_kl a teacher, rouge_l one of the two",
+        )
+    )
+
+
 def made_by(plain: dict) -> str:
     """One sentence for the model card."""
-    student, teacher = (
-        node.get("source", "random weights") if isinstance(node, dict) else node
-        for node in (plain["model"].get(side) for side in ("student", "teacher"))
-    )
-    objective = plain["objective"]
+    student, teacher, objective = plain["model"].get("student"), plain["model"].get("teacher"), plain["objective"]
+    teacher = teacher.get("source") if isinstance(teacher, dict) else teacher
     if "kd_ratio" not in objective:
         return f"A student distilled from `{teacher}` by MiniLLM (reverse KL on its own samples, arXiv 2306.08543)."
+    if isinstance(student, dict):
+        pruned = any(key in student for key in ("keep_layers", "drop_layers"))
+        student = student.get("source") or (f"layers of {teacher}" if pruned else "random weights")
     how = f"Fine-tuned from `{student}` on the responses of `{plain['data'].get('train_file')}`"
     if objective["kd_ratio"]:
         how += f", with the soft targets of `{teacher}` (word-level KD, ratio {objective['kd_ratio']})"

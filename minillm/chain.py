@@ -6,12 +6,14 @@ and of what it made are recorded in chain.json; a stage whose result is there is
 
 from __future__ import annotations
 
-import hashlib
+import fcntl
 import json
 import os
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,7 +25,9 @@ from rich import get_console
 from minillm import cli
 from minillm.checks import describe, matches
 from minillm.console import say
-from minillm.errors import ConfigError, MinillmError
+from minillm.data import read_records
+from minillm.errors import ConfigError, DataError, MinillmError
+from minillm.files import fingerprint, write_whole
 from minillm.table import show_table, table_of
 
 ROOT = Path(__file__).parents[1]
@@ -58,7 +62,10 @@ def check_chain(cfg: DictConfig) -> dict:
         problems += [
             f"methods: {name}: wanted some of {', '.join(METHODS)}" for name in plain["methods"] if name not in METHODS
         ]
-        problems += [f"tests: {file}: no such file" for file in plain["tests"] if not Path(file).exists()]
+        problems += [problem for file in plain["tests"] if (problem := _test_problem(file))]
+        stems = [Path(file).stem for file in plain["tests"]]
+        if len(set(stems)) < len(stems):
+            problems.append(f"tests: the files are columns by their names {', '.join(stems)}; wanted different ones")
         stages = {"sft", *plain["methods"]} | (set() if plain["teacher"] else {"teacher"})
         stages |= {"start"} if any(name.startswith("minillm") for name in plain["methods"]) else set()
         problems += [
@@ -69,6 +76,16 @@ def check_chain(cfg: DictConfig) -> dict:
     if problems:
         raise ConfigError(problems)
     return plain
+
+
+def _test_problem(file: str) -> str | None:
+    if not Path(file).exists():
+        return f"tests: {file}: no such file"
+    try:
+        bare = [record.id for record in read_records(file) if not record.references]
+    except DataError as error:
+        return f"tests: {error}"
+    return f"tests: {bare[0]} and {len(bare) - 1} more rows have no reference (key output)" if bare else None
 
 
 def stages_of(plain: dict, data: dict, answer_tokens: int) -> list[Stage]:
@@ -82,8 +99,10 @@ def stages_of(plain: dict, data: dict, answer_tokens: int) -> list[Stage]:
         return Stage(own, (*command, f"run.name={name}/{own}"), (*reads, *files), "student")
 
     teacher, stages = plain["teacher"], []
-    after = () if teacher else ("teacher",)
-    if not teacher:
+    after = ("teacher",)
+    if teacher:
+        after = (teacher,) if Path(teacher).is_dir() else ()
+    else:
         teacher = f"{runs}/teacher/student"
         stages.append(train("teacher", 0))
     template = [f"data.{key}={data[key]}" for key in ("template", "max_prompt_tokens")]
@@ -95,7 +114,8 @@ def stages_of(plain: dict, data: dict, answer_tokens: int) -> list[Stage]:
         command = ["-m", "minillm.generate", f"teacher={teacher}", f"data.file={data['train_file']}", *template]
         command += [f"max_new_tokens={data['max_response_tokens']}", f"limit={plain['answer_limit'] or 'null'}"]
         command.append(f"run.name={name}/answers")
-        stages.append(Stage("answers", tuple(command), after, "answers.jsonl"))
+        prompts = (data["train_file"],) if Path(data["train_file"]).is_file() else ()
+        stages.append(Stage("answers", tuple(command), (*after, *prompts), "answers.jsonl"))
     for seed in plain["seeds"]:
         if any(method.startswith("minillm") for method in methods):
             stages.append(train("start", seed))
@@ -131,39 +151,41 @@ def run_chain(run_dir: Path, stages: list[Stage]) -> dict[str, dict]:
     (run_dir / "logs").mkdir(parents=True, exist_ok=True)
     file = run_dir / "chain.json"
     records = json.loads(file.read_text()) if file.exists() else {}
-    for number, stage in enumerate(stages, start=1):
-        title = f"[{number}/{len(stages)}] {stage.name}"
-        inputs = {each: records[each]["result"] if each in records else fingerprint(Path(each)) for each in stage.reads}
-        made, result = records.get(stage.name), run_dir / stage.name / stage.result
-        if made and result.exists():
-            _refuse_another(stage, made, inputs, result.parent)
-            say(f"{title}: there since {made['finished']}")
-            continue
-        seconds = _call(stage, run_dir, title)
-        records[stage.name] = {
-            "command": list(stage.command),
-            "inputs": inputs,
-            "result": fingerprint(result),
-            "seconds": round(seconds, 1),
-            "finished": time.strftime("%Y-%m-%d %H:%M:%S"),
-        }
-        aside = file.with_suffix(".tmp")
-        aside.write_text(json.dumps(records, indent=2) + "\n")
-        aside.replace(file)
-        say(f"{title}: {seconds:.0f} s")
+    with _alone(run_dir) as lock:
+        for number, stage in enumerate(stages, start=1):
+            title, folder = f"[{number}/{len(stages)}] {stage.name}", run_dir / stage.name
+            inputs = {
+                each: records[each]["result"] if each in records else fingerprint(Path(each)) for each in stage.reads
+            }
+            made = records.get(stage.name)
+            if made and folder.exists():
+                _refuse_another(stage, made, inputs, folder)
+                if made["result"] and (folder / stage.result).exists():
+                    say(f"{title}: there since {made['finished']}")
+                    continue
+            # Before it begins: what is cut off may only go on with the same command and inputs.
+            records[stage.name] = {"command": list(stage.command), "inputs": inputs, "result": None}
+            write_whole(file, json.dumps(records, indent=2) + "\n")
+            seconds = _call(stage, run_dir, title, lock)
+            records[stage.name] |= {
+                "result": fingerprint(folder / stage.result),
+                "seconds": round(seconds, 1),
+                "finished": time.strftime("%Y-%m-%d %H:%M:%S"),
+            }
+            write_whole(file, json.dumps(records, indent=2) + "\n")
+            say(f"{title}: {seconds:.0f} s")
     return records
 
 
-def fingerprint(path: Path) -> str:
-    """SHA-256 of a file, or of a directory's weights and other files with their names."""
-    digest = hashlib.sha256()
-    files = sorted(each for each in path.rglob("*") if each.name != "README.md") if path.is_dir() else [path]
-    for file in files:
-        digest.update(file.name.encode())
-        with open(file, "rb") as stream:
-            while block := stream.read(2**22):
-                digest.update(block)
-    return digest.hexdigest()
+@contextmanager
+def _alone(run_dir: Path) -> Iterator[int]:
+    """The lock goes with the last process that holds it: a stage that outlives its chain keeps the next one out."""
+    with open(run_dir / "lock", "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise MinillmError(f"{run_dir}: another chain, or a stage that outlived one, is at work there") from error
+        yield lock.fileno()
 
 
 def _refuse_another(stage: Stage, made: dict, inputs: dict[str, str], folder: Path) -> None:
@@ -178,7 +200,7 @@ def _refuse_another(stage: Stage, made: dict, inputs: dict[str, str], folder: Pa
         raise ConfigError(f"{folder}: {'; '.join(differing)}. Delete it to make it again, or choose another run.name")
 
 
-def _call(stage: Stage, run_dir: Path, title: str) -> float:
+def _call(stage: Stage, run_dir: Path, title: str, lock: int) -> float:
     command = [sys.executable, *stage.command]
     if stage.command[0].endswith(".py"):
         command[1] = str(ROOT / stage.command[0])
@@ -188,7 +210,9 @@ def _call(stage: Stage, run_dir: Path, title: str) -> float:
     began = time.time()
     with open(log, "a", encoding="utf-8") as stream, get_console().status(f"{title}  ({log})"):
         paths = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-        done = subprocess.run(command, stdout=stream, stderr=subprocess.STDOUT, env=os.environ | {"PYTHONPATH": paths})
+        done = subprocess.run(
+            command, stdout=stream, stderr=subprocess.STDOUT, env=os.environ | {"PYTHONPATH": paths}, pass_fds=(lock,)
+        )
     if done.returncode:
         last = "\n".join(log.read_text(encoding="utf-8").splitlines()[-15:])
         raise MinillmError(f"{title} failed; the same command goes on from here. The end of {log}:\n{last}")
@@ -200,6 +224,11 @@ def main(cfg: DictConfig) -> None:
     plain = check_chain(cfg)
     trained = compose("train", [f"experiment={plain['pair']}_sft", *plain["overrides"]])
     data = OmegaConf.to_container(trained.data, resolve=True)
+    if "seqkd" in plain["methods"] and data["val_file"] is None:
+        raise ConfigError(
+            "data.val_file=null: SeqKD would be validated on the teacher's answers, the others on references; give one "
+            "with overrides"
+        )
     run_dir = Path(plain["run"]["dir"])
     records = run_chain(run_dir, stages_of(plain, data, trained.callbacks.validation.max_new_tokens))
     table = table_of(json.loads((run_dir / "test" / "metrics.json").read_text()), plain["methods"], plain["seeds"])

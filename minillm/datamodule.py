@@ -83,7 +83,6 @@ class SupervisedDataModule(_EndlessDataModule):
         return SupervisedBatch(
             prompts.batch(rows[part * size : (part + 1) * size], index=step, with_references=True),
             n_tokens=sum(len(prompts.reference_ids[row]) for row in rows),
-            last=part == self.microbatches - 1,
         )
 
 

@@ -24,6 +24,7 @@ from minillm.console import say
 from minillm.data import PromptSet, Record, Sources, read_records, training_keys
 from minillm.errors import ConfigError, ModelError
 from minillm.evaluation import Answer, answer_prompts
+from minillm.files import fingerprint, write_whole
 from minillm.models import Attention, Checkpoint, Dtype, LanguageModel, choose_dtype, device_of, solo
 
 _KINDS = {
@@ -71,6 +72,11 @@ def check_generation(cfg: DictConfig) -> Generation:
         elif key in _POSITIVE and value is not None and value <= 0:
             problems.append(f"{key}={value}: wanted a positive number")
     settings = {key: plain[key] for key in ("teacher", "data", *_KINDS) if key != "device"}
+    for key, path in (("teacher", plain["teacher"]), ("data.file", file)):
+        if isinstance(path, str) and Path(path).exists():  # what lies there may change while the run is stopped
+            settings[f"content of {key}"] = fingerprint(Path(path))
+    if matches(plain["dtype"], Dtype) and matches(plain["device"], _KINDS["device"]):
+        settings["dtype"] = str(choose_dtype(plain["dtype"], device_of(plain["device"]))).removeprefix("torch.")
     run_dir = Path(plain["run"]["dir"])
     if (run_dir / "settings.json").exists():
         before = json.loads((run_dir / "settings.json").read_text())
@@ -106,7 +112,7 @@ def generate(work: Generation, device: str, rank: int = 0, world_size: int = 1) 
     pair = solo(network.to(place), tokenizer)
     prompts = work.sources.evaluation_prompts(work.records, pair, "prompts")
     work.part(0).parent.mkdir(parents=True, exist_ok=True)
-    _write(work.run_dir / "settings.json", json.dumps(settings, indent=2) + "\n")
+    write_whole(work.run_dir / "settings.json", json.dumps(settings, indent=2) + "\n")
     size = settings["chunk"]
     chunks = range(-(-len(prompts) // size))
     # By number, not among those missing: processes that start at different times see different ones.
@@ -129,7 +135,7 @@ def generate(work: Generation, device: str, rank: int = 0, world_size: int = 1) 
                 rows=rows,
                 temperature=settings["temperature"],
             )
-            _write(
+            write_whole(
                 work.part(chunk),
                 "".join(_line(prompts, row, answer) for row, answer in zip(rows, answers, strict=True)),
             )
@@ -151,7 +157,7 @@ def _join(work: Generation, chunks: range) -> Path | None:
     """All parts as one file, by the process that finds the last one written; two that do so write the same."""
     parts = [work.part(chunk) for chunk in chunks]
     try:
-        _write(work.answers_file, "".join(part.read_text(encoding="utf-8") for part in parts))
+        write_whole(work.answers_file, "".join(part.read_text(encoding="utf-8") for part in parts))
     except FileNotFoundError:
         if work.answers_file.exists():  # another process was faster
             return work.answers_file
@@ -161,13 +167,6 @@ def _join(work: Generation, chunks: range) -> Path | None:
         part.unlink(missing_ok=True)
     say(f"Wrote {work.answers_file}: train on it with data.train_file={work.answers_file}")
     return work.answers_file
-
-
-def _write(file: Path, text: str) -> None:
-    """Aside, then renamed; processes that write the same file do not meet."""
-    aside = file.with_name(f".{file.name}.{os.getpid()}")
-    aside.write_text(text, encoding="utf-8")
-    aside.replace(file)
 
 
 @hydra.main(config_path="../conf", config_name="generate", version_base="1.3")

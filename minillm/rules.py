@@ -48,7 +48,7 @@ def cross_field_problems(built: dict, callbacks: dict, plain: dict) -> list[str]
     if data and regulariser and regulariser.on and data.corpus_file is None:
         problems.append("data.corpus_file=null: the regulariser needs a corpus; name a file or set regulariser=none")
     if regime:
-        problems += _regime_problems(built, on_policy=isinstance(regime, OnPolicy))
+        problems += _regime_problems(built, on_policy=isinstance(regime, OnPolicy), profile=plain["profile"] is True)
     if start and isinstance(regime, OnPolicy) and start.steps and regime.rollouts % start.minibatch_size:
         problems.append(
             f"start.minibatch_size={start.minibatch_size} does not divide regime.rollouts={regime.rollouts}; "
@@ -96,8 +96,9 @@ def cross_field_problems(built: dict, callbacks: dict, plain: dict) -> list[str]
     return problems
 
 
-def _regime_problems(built: dict, *, on_policy: bool) -> list[str]:
+def _regime_problems(built: dict, *, on_policy: bool, profile: bool) -> list[str]:
     objective, start, regulariser = built["objective"], built["start"], built["regulariser"]
+    teacher = getattr(built["model"], "teacher", None)
     no_teacher = built["model"] is not None and built["model"].teacher is None
     if on_policy:
         pairs = [
@@ -113,6 +114,11 @@ def _regime_problems(built: dict, *, on_policy: bool) -> list[str]:
             (
                 no_teacher and bool(getattr(objective, "wanted", ())),
                 "model.teacher=null with objective.kd_ratio > 0: wanted a teacher",
+            ),
+            (profile, "profile=true with regime=supervised: only rollouts are profiled; wanted false"),
+            (
+                bool(getattr(teacher, "offload", False)),
+                "model.teacher.offload=true with regime=supervised: the body is needed in every step; wanted false",
             ),
             (start is not None and start.steps > 0, "start.steps > 0 with regime=supervised: wanted 0"),
             (

@@ -17,6 +17,7 @@ from minillm.console import say, show_figures
 from minillm.data import PromptSet, Record, Sources, read_records, training_keys
 from minillm.errors import ConfigError, ModelError
 from minillm.evaluation import Answer, answer_prompts, summarise
+from minillm.files import write_whole
 from minillm.models import Attention, Checkpoint, Dtype, LanguageModel, Pair, choose_dtype, device_of, pair_of, solo
 
 COLUMNS = {
@@ -128,7 +129,8 @@ def run_suite(suite: Suite) -> dict:
                         row = {"model": name, "file": file} | answer.row() | {"references": record.references}
                         stream.write(json.dumps(row, ensure_ascii=False) + "\n")
                 results[name][file] = _over_seeds(suite.seeds, figures) | {"prompts": len(prompts)}
-            (suite.run_dir / "metrics.json").write_text(json.dumps(results, indent=2) + "\n")
+    # Only now: the file says that the measurement is complete.
+    write_whole(suite.run_dir / "metrics.json", json.dumps(results, indent=2) + "\n")
     for file in suite.records:
         rows = {
             name: {key: each["mean"] for key, each in files[file].items() if key != "prompts"}

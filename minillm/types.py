@@ -130,12 +130,11 @@ class TrainBatch:
 
 @dataclass(frozen=True)
 class SupervisedBatch:
-    """A micro-batch of prompts with given answers. `n_tokens` counts the response tokens of its whole mini-batch, of
-    which it is the `last` part or not."""
+    """A micro-batch of prompts with given answers. `n_tokens` counts the response tokens of its whole
+    mini-batch."""
 
     prompts: PromptBatch
     n_tokens: int
-    last: bool
 
     def to(self, device):
         return replace(self, prompts=self.prompts.to(device))

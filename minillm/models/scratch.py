@@ -36,4 +36,6 @@ class FromScratch:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
             network = self.architecture.random_model(attention)
-        return network.to(dtype), tokenizer
+        for parameter in network.parameters():  # not network.to(): that would round the rotary frequencies too
+            parameter.data = parameter.data.to(dtype)
+        return network, tokenizer

@@ -20,12 +20,19 @@ log = logging.getLogger(__name__)
 
 
 def begin(
-    settings: Settings, plain: dict, pair: Pair, train: PromptSet, validation: PromptSet, corpus: Corpus | None
+    settings: Settings,
+    plain: dict,
+    pair: Pair,
+    train: PromptSet,
+    validation: PromptSet,
+    corpus: Corpus | None,
+    precision: str,
 ) -> Preflight | None:
     """The page of a run that begins, shown; with preflight=false None, and only its warnings are logged.
 
     Args:
-        settings, plain: the run's, as objects and as plain values. The rest is what they have loaded.
+        settings, plain: the run's, as objects and as plain values. precision: the trainer's, chosen already. The rest
+            is what they have loaded.
     """
     if isinstance(settings.regime, Supervised):
         longest = settings.data.max_prompt_tokens, settings.data.max_response_tokens
@@ -42,7 +49,7 @@ def begin(
         work,
         model=settings.model,
         linear_loss=settings.linear_loss,
-        precision=plain["trainer"]["precision"],
+        precision=precision,
         monitor=settings.callbacks["checkpoints"].monitor if chooses else None,
     )
     if not plain["preflight"]:

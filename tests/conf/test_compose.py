@@ -28,6 +28,10 @@ NEEDS = {  # choices that go together with another
     "model=narrow_student": ["regime=supervised", "objective=sft"],
     "model=narrow_teacher": ["regime=supervised", "objective=sft"],
     "checkpoint": ["model=gpt2_120m"],
+    **{
+        f"experiment=smollm2_{stage}": ["data.train_file=a.jsonl", "data.val_file=b.jsonl"]
+        for stage in ("start", "sft", "kd", "seqkd", "minillm", "minillm_nopt")
+    },
 }
 
 

@@ -10,7 +10,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from hydra import compose, initialize_config_dir
 from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import minillm.suite
+from minillm.suite import check_suite, run_suite
+from tests.conf.test_compose import CONF
 
 ROOT = Path(__file__).parents[2]
 
@@ -80,6 +85,25 @@ def test_train_then_evaluate(place, world, overrides):
     assert mine["reverse_kl"]["mean"] == pytest.approx(sum(mine["reverse_kl"]["per_seed"].values()) / 2)
     answers = [json.loads(line) for line in (place / "runs" / "eval" / "answers.jsonl").read_text().splitlines()]
     assert len(answers) == 2 * 2 * 5 and {"id", "prompt", "answer", "references", "reverse_kl"} <= answers[0].keys()
+
+
+def test_a_measurement_that_was_stopped_can_be_made_again(tmp_path, world, monkeypatch):
+    """metrics.json says that it is complete, so that it comes last."""
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        options = [f"models=[{world}/student,{world}/teacher]", f"data.files=[{world}/val.jsonl]", "seeds=[1]"]
+        cfg = compose("evaluate", [*options, "max_new_tokens=4", f"run.dir={tmp_path}", "run.name=x"])
+    real, seen = minillm.suite.answer_prompts, []
+
+    def second_stops(*args, **kwargs):
+        seen.append(1)
+        return real(*args, **kwargs) if len(seen) == 1 else 1 / 0
+
+    monkeypatch.setattr(minillm.suite, "answer_prompts", second_stops)
+    with pytest.raises(ZeroDivisionError):
+        run_suite(check_suite(cfg))
+    assert not (tmp_path / "metrics.json").exists()
+    monkeypatch.undo()
+    assert len(run_suite(check_suite(cfg))) == 2 and (tmp_path / "metrics.json").exists()
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from hydra import compose, initialize_config_dir
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+import minillm.machine
 from minillm.build import build, check_config
 from minillm.errors import MinillmError
 from tests.conf.test_compose import CONF
@@ -38,6 +39,16 @@ def test_the_page_changes_no_number_of_the_run(tmp_path, overrides):
         texts = [(tmp_path / value / "samples" / sample).read_text() for value in ("true", "false")]
         assert texts[0] == texts[1]
     assert not list((tmp_path / "false").glob("preflight*"))
+
+
+def test_memory_is_counted_with_the_precision_that_was_chosen(tmp_path, overrides, monkeypatch):
+    def update(name, *options):
+        prepared(tmp_path / name, [*overrides, *options])
+        return json.loads((tmp_path / name / "preflight.json").read_text())["memory"]
+
+    full, half = update("full"), update("half", "trainer.precision=bf16-mixed")
+    monkeypatch.setattr(minillm.machine, "has_bfloat16", lambda device: True)
+    assert update("auto", "trainer.precision=auto") == half != full
 
 
 def test_the_page_is_of_this_run(tmp_path, overrides, capsys):

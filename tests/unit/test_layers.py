@@ -5,7 +5,7 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).parents[2] / "minillm"
 LAYERS = [
-    {"types", "errors", "losses", "seeding", "machine", "console", "draw"},
+    {"types", "errors", "losses", "seeding", "machine", "console", "draw", "files"},
     {"objectives", "linear_loss", "models", "data", "optim"},
     {"sampling", "packing", "scoring", "metrics", "evaluation"},
     {"modules", "callbacks", "loggers", "datamodule"},
