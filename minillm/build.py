@@ -197,8 +197,7 @@ def check_lengths(settings: Settings, pair: Pair) -> None:
         f"data.max_prompt_tokens + {name}": settings.data.max_prompt_tokens + length for name, length in answers.items()
     }
     if not on_policy or (settings.start.steps and settings.start.responses == "reference"):
-        reference = settings.data.max_prompt_tokens + settings.data.max_response_tokens
-        longest["data.max_prompt_tokens + data.max_response_tokens"] = reference
+        longest["data.max_tokens (null: max_prompt_tokens + max_response_tokens)"] = settings.data.longest
     if settings.regulariser.on:
         longest["data.block_size"] = settings.data.block_size
     networks = [pair.student] if pair.teacher is None else [pair.student, pair.teacher.network]

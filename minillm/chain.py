@@ -112,7 +112,7 @@ def stages_of(plain: dict, data: dict, answer_tokens: int) -> list[Stage]:
     ]
     if "seqkd" in methods:
         command = ["-m", "minillm.generate", f"teacher={teacher}", f"data.file={data['train_file']}", *template]
-        command += [f"max_new_tokens={data['max_response_tokens']}", f"limit={plain['answer_limit'] or 'null'}"]
+        command += [f"max_new_tokens={answer_tokens}", f"limit={plain['answer_limit'] or 'null'}"]
         command.append(f"run.name={name}/answers")
         prompts = (data["train_file"],) if Path(data["train_file"]).is_file() else ()
         stages.append(Stage("answers", tuple(command), (*after, *prompts), "answers.jsonl"))

@@ -39,7 +39,7 @@ class PromptSet:
     reference_ids: tuple[tuple[int, ...], ...]
     pad_id: int
     dropped: Counter
-    references_cut: int = 0  # at max_response_tokens, so that they have no end token
+    references_cut: int = 0  # for their length, so that they have no end token
 
     def __len__(self) -> int:
         return len(self.records)
@@ -66,6 +66,7 @@ def build_prompts(
     n_vocab: int,
     max_prompt_tokens: int,
     max_response_tokens: int,
+    max_tokens: int | None = None,
     exclude: Sequence[Record] = (),
     answered: bool = False,
     name: str = "prompts",
@@ -73,7 +74,8 @@ def build_prompts(
     """Tokenise; drop and count prompts that are too long (never cut: the end would be lost) or stand in `exclude`, and
     with `answered` those that have no response.
 
-    References longer than `max_response_tokens` are cut there, without an end token.
+    References longer than `max_response_tokens`, or than `max_tokens` together with their prompt, are cut there,
+    without an end token.
 
     Raises:
         DataError: nothing is left.
@@ -99,7 +101,8 @@ def build_prompts(
             if record.references:
                 text_ids = tokenizer(record.references[0], add_special_tokens=False)["input_ids"]
                 whole = (*text_ids, tokenizer.eos_token_id)
-            reference = whole[:max_response_tokens]
+            room = max_response_tokens if max_tokens is None else min(max_response_tokens, max_tokens - len(prompt))
+            reference = whole[:room]
             if max(reference, default=0) >= n_vocab:
                 dropped["a token outside the shared vocabulary"] += 1
             else:

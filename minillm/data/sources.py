@@ -32,6 +32,7 @@ class Sources:
     template_arguments: dict[str, Any] = field(default_factory=dict)
     max_prompt_tokens: int = 256
     max_response_tokens: int = 256
+    max_tokens: int | None = None
     val_size: int | None = None
     block_size: int = 512
     workers: int | None = None
@@ -41,6 +42,10 @@ class Sources:
         check(
             (self.max_prompt_tokens > 0, f"max_prompt_tokens={self.max_prompt_tokens}: {positive} of tokens"),
             (self.max_response_tokens > 0, f"max_response_tokens={self.max_response_tokens}: {positive} of tokens"),
+            (
+                self.max_tokens is None or self.max_tokens > self.max_prompt_tokens,
+                f"max_tokens={self.max_tokens}: wanted more than max_prompt_tokens={self.max_prompt_tokens}, or null",
+            ),
             (self.block_size > 1, f"block_size={self.block_size}: wanted at least 2 tokens"),
             (self.workers is None or self.workers > 0, f"workers={self.workers}: {positive} of processes, or null"),
             (self.val_size is None or self.val_size > 0, f"val_size={self.val_size}: {positive} of prompts, or null"),
@@ -53,6 +58,12 @@ class Sources:
                 "system/template_arguments: only the chat template takes them; set data.template=chat",
             ),
         )
+
+    @property
+    def longest(self) -> int:
+        """Tokens of a prompt with its reference, at most."""
+        together = self.max_prompt_tokens + self.max_response_tokens
+        return together if self.max_tokens is None else min(self.max_tokens, together)
 
     def records(self) -> tuple[list[Record], list[Record]]:
         """(train, validation), read without a model. Raises DataError, see `read_records`."""
@@ -95,6 +106,7 @@ class Sources:
             n_vocab=pair.n_vocab,
             max_prompt_tokens=self.max_prompt_tokens,
             max_response_tokens=self.max_response_tokens,
+            max_tokens=self.max_tokens,
             exclude=exclude,
             answered=answered,
             name=name,
@@ -103,5 +115,14 @@ class Sources:
 
 def training_keys(sources: Sources | None) -> list[str]:
     """Keys given in a config of a job that does not train, and so would be ignored there."""
-    keys = ("train_file", "val_file", "val_size", "corpus_file", "block_size", "workers", "max_response_tokens")
+    keys = (
+        "train_file",
+        "val_file",
+        "val_size",
+        "corpus_file",
+        "block_size",
+        "workers",
+        "max_response_tokens",
+        "max_tokens",
+    )
     return [key for key in keys if sources and getattr(sources, key) != getattr(Sources(), key)]

@@ -35,8 +35,8 @@ def begin(
             is what they have loaded.
     """
     if isinstance(settings.regime, Supervised):
-        longest = settings.data.max_prompt_tokens, settings.data.max_response_tokens
-        work = Work.supervised(settings.regime, len(train), *longest)
+        longest = settings.data.longest
+        work = Work.supervised(settings.regime, len(train), min(longest, settings.data.max_response_tokens), longest)
     else:
         work = Work.on_policy(settings.regime, settings.start, settings.sampler)
     chooses = settings.callbacks["record"].export == "best"

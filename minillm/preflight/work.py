@@ -51,14 +51,15 @@ class Work:
         )
 
     @classmethod
-    def supervised(cls, regime: Supervised, n_prompts: int, max_prompt_tokens: int, max_response_tokens: int) -> Work:
+    def supervised(cls, regime: Supervised, n_prompts: int, answer_tokens: int, longest: int) -> Work:
+        """`longest` in tokens, of a prompt with its answer."""
         return cls(
             steps=regime.steps(n_prompts),
             steps_per_round=1,
             round_size=regime.minibatch_size,
             minibatch_size=regime.minibatch_size,
-            answer_tokens=max_response_tokens,
-            microbatch_tokens=regime.microbatch_size * (max_prompt_tokens + max_response_tokens),
+            answer_tokens=answer_tokens,
+            microbatch_tokens=regime.microbatch_size * longest,
         )
 
     @property

@@ -71,7 +71,7 @@ def test_every_stage_is_what_was_published(student, stage):
     assert made.callbacks["checkpoints"].monitor == ("loss" if stage == "start" else "rouge_l")
     assert made.data.train_file == (answers if stage == "seqkd" else "databricks/databricks-dolly-15k")
     assert (made.data.val_file, made.data.val_size) == ("databricks/databricks-dolly-15k", 1000)
-    assert (made.data.max_prompt_tokens, made.data.max_response_tokens, made.data.block_size) == (256, 256, 512)
+    assert (made.data.max_prompt_tokens, made.data.longest, made.data.block_size) == (256, 512, 512)
     assert made.data.template == ("chat" if student == "qwen3_0b6" else "paper")
     assert optim.grad_clip == 1.0 and optim.eps == 1e-8 and made.start.steps == 0
     if "minillm" in stage:

@@ -169,7 +169,7 @@ def test_weights_of_another_model_and_a_wrong_model_section(copied, tmp_path, wo
     saved["state_dict"]["student.extra"] = torch.zeros(1)
     torch.save(saved, copied / "checkpoints" / "best.ckpt")
     with pytest.raises(
-        ModelError, match=r"1 weights unknown \(student.extra\), 1 weights of another shape \(student.lm_head.weight \[5"
+        ModelError, match=r"1 weights unknown \(student.extra\), 1 weights of another shape \(student.lm_head"
     ):
         export(copied, tmp_path / "out")
 

@@ -141,7 +141,7 @@ LEARNS = Work.on_policy(REGIME, SupervisedStart(steps=1, responses="reference"),
     ("options", "text"),
     [
         ({"records": [*RECORDS, *LONG]}, "4 of 16 training prompts are dropped: see data.max_prompt_tokens"),
-        ({"work": LEARNS}, "4 of 12 training references are cut at data.max_response_tokens"),
+        ({"work": LEARNS}, "4 of 12 training references are cut at data.max_response_tokens or max_tokens"),
         ({"records": RECORDS[:3]}, "3 training prompts for rounds of 4: some come several times in each"),
     ],
 )

@@ -63,6 +63,19 @@ def test_references_end_with_eos_and_are_cut_at_the_limit():
     assert batch.reference_ids_BR.tolist() == [[4, 5, 6], [4, 5, 0]] and batch.reference_mask_BR.all()
 
 
+def test_prompt_and_reference_together_have_a_limit_of_their_own():
+    rows = [Record("a", "1", references=("4 5 6",)), Record("b", "2 3 4", references=("4 5 6",))]
+    made = prompts(rows, max_response_tokens=4, max_tokens=5)
+    assert made.reference_ids == ((4, 5, 6, 0), (4, 5)) and made.references_cut == 1
+
+
+def test_where_answers_are_learnt_prompts_without_one_are_dropped_and_counted():
+    rows = [Record("a", "1", references=("4",)), Record("b", "2")]
+    assert prompts(rows).prompt_ids == ((1,), (2,))
+    made = prompts(rows, answered=True)
+    assert made.prompt_ids == ((1,),) and dict(made.dropped) == {"without a response (key output)": 1}
+
+
 def test_sources_say_all_that_is_wrong():
     with pytest.raises(ConfigError) as caught:
         Sources(val_file=None, max_prompt_tokens=0, block_size=1, system="x", template="paper")

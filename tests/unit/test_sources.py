@@ -13,6 +13,7 @@ CHAT_ONLY = "system/template_arguments: only the chat template takes them; set d
     [
         ({"max_prompt_tokens": 0}, "max_prompt_tokens=0: wanted a positive number of tokens"),
         ({"max_prompt_tokens": -3}, "max_prompt_tokens=-3: wanted a positive number of tokens"),
+        ({"max_tokens": 256}, "max_tokens=256: wanted more than max_prompt_tokens=256, or null"),
         ({"max_response_tokens": 0}, "max_response_tokens=0: wanted a positive number of tokens"),
         ({"block_size": 1}, "block_size=1: wanted at least 2 tokens"),
         ({"workers": 0}, "workers=0: wanted a positive number of processes, or null"),
