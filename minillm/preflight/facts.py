@@ -34,7 +34,8 @@ class ModelFacts:
 @dataclass(frozen=True)
 class PromptFacts:
     """Numbers of prompts; `dropped` by reason, those that are held out for validation apart. Of the kept ones
-    `references` have an answer, of which `cut` exceed data.max_response_tokens or data.max_tokens. `longest` in tokens."""
+    `references` have an answer, of which `cut` exceed data.max_response_tokens or data.max_tokens. `longest`
+    in tokens."""
 
     kept: int
     dropped: dict[str, int]
@@ -144,8 +145,8 @@ def _warnings(found: Preflight, monitor: str | None) -> list[str]:
     training = found.training
     if work.learns_references and training.cut > _MANY * training.references:
         texts.append(
-            f"{training.cut:,} of {training.references:,} training references are cut at data.max_response_tokens or max_tokens, "
-            "without an end: the student learns to go on."
+            f"{training.cut:,} of {training.references:,} training references are cut at data.max_response_tokens or "
+            "max_tokens, without an end: the student learns to go on."
         )
     if work.round_size > training.kept:
         texts.append(
