@@ -96,8 +96,18 @@ def test_every_stage_is_what_was_published(student, stage):
 def test_all_are_there_and_a_stage_is_a_recipe():
     there = {file.stem for file in CONF.glob("experiment/*.yaml")}
     wanted = {f"{student}_{stage}" for student, stage in EXPERIMENTS}
-    assert len(wanted) == 70 and wanted == {name for name in there if name.startswith(tuple(PUBLISHED))}
+    pairs = {name for name in there if name.startswith(tuple(PUBLISHED)) and "_lora_" not in name}
+    assert len(wanted) == 70 and wanted == pairs
     assert {file.stem for file in CONF.glob("recipe/*.yaml")} == set(STAGES)
+
+
+def test_what_was_published_for_adapters():
+    sft, start, minillm = (check_config(experiment(f"llama_7b_lora_{stage}")) for stage in ("sft", "start", "minillm"))
+    for made in (sft, start):
+        assert (made.optim.learning_rate, made.regime.epochs) == (5e-4, 20)
+    assert (minillm.optim.learning_rate, minillm.regime.minibatch_size) == (5e-6, 256)
+    assert all(made.model.lora.rank == 16 for made in (sft, start, minillm))
+    assert minillm.model.student.source == "runs/llama_7b_lora_start/student"
 
 
 @pytest.mark.parametrize("folder", ["experiment", "recipe", "model", "checkpoint"])
