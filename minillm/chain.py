@@ -34,7 +34,8 @@ ROOT = Path(__file__).parents[1]
 METHODS = ("sft", "kd", "seqkd", "minillm_nopt", "minillm")
 _KINDS = {
     "pair": str, "seeds": list[int], "methods": list[str], "teacher": str | None, "tests": list[str],
-    "test_seeds": list[int], "answer_limit": int | None, "test_limit": int | None, "overrides": list[str],
+    "test_seeds": list[int], "answer_limit": int | None, "test_limit": int | None, "test_batch_size": int,
+    "overrides": list[str], "teacher_overrides": list[str],
 }  # fmt: skip
 
 
@@ -124,7 +125,7 @@ def stages_of(plain: dict, data: dict, answer_tokens: int) -> list[Stage]:
             if method == "sft":
                 reads = ()
             else:
-                overrides.append(f"model.teacher={teacher}")
+                overrides += [f"model.teacher.source={teacher}", *plain["teacher_overrides"]]
             if method == "seqkd":
                 overrides.append(f"data.train_file={runs}/answers/answers.jsonl")
                 reads = (*reads, "answers")
@@ -137,7 +138,7 @@ def stages_of(plain: dict, data: dict, answer_tokens: int) -> list[Stage]:
     command = ["evaluate.py", f"models=[{','.join(models)}]", f"teacher={teacher}", *template]
     command += [f"data.files=[{','.join(plain['tests'])}]", f"seeds={plain['test_seeds']}".replace(" ", "")]
     command += [f"max_new_tokens={answer_tokens}", f"limit={plain['test_limit'] or 'null'}"]
-    command += ["batch_size=64", f"run.name={name}/test"]
+    command += [f"batch_size={plain['test_batch_size']}", f"run.name={name}/test"]
     stages.append(Stage("test", tuple(command), (*after, *students, *plain["tests"]), "metrics.json"))
     return stages
 

@@ -149,11 +149,13 @@ def test_every_training_command_is_a_right_one_and_reads_what_earlier_ones_made(
 
 def test_a_given_teacher_is_not_trained(tmp_path):
     (tmp_path / "t.jsonl").write_text('{"instruction": "a", "output": "b"}')
-    plain = chain("pair=narrow", "teacher=owner/model", "methods=[kd]", f"tests=[{tmp_path}/t.jsonl]")
+    memory = 'teacher_overrides=["model.teacher.bits=4"]'
+    plain = chain("pair=narrow", "teacher=owner/model", "methods=[kd]", memory, f"tests=[{tmp_path}/t.jsonl]")
     data = OmegaConf.to_container(composed("experiment=narrow_sft").data, resolve=True)
     found = stages_of(plain, data, 32)
     assert [stage.name for stage in found] == ["kd-0", "test"]
-    assert "model.teacher=owner/model" in found[0].command
+    assert "model.teacher.source=owner/model" in found[0].command
+    assert "model.teacher.bits=4" in found[0].command
 
 
 def test_mistakes_come_in_one_message():
