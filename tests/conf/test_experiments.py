@@ -101,6 +101,13 @@ def test_all_are_there_and_a_stage_is_a_recipe():
     assert {file.stem for file in CONF.glob("recipe/*.yaml")} == set(STAGES)
 
 
+@pytest.mark.parametrize("student", [*PUBLISHED, "narrow", "smollm2"])
+def test_without_a_corpus_none_is_read(student):
+    files = ["data.train_file=a.jsonl", "data.val_file=b.jsonl"]
+    on, off = (check_config(experiment(f"{student}_{stage}", *files)) for stage in ("minillm", "minillm_nopt"))
+    assert on.regulariser.on and not off.regulariser.on
+
+
 def test_what_was_published_for_adapters():
     sft, start, minillm = (check_config(experiment(f"llama_7b_lora_{stage}")) for stage in ("sft", "start", "minillm"))
     for made in (sft, start):
