@@ -14,7 +14,7 @@ from minillm.types import SupervisedBatch, TrainBatch
 
 
 class _EndlessDataModule(L.LightningDataModule):
-    """Train batch k is a function of the seed and k, without end; validation is a prompt set.
+    """Train batch k is a function of the seed and k (`train_batch`), without end; validation is a prompt set.
 
     Reading starts at the module's counter, the one integer that a checkpoint has to hold for the data: `round` counts
     what a checkpoint can stand between, each `per_round` batches.
@@ -24,9 +24,6 @@ class _EndlessDataModule(L.LightningDataModule):
         super().__init__()
         self.train_prompts, self.val_prompts = train_prompts, val_prompts
         self.seed, self.per_round = seed, per_round
-
-    def train_batch(self, k: int):
-        raise NotImplementedError
 
     def train_dataloader(self) -> DataLoader:
         counter = _CountFrom(lambda: self.trainer.lightning_module.round * self.per_round)

@@ -32,6 +32,7 @@ from minillm.data.order import rows_at
 from minillm.data.tokenise import batches, encode_all, usable_cores
 from minillm.data.worker import Batch, portable
 from minillm.errors import DataError
+from minillm.files import write_whole
 from minillm.models.gguf import cache_dir
 
 log = logging.getLogger(__name__)
@@ -171,9 +172,7 @@ def _write(
 def _commit(folder: Path, file, progress: _Progress) -> None:
     file.flush()
     os.fsync(file.fileno())
-    aside = folder / ".manifest.json.tmp"
-    aside.write_text(json.dumps(asdict(progress)) + "\n")
-    aside.replace(folder / "manifest.json")
+    write_whole(folder / "manifest.json", json.dumps(asdict(progress)) + "\n")
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from minillm.machine import Phases
 from minillm.models import LanguageModel, Pair
 from minillm.modules.regime import OnPolicy
 from minillm.modules.start import SupervisedStart
-from minillm.modules.student import StudentModule
+from minillm.modules.student import TrainingModule
 from minillm.objectives import MiniLLM, PretrainLoss, cross_entropy_wanted, mixed_cross_entropy
 from minillm.optim import Optim
 from minillm.packing import MicroBatch, micro_batches
@@ -28,7 +28,7 @@ from minillm.seeding import seed_for
 from minillm.types import Experience, LossOutput, Rollout, TrainBatch
 
 
-class OnPolicyDistillation(StudentModule):
+class OnPolicyDistillation(TrainingModule):
     """Student rollout, teacher logits, reverse KL with the pre-training regulariser (paper, Algorithm 1).
 
     The student is the only child module: the teacher is a plain object and never lands in a checkpoint. `round` counts
@@ -49,15 +49,11 @@ class OnPolicyDistillation(StudentModule):
         start: SupervisedStart,
         seed: int,
     ):
-        super().__init__(pair.student)
+        super().__init__(pair, linear_loss, optim)
         self.automatic_optimization = False
-        self.pair = pair
-        self.model = LanguageModel(pair.student, pair.n_vocab, pair.compile)
         self.objective, self.sampler, self.regulariser = objective, sampler, regulariser
-        self.linear_loss = linear_loss
-        self.optim, self.regime, self.start, self.seed = optim, regime, start, seed
-        self.round = self.start_step = self.step = 0
-        self.metrics: dict[str, float] = {}
+        self.regime, self.start, self.seed = regime, start, seed
+        self.round = self.start_step = 0
         self.phases = Phases(self.device)
 
     @property
@@ -72,19 +68,12 @@ class OnPolicyDistillation(StudentModule):
     def counts(self) -> dict[str, int]:
         return {"steps": self.step, "start_steps": self.start_step, "rollouts": self.round}
 
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        return self.optim.build(p for p in self.student.parameters() if p.requires_grad)
-
     def on_save_checkpoint(self, checkpoint: dict) -> None:
         checkpoint["minillm"] = {"round": self.round, "start_step": self.start_step, "step": self.step}
 
     def on_load_checkpoint(self, checkpoint: dict) -> None:
         for name, value in checkpoint["minillm"].items():
             setattr(self, name, value)
-
-    def on_train_start(self) -> None:
-        if self.step >= self.regime.max_steps:  # a resumed run that was already through
-            self.trainer.should_stop = True
 
     def training_step(self, batch: TrainBatch, batch_idx: int) -> None:
         self.student.train()  # dropout is off in the config

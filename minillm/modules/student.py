@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import lightning as L
+import torch
 from torch import Tensor
 from torch.nn import Parameter
 from transformers import PreTrainedModel
+
+from minillm.linear_loss import LinearLoss
+from minillm.models import LanguageModel, Pair
+from minillm.optim import Optim
 
 
 class StudentModule(L.LightningModule):
@@ -26,3 +31,24 @@ class StudentModule(L.LightningModule):
     def _frozen(self) -> dict[str, Tensor]:
         state = super().state_dict(keep_vars=True)
         return {name: each for name, each in state.items() if isinstance(each, Parameter) and not each.requires_grad}
+
+
+class TrainingModule(StudentModule):
+    """A student in training: `step` counts its optimizer steps, `n_steps` are to be made; `metrics` are of the newest
+    round."""
+
+    n_steps: int
+
+    def __init__(self, pair: Pair, linear_loss: LinearLoss, optim: Optim):
+        super().__init__(pair.student)
+        self.pair, self.linear_loss, self.optim = pair, linear_loss, optim
+        self.model = LanguageModel(pair.student, pair.n_vocab, pair.compile)
+        self.step = 0
+        self.metrics: dict[str, float] = {}
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return self.optim.build(p for p in self.student.parameters() if p.requires_grad)
+
+    def on_train_start(self) -> None:
+        if self.step >= self.n_steps:  # a resumed run that was already through
+            self.trainer.should_stop = True

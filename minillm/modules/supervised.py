@@ -14,16 +14,16 @@ from torch import Tensor
 
 from minillm.linear_loss import LinearLoss
 from minillm.machine import peak_memory
-from minillm.models import LanguageModel, Pair
+from minillm.models import Pair
 from minillm.modules.regime import Supervised
-from minillm.modules.student import StudentModule
+from minillm.modules.student import TrainingModule
 from minillm.objectives import CrossEntropy
 from minillm.optim import Optim, set_rate
 from minillm.packing import micro_batches
 from minillm.types import Rollout, SupervisedBatch
 
 
-class SupervisedDistillation(StudentModule):
+class SupervisedDistillation(TrainingModule):
     """(1 - r) cross entropy + r soft-target cross entropy on given responses (paper, section 3.1), automatic
     optimisation.
 
@@ -42,13 +42,9 @@ class SupervisedDistillation(StudentModule):
         regime: Supervised,
         n_steps: int,
     ):
-        super().__init__(pair.student)
-        self.pair = pair
-        self.model = LanguageModel(pair.student, pair.n_vocab, pair.compile)
-        self.objective, self.linear_loss, self.optim, self.regime = objective, linear_loss, optim, regime
-        self.n_steps, self.step = n_steps, 0
+        super().__init__(pair, linear_loss, optim)
+        self.objective, self.regime, self.n_steps = objective, regime, n_steps
         self.at_boundary = True
-        self.metrics: dict[str, float] = {}
         self._sums: dict[str, Tensor] = defaultdict(float)
         self._began = 0.0
 
@@ -60,18 +56,11 @@ class SupervisedDistillation(StudentModule):
     def counts(self) -> dict[str, int]:
         return {"steps": self.step}
 
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        return self.optim.build(p for p in self.student.parameters() if p.requires_grad)
-
     def on_save_checkpoint(self, checkpoint: dict) -> None:
         checkpoint["minillm"] = {"step": self.step}
 
     def on_load_checkpoint(self, checkpoint: dict) -> None:
         self.step = checkpoint["minillm"]["step"]
-
-    def on_train_start(self) -> None:
-        if self.step >= self.n_steps:  # a resumed run that was already through
-            self.trainer.should_stop = True
 
     def training_step(self, batch: SupervisedBatch, batch_idx: int) -> Tensor:
         self.student.train()  # dropout is off in the config
