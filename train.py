@@ -10,15 +10,13 @@ import hydra  # noqa: E402
 from omegaconf import DictConfig  # noqa: E402
 
 from minillm import cli  # noqa: E402
-from minillm.build import build, check_config  # noqa: E402
+from minillm.fit import fit  # noqa: E402
 
 
 @hydra.main(config_path="conf", config_name="train", version_base="1.3")
 def main(cfg: DictConfig) -> float | None:
-    """Compose, check, build, fit; returns the figure that a sweeper optimises."""
-    settings = check_config(cfg, command=" ".join(["python", *sys.argv]), began=BEGAN)
-    run = build(cfg, settings)
-    run.trainer.fit(run.module, run.datamodule, ckpt_path=run.ckpt_path)
+    """Make a run; returns the figure that a sweeper optimises."""
+    fit(cfg, command=" ".join(["python", *sys.argv]), began=BEGAN)
     with open(f"{cfg.run.dir}/metrics.json") as stream:
         return json.load(stream).get(cfg.optimized_metric)
 

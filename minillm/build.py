@@ -24,6 +24,7 @@ from minillm.models import ModelPair, Pair
 from minillm.modules import OnPolicy, OnPolicyDistillation, Supervised, SupervisedDistillation, SupervisedStart
 from minillm.objectives import CrossEntropy, MiniLLM, PretrainLoss
 from minillm.optim import Optim
+from minillm.parallel import Parallel, lightning_strategy, rank
 from minillm.rules import GROUPS, SETTINGS, cross_field_problems, root_problems
 from minillm.sampling import Sampler
 
@@ -43,7 +44,14 @@ class Settings:
     regime: OnPolicy | Supervised
     optim: Optim
     start: SupervisedStart
+    strategy: Parallel
     callbacks: dict[str, L.Callback]
+
+    @property
+    def microbatches(self) -> int:
+        """Batches of the data module that make a round of the trainer's loop, over all devices."""
+        devices = self.strategy.data_parallel_size
+        return self.regime.microbatches(devices) if isinstance(self.regime, Supervised) else devices
 
 
 @dataclass(frozen=True)
@@ -98,12 +106,15 @@ def build(cfg: DictConfig, settings: Settings) -> Run:
     """
     plain = OmegaConf.to_container(cfg, resolve=True)
     run_dir = Path(plain["run"]["dir"])
+    strategy = settings.strategy
     precision = choose_precision(plain["trainer"]["precision"], plain["trainer"].get("accelerator", "auto"))
     trainer = construct(
         plain["trainer"] | {"precision": precision},
-        **plain["strategy"],
+        strategy=lightning_strategy(strategy),
+        devices=strategy.devices_here,
+        num_nodes=strategy.num_nodes,
         max_epochs=-1,
-        accumulate_grad_batches=getattr(settings.regime, "microbatches", 1),
+        accumulate_grad_batches=settings.microbatches // strategy.data_parallel_size,
         logger=MetricsCSV(run_dir / "metrics.csv"),
         callbacks=list(settings.callbacks.values()),
         enable_checkpointing=False,
@@ -116,7 +127,8 @@ def build(cfg: DictConfig, settings: Settings) -> Run:
     documents = read_documents(settings.data.corpus_file) if settings.regulariser.on else None
     device = trainer.strategy.root_device
     log.info("%s", describe_precision(settings.model, device, precision))
-    pair = settings.model.load(device, plain["seed"])
+    # Parts of weights go to their devices one after the other, once the trainer has started; whole ones go now.
+    pair = settings.model.load(device, plain["seed"], keep_on_cpu=strategy.sharded)
     check_lengths(settings, pair)
     supervised = isinstance(settings.regime, Supervised)
     train_prompts, val_prompts = settings.data.prompts(*records, pair, answered=supervised)
@@ -124,15 +136,18 @@ def build(cfg: DictConfig, settings: Settings) -> Run:
     corpus = None if documents is None else settings.data.corpus(documents, pair)
     last = run_dir / "checkpoints" / "last.ckpt"
     ckpt_path = last if plain["resume"] and last.exists() else None
-    page = None if ckpt_path else preflight.begin(settings, plain, pair, train_prompts, val_prompts, corpus, precision)
+    page = None
+    if ckpt_path is None and rank() == 0:
+        page = preflight.begin(settings, plain, pair, train_prompts, val_prompts, corpus, precision)
     make = _supervised if supervised else _on_policy
     module, datamodule = make(settings, pair, train_prompts, val_prompts, corpus, plain["seed"])
     # Only now, with everything loaded, is the run directory taken: a mistake can be mended under the same run.name.
-    run_dir.mkdir(parents=True, exist_ok=True)
-    (run_dir / "config.yaml").write_text(OmegaConf.to_yaml(cfg, resolve=True))
-    if page:
-        preflight.write(page, run_dir)
-    if plain["logger"].get("_target_"):
+    if rank() == 0:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        (run_dir / "config.yaml").write_text(OmegaConf.to_yaml(cfg, resolve=True))
+        if page:
+            preflight.write(page, run_dir)
+    if plain["logger"].get("_target_") and rank() == 0:
         wandb = construct(plain["logger"], run_dir=run_dir, name=plain["run"]["name"], settings=plain)
         trainer.loggers = [*trainer.loggers, wandb]
     return Run(module, datamodule, trainer, ckpt_path)
@@ -170,7 +185,11 @@ def _on_policy(settings: Settings, pair: Pair, train_prompts, val_prompts, corpu
 def _supervised(settings: Settings, pair: Pair, train_prompts, val_prompts, corpus, seed: int):
     regime = settings.regime
     datamodule = SupervisedDataModule(
-        train_prompts, val_prompts, minibatch_size=regime.minibatch_size, microbatches=regime.microbatches, seed=seed
+        train_prompts,
+        val_prompts,
+        minibatch_size=regime.minibatch_size,
+        microbatches=settings.microbatches,
+        seed=seed,
     )
     n_steps = regime.steps(len(train_prompts))
     module = SupervisedDistillation(pair, settings.objective, settings.linear_loss, settings.optim, regime, n_steps)

@@ -18,6 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from minillm.checks import trainer_problem
 from minillm.errors import MinillmError, nearest
 from minillm.machine import keep_freed_memory
+from minillm.parallel import rank, stand_back
 
 CONF = Path(__file__).parent.parent / "conf"
 
@@ -38,7 +39,8 @@ def run(main: Callable[[], None], config_name: str) -> None:
 
 
 def _fail(text: str) -> None:
-    print(f"Error: {text}", file=sys.stderr)
+    stand_back()
+    print(f"Error{f' of rank {rank()}' if rank() else ''}: {text}", file=sys.stderr)
     sys.exit(1)
 
 

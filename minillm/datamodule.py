@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import count
 
 import lightning as L
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from minillm.data import Corpus, PromptSet, rows_at
+from minillm.parallel import ALONE
 from minillm.seeding import seed_for
 from minillm.types import SupervisedBatch, TrainBatch
 
@@ -17,8 +19,11 @@ class _EndlessDataModule(L.LightningDataModule):
     """Train batch k is a function of the seed and k (`train_batch`), without end; validation is a prompt set.
 
     Reading starts at the module's counter, the one integer that a checkpoint has to hold for the data: `round` counts
-    what a checkpoint can stand between, each `per_round` batches.
+    what a checkpoint can stand between, each `per_round` batches. `shared_out`: a rank gets its share of the batches;
+    else all of them.
     """
+
+    shared_out = False
 
     def __init__(self, train_prompts: PromptSet, val_prompts: PromptSet, seed: int, per_round: int = 1):
         super().__init__()
@@ -26,8 +31,10 @@ class _EndlessDataModule(L.LightningDataModule):
         self.seed, self.per_round = seed, per_round
 
     def train_dataloader(self) -> DataLoader:
-        counter = _CountFrom(lambda: self.trainer.lightning_module.round * self.per_round)
-        return DataLoader(_Batches(self.train_batch), batch_size=None, sampler=counter)
+        module = self.trainer.lightning_module
+        group = module.group if self.shared_out else ALONE
+        numbers = _Numbers(lambda: module.round * self.per_round + group.rank, group.size)
+        return DataLoader(_Batches(self.train_batch), batch_size=None, sampler=numbers)
 
     def transfer_batch_to_device(self, batch, device: torch.device, dataloader_idx: int):
         return batch.to(device)
@@ -65,6 +72,8 @@ class DistillationDataModule(_EndlessDataModule):
 class SupervisedDataModule(_EndlessDataModule):
     """Given answers: a batch is one of the `microbatches` of an optimizer step, rows of similar length together."""
 
+    shared_out = True
+
     def __init__(
         self, train_prompts: PromptSet, val_prompts: PromptSet, *, minibatch_size: int, microbatches: int, seed: int
     ):
@@ -91,14 +100,11 @@ class _Batches(Dataset):
         return self.make(k)
 
 
-class _CountFrom(Sampler):
-    """first, first + 1, ... without end; `first` is asked when the trainer starts reading."""
+class _Numbers(Sampler):
+    """first, first + step, ... without end; `first` is asked when the trainer starts reading."""
 
-    def __init__(self, first):
-        self.first = first
+    def __init__(self, first, step: int):
+        self.first, self.step = first, step
 
     def __iter__(self) -> Iterator[int]:
-        k = self.first()
-        while True:
-            yield k
-            k += 1
+        return count(self.first(), self.step)

@@ -13,6 +13,7 @@ from minillm.linear_loss import LinearLoss
 from minillm.metrics import distinct_n, exact_match, rouge_l
 from minillm.models import LanguageModel
 from minillm.packing import micro_batches
+from minillm.parallel import ALONE, Group
 from minillm.sampling import decode
 from minillm.scoring import rollout_reverse_kl
 from minillm.seeding import seed_for
@@ -52,14 +53,17 @@ def answer_prompts(
     teacher: LanguageModel | None = None,
     rows: Sequence[int] | None = None,
     temperature: float = 1.0,
+    group: Group = ALONE,
 ) -> list[Answer]:
     """One answer a prompt, in the order of the prompts: sampled with `seed`, or greedy where it is None.
 
-    `rows` chooses some of the prompts.
+    `rows` chooses some of the prompts. The ranks of `group` share them, and each gets all answers.
 
     A prompt's random stream depends on seed and prompt number only: not on the batch, nor on what was trained.
     """
-    rows = range(len(prompts)) if rows is None else rows
+    rows = group.share(range(len(prompts)) if rows is None else rows)
+    if not rows:
+        return group.join([])
     batch = prompts.batch(rows).to(model.device)
     rollout = decode(
         model,
@@ -88,19 +92,20 @@ def answer_prompts(
             reverse_kl=kl_B[row],
         )
         answers.append(answer)
-    return answers
+    return group.join(answers)
 
 
 @torch.no_grad()
-def reference_loss(model: LanguageModel, prompts: PromptSet) -> float:
-    """Language-modelling loss on the references (the first of each prompt), nats a token over all tokens."""
+def reference_loss(model: LanguageModel, prompts: PromptSet, group: Group = ALONE) -> float:
+    """Language-modelling loss on the references (the first of each prompt), nats a token over all tokens; the ranks of
+    `group` share the work."""
     batch = prompts.batch(range(len(prompts)), with_references=True).to(model.device)
     references = Rollout(batch.ids_BP, batch.mask_BP, batch.reference_ids_BR, batch.reference_mask_BR)
     total, n_tokens = 0.0, int(batch.reference_mask_BR.sum())
-    for micro in micro_batches(references, _MAX_TOKENS):
+    for micro in group.share(micro_batches(references, _MAX_TOKENS)):
         values = LinearLoss().values(micro.side(model), None, micro.take(references.response_ids_BR))
         total -= float(values.logprobs_N.double().sum())
-    return total / n_tokens
+    return group.total({"loss": total})["loss"] / n_tokens
 
 
 def summarise(answers: Sequence[Answer], references: Sequence[Sequence[str]] | None) -> dict[str, float]:

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from minillm.errors import NonFiniteError, check
+from minillm.parallel import by_mesh, clip_gradients, gradient_norm
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ class Optim:
 
     def build(self, parameters: Iterable[nn.Parameter]) -> torch.optim.AdamW:
         return torch.optim.AdamW(
-            parameters,
+            [{"params": group} for group in by_mesh(parameters)],
             lr=self.learning_rate,
             betas=tuple(self.betas),
             eps=self.eps,
@@ -76,11 +77,13 @@ class Optim:
             NonFiniteError: a gradient is NaN or infinite; the weights are as they were.
         """
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-        norm = nn.utils.clip_grad_norm_(parameters, self.grad_clip or math.inf)
+        norm = gradient_norm(parameters)
         if not torch.isfinite(norm):
             raise NonFiniteError(
                 f"{where}: gradient norm is {norm.item()}; the update was not made. Try a smaller optim.learning_rate"
             )
+        if self.grad_clip is not None:
+            clip_gradients(parameters, self.grad_clip, norm)
         return norm
 
     def step(self, optimizer: torch.optim.Optimizer, rate: float, where: str = "update") -> torch.Tensor:

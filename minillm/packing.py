@@ -37,20 +37,39 @@ class MicroBatch:
         return Side(model.hidden(self.ids_BS).flatten(0, 1)[self.state_N], model.head(temperature))
 
 
-def micro_batches(rollout: Rollout, max_tokens: int, max_rows: int | None = None) -> list[MicroBatch]:
+def micro_batches(
+    rollout: Rollout, max_tokens: int, max_rows: int | None = None, *, shares: int = 1
+) -> list[MicroBatch]:
     """All rows of a rollout that have an answer, the shortest first; at most `max_rows` of them, and at most
-    `max_tokens` in rows times columns where a single row allows it."""
+    `max_tokens` in rows times columns where a single row allows it.
+
+    shares: devices that take every so manieth; there are then as few tokens in each as makes no device wait.
+    """
     prompt, response = (mask.sum(-1).tolist() for mask in (rollout.prompt_mask_BP, rollout.response_mask_BR))
     lengths = [p + r - 1 for p, r in zip(prompt, response, strict=True)]
+    rows = sorted(filter(response.__getitem__, range(len(rollout))), key=lengths.__getitem__)
+    groups = _groups(rows, lengths, max_tokens, max_rows)
+    if shares > 1:
+        rounds = -(-len(groups) // shares)
+        too_few, enough = 0, max_tokens
+        while enough - too_few > 1:
+            middle = (too_few + enough) // 2
+            fits = len(_groups(rows, lengths, middle, max_rows)) <= rounds * shares
+            too_few, enough = (too_few, middle) if fits else (middle, enough)
+        groups = _groups(rows, lengths, enough, max_rows)
+    return [_micro_batch(rollout, rows, prompt, response) for rows in groups]
+
+
+def _groups(rows: list[int], lengths: list[int], max_tokens: int, max_rows: int | None) -> list[list[int]]:
     groups: list[list[int]] = []
-    for row in sorted(filter(response.__getitem__, range(len(rollout))), key=lengths.__getitem__):
+    for row in rows:
         full = groups and (
             (len(groups[-1]) + 1) * lengths[row] > max_tokens or (max_rows and len(groups[-1]) == max_rows)
         )
         if not groups or full:
             groups.append([])
         groups[-1].append(row)
-    return [_micro_batch(rollout, rows, prompt, response) for rows in groups]
+    return groups
 
 
 def _micro_batch(rollout: Rollout, rows: list[int], prompt: list[int], response: list[int]) -> MicroBatch:

@@ -11,9 +11,20 @@ from minillm.modules import OnPolicy
 from minillm.objectives import CrossEntropy, MiniLLM
 
 _VALUES = ("seed", "eval_seed", "resume", "optimized_metric", "profile", "preflight")
-GROUPS = ("run", "strategy", "trainer", "callbacks", "logger")
-_PLAIN = {"run": ("name", "dir"), "strategy": ("strategy", "devices", "num_nodes")}  # groups without a constructor
-SETTINGS = ("model", "data", "sampler", "regulariser", "objective", "linear_loss", "regime", "optim", "start")
+GROUPS = ("run", "trainer", "callbacks", "logger")
+_PLAIN = {"run": ("name", "dir")}  # groups without a constructor
+SETTINGS = (
+    "model",
+    "data",
+    "sampler",
+    "regulariser",
+    "objective",
+    "linear_loss",
+    "regime",
+    "optim",
+    "start",
+    "strategy",
+)
 
 
 def root_problems(plain: dict) -> list[str]:
@@ -88,11 +99,43 @@ def cross_field_problems(built: dict, callbacks: dict, plain: dict) -> list[str]
     student = getattr(built["model"], "student", None)
     if getattr(student, "offload", False):
         problems.append("model.student.offload=true: only a teacher's body can be away; remove it")
-    devices = plain["strategy"].get("devices"), plain["strategy"].get("num_nodes")
-    if devices != (1, 1):
-        problems.append(
-            f"strategy.devices, strategy.num_nodes={devices}: this version trains on one device; set both to 1"
-        )
+    if built["strategy"]:
+        problems += _device_problems(built, profile=plain["profile"] is True)
+    return problems
+
+
+def _device_problems(built: dict, *, profile: bool) -> list[str]:
+    strategy, regime, start, model = (built[name] for name in ("strategy", "regime", "start", "model"))
+    problems, size = strategy.problems(), strategy.data_parallel_size
+    rows = {}
+    if regime:
+        rows["regime.minibatch_size"] = regime.minibatch_size
+    if isinstance(regime, OnPolicy):
+        rows["regime.rollouts"] = regime.rollouts
+        if start and start.steps:
+            rows["start.minibatch_size"] = start.minibatch_size
+    for name, number in rows.items():
+        if number < size:
+            problems.append(f"{name}={number}: fewer rows than the {size} devices that share them; use fewer devices")
+        elif number % size:
+            problems.append(f"{name}={number}: the {size} devices that share its rows do not divide it; use a multiple")
+    if profile and strategy.world_size > 1:
+        problems.append("profile=true with several devices: one is profiled; wanted strategy=single")
+    if model and strategy.sharded:
+        teacher = model.teacher
+        problems += [
+            f"{name} with strategy={strategy.kind}: {why}"
+            for wrong, name, why in (
+                (model.compile, "model.compile=true", "layers are gathered one at a time; wanted false"),
+                (teacher and teacher.offload, "model.teacher.offload=true", "its layers are in parts; wanted false"),
+                (
+                    teacher and teacher.bits,
+                    f"model.teacher.bits={teacher and teacher.bits}",
+                    "quantised weights cannot be in parts; wanted null, or strategy=ddp",
+                ),
+            )
+            if wrong
+        ]
     return problems
 
 

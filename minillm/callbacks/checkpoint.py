@@ -69,4 +69,6 @@ class Checkpoints(BoundaryCallback):
         self.folder.mkdir(parents=True, exist_ok=True)
         aside = file.with_name(f".{file.name}.tmp")
         trainer.save_checkpoint(aside, weights_only=weights_only)
-        aside.replace(file)
+        if trainer.is_global_zero:
+            aside.replace(file)
+        trainer.strategy.barrier()

@@ -17,6 +17,7 @@ from minillm.console import say
 from minillm.loggers import STEP, MetricsCSV
 from minillm.models.export import export_student
 from minillm.models.lora import is_adapted, save_adapter
+from minillm.parallel import whole_state
 
 
 class RunRecord(L.Callback):
@@ -64,14 +65,17 @@ class RunRecord(L.Callback):
             figures |= {"best/step": best["step"]} | {f"best/{name}": value for name, value in best["figures"].items()}
             if self.export == "best":
                 exported = best["figures"]
-                weights = torch.load(checkpoints.best_file, map_location=module.device, weights_only=True)["state_dict"]
-                module.load_state_dict(weights)
-        export_student(
-            module.pair, self.run_dir / "student", card=self.card | {"weights": self.export}, figures=exported
-        )
+                saved = torch.load(checkpoints.best_file, map_location=module.device, weights_only=True)
+                trainer.strategy.load_model_state_dict(saved)
+        student = module.pair.student
+        state = whole_state(student, keep=trainer.is_global_zero)
+        if not trainer.is_global_zero:
+            return
+        card = self.card | {"weights": self.export}
+        export_student(module.pair, self.run_dir / "student", card=card, figures=exported, state=state)
         adapter = ""
-        if is_adapted(module.pair.student):
-            save_adapter(module.pair.student, self.run_dir / "adapter")
+        if is_adapted(student):
+            save_adapter(student, self.run_dir / "adapter", state=state)
             adapter = ", adapter/"
         figures |= module.counts | {"wall_seconds": self.wall_seconds}
         (self.run_dir / "metrics.json").write_text(json.dumps(figures, indent=2) + "\n")

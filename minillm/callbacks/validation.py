@@ -7,6 +7,7 @@ from functools import cached_property
 from pathlib import Path
 
 from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.utilities import rank_zero_only
 
 from minillm.callbacks.boundary import BoundaryCallback
 from minillm.console import say, show_figures, show_samples
@@ -71,7 +72,7 @@ class Validation(BoundaryCallback):
         return self.stages["end"]
 
     def setup(self, trainer, module, stage) -> None:
-        self._prompts, self._pair = trainer.datamodule.val_prompts, module.pair
+        self._prompts, self._pair, self._module = trainer.datamodule.val_prompts, module.pair, module
 
     @cached_property
     def teacher_answers(self) -> list[Answer]:
@@ -90,16 +91,22 @@ class Validation(BoundaryCallback):
         return [(answer.answer,) for answer in self.teacher_answers]
 
     def _answer(self, model: LanguageModel, seed: int | None, teacher: LanguageModel | None = None) -> list[Answer]:
-        return answer_prompts(
-            model,
-            self._prompts,
-            self._pair.tokenizer,
-            seed=seed,
-            max_new_tokens=self.max_new_tokens,
-            batch_size=self.batch_size,
-            stop_ids=self._pair.stop_ids,
-            teacher=teacher,
-        )
+        with self._module.whole_weights():
+            return answer_prompts(
+                model,
+                self._prompts,
+                self._pair.tokenizer,
+                seed=seed,
+                max_new_tokens=self.max_new_tokens,
+                batch_size=self.batch_size,
+                stop_ids=self._pair.stop_ids,
+                teacher=teacher,
+                group=self._module.group,
+            )
+
+    def _loss(self, model: LanguageModel) -> float:
+        with self._module.whole_weights():
+            return reference_loss(model, self._prompts, self._module.group)
 
     def on_train_start(self, trainer, module) -> None:
         if module.round == 0:
@@ -123,13 +130,13 @@ class Validation(BoundaryCallback):
         answers = self._answer(module.model, self.seed, self._pair.teacher)
         figures = summarise(answers, self._references)
         if self._prompts.has_references:
-            figures["loss"] = reference_loss(module.model, self._prompts)
+            figures["loss"] = self._loss(module.model)
         samples = [answer.answer for answer in answers[: self.n_samples]]
         for name in {stage, "end"} & {"raw", "start", "end"}:
             self._remember(name, figures, samples)
         self.newest_step = module.step
         show_figures(f"Validation, {stage}", {"student": figures} | self._teacher_row("teacher"), COLUMNS)
-        self._write(answers, stage)
+        self._write(answers, self.teacher_answers, stage)
         step = module.start_step + module.step
         for logger in trainer.loggers:
             logger.log_metrics({f"val/{name}": value for name, value in figures.items()} | {STEP: step}, step)
@@ -165,18 +172,19 @@ class Validation(BoundaryCallback):
     def _teacher_figures(self) -> dict[str, float]:
         figures = summarise(self.teacher_answers, self._references)
         if self._prompts.has_references:
-            figures["loss"] = reference_loss(self._pair.teacher, self._prompts)
+            figures["loss"] = self._loss(self._pair.teacher)
         return figures
 
     def _remember(self, stage: str, figures: dict[str, float], samples: list[str]) -> None:
         self.stages[stage], self.samples[stage] = figures, samples
 
-    def _write(self, answers: list[Answer], stage: str) -> None:
+    @rank_zero_only
+    def _write(self, answers: list[Answer], teacher: list[Answer], stage: str) -> None:
         file = self.run_dir / "samples" / f"{stage.replace(' ', '_')}.jsonl"
         file.parent.mkdir(parents=True, exist_ok=True)
         with open(file, "w", encoding="utf-8") as stream:
             for number, answer in enumerate(answers):
                 row = answer.row()
-                if self._pair.teacher is not None:
-                    row["teacher"] = self.teacher_answers[number].answer
+                if teacher:
+                    row["teacher"] = teacher[number].answer
                 stream.write(json.dumps(row, ensure_ascii=False) + "\n")

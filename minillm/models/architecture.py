@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
 
+from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
-from minillm.errors import check
+from minillm.errors import ModelError, check
 
 
 @dataclass(frozen=True)
@@ -95,6 +96,19 @@ class Architecture:
         config = self.config()
         without_dropout(config)
         return AutoModelForCausalLM.from_config(config, attn_implementation=attention).eval()
+
+
+def decoder_layers(network: PreTrainedModel) -> tuple[str, nn.ModuleList]:
+    """The stack of layers and its name.
+
+    Raises:
+        ModelError: there is no stack of as many layers as the config states.
+    """
+    n_layers = network.config.num_hidden_layers
+    for name, module in network.named_modules():
+        if isinstance(module, nn.ModuleList) and len(module) == n_layers and name.startswith(network.base_model_prefix):
+            return name, module
+    raise ModelError(f"{network.config.model_type}: found no stack of {n_layers} layers; this family is not supported")
 
 
 def without_dropout(config: PretrainedConfig) -> None:

@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
+from torch import Tensor
 from transformers import GenerationConfig
 
 from minillm.models.lora import is_adapted, merged_weights
@@ -33,9 +34,16 @@ Sampling at temperature 1 without top-p or top-k is what the student was trained
 """
 
 
-def export_student(pair: Pair, directory: Path, *, card: Mapping[str, str], figures: Mapping[str, float]) -> None:
+def export_student(
+    pair: Pair,
+    directory: Path,
+    *,
+    card: Mapping[str, str],
+    figures: Mapping[str, float],
+    state: dict[str, Tensor] | None = None,
+) -> None:
     """Write `directory` anew (aside, then renamed), adapters merged. `card` needs name, made_by and command; `figures`
-    are of the very weights that are exported."""
+    are of the very weights that are exported. `state`: the weights, where the student holds parts of them only."""
     directory = Path(directory)
     directory.parent.mkdir(parents=True, exist_ok=True)
     aside = Path(tempfile.mkdtemp(dir=directory.parent, prefix=".student-"))
@@ -49,7 +57,8 @@ def export_student(pair: Pair, directory: Path, *, card: Mapping[str, str], figu
         pad_token_id=pair.pad_id,
         bos_token_id=pair.tokenizer.bos_token_id,
     )
-    weights = merged_weights(pair.student) if is_adapted(pair.student) else None
+    state = pair.student.state_dict() if state is None else state
+    weights = merged_weights(pair.student, state) if is_adapted(pair.student) else dict(state)
     pair.student.save_pretrained(aside, state_dict=weights)
     pair.tokenizer.save_pretrained(aside)
     shown = {"weights": card.get("weights", "last")} | {name: f"{value:.4g}" for name, value in figures.items()}

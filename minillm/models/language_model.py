@@ -9,12 +9,26 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import Cache, DynamicCache, PreTrainedModel
 
+from minillm import parallel
 from minillm.errors import ModelError
+from minillm.models.architecture import decoder_layers
 from minillm.models.head import Head
 from minillm.models.kv_cache import RollingCache
+
+
+class _Trunk(nn.Module):
+    """From ids to hidden states, as a module that owns the head too: where weights are in parts, a call of it gathers
+    those outside of the layers, and they stay until the backward pass."""
+
+    def __init__(self, network: PreTrainedModel):
+        super().__init__()
+        self.network = network
+
+    def forward(self, **inputs):
+        return self.network.base_model(**inputs)
 
 
 class LanguageModel:
@@ -27,15 +41,16 @@ class LanguageModel:
 
     def __init__(self, network: PreTrainedModel, n_vocab: int | None = None, compile: bool = False):
         self.network = network
+        self._trunk = _Trunk(network)
         # Not in decoding, where the shapes change with every token.
-        self._rows_forward = torch.compile(network.base_model) if compile else network.base_model
+        self._rows_forward = torch.compile(network.base_model) if compile else self._trunk
         self.n_vocab = n_vocab or network.get_output_embeddings().weight.shape[0]
         # Then attention takes the mask as it is; elsewhere transformers makes its own at each step.
         self._plain_mask = network.config._attn_implementation == "sdpa" and not getattr(
             network.config, "sliding_window", None
         )
-
         self.offload = False
+        self._gathered = False
 
     @property
     def device(self) -> torch.device:
@@ -63,6 +78,30 @@ class LanguageModel:
         finally:
             for each in moved:
                 each.data = each.data.to(home)
+
+    def share_out(self, mesh: parallel.DeviceMesh, *, keep_head: bool, cpu_offload: bool) -> None:
+        """Leave parts of the weights on each device of the mesh, see `parallel.shard`. keep_head: embeddings and head
+        stay whole, for a model whose head is used apart from its body."""
+        ends = (self.network.get_input_embeddings(), self.network.get_output_embeddings())
+        whole = [each for end in ends for each in end.parameters()] if keep_head else []
+        _, layers = decoder_layers(self.network)
+        parallel.shard(self._trunk, layers, mesh, whole=whole, cpu_offload=cpu_offload)
+        with torch.no_grad():  # FSDP2 wants the first call to be one of the whole, and decoding makes none
+            self.hidden(torch.zeros(1, 1, dtype=torch.long, device=mesh.device_type))
+        self._trunk.reshard()
+
+    @contextmanager
+    def gathered(self) -> Iterator[None]:
+        """Weights in parts are whole meanwhile, see `parallel.gathered`; may be entered twice."""
+        if self._gathered:
+            yield
+            return
+        with parallel.gathered(self._trunk):
+            self._gathered = True
+            try:
+                yield
+            finally:
+                self._gathered = False
 
     @contextmanager
     def caching(self) -> Iterator[None]:

@@ -84,26 +84,28 @@ def is_adapted(network: PreTrainedModel) -> bool:
     return any(isinstance(module, LoraLayer) for module in network.modules())
 
 
-def save_adapter(network: PreTrainedModel, directory: Path) -> None:
-    """As `PeftModel.from_pretrained(base, directory)` and `Checkpoint.adapter` read it."""
+def save_adapter(network: PreTrainedModel, directory: Path, *, state: dict[str, Tensor] | None = None) -> None:
+    """As `PeftModel.from_pretrained(base, directory)` and `Checkpoint.adapter` read it. `state` as in merged_weights."""
     config = copy.copy(network.peft_config[_NAME])
     config.inference_mode = True
     directory.mkdir(parents=True, exist_ok=True)
     config.save_pretrained(directory)
     # False: else peft asks the hub whether the embeddings are those of the base.
-    weights = get_peft_model_state_dict(network, adapter_name=_NAME, save_embedding_layers=False)
+    weights = get_peft_model_state_dict(network, state, adapter_name=_NAME, save_embedding_layers=False)
     weights = {f"base_model.model.{name}": value.detach().cpu().contiguous() for name, value in weights.items()}
     save_file(weights, directory / "adapter_model.safetensors", metadata={"format": "pt"})
 
 
 @torch.no_grad()
-def merged_weights(network: PreTrainedModel) -> dict[str, Tensor]:
-    """The state dict of a plain network that computes the same; the adapted one stays as it is. Sums are on the CPU."""
-    weights = {
-        name.replace(".base_layer.", "."): value for name, value in network.state_dict().items() if ".lora_" not in name
-    }
+def merged_weights(network: PreTrainedModel, state: dict[str, Tensor] | None = None) -> dict[str, Tensor]:
+    """The state dict of a plain network that computes what the adapted one does: W + s B A (LoRA, arXiv 2106.09685,
+    equation 3). `state`: the weights to take, where the network holds parts of them only."""
+    state = network.state_dict() if state is None else state
+    weights = {name.replace(".base_layer.", "."): value for name, value in state.items() if ".lora_" not in name}
     for name, layer in network.named_modules():
         if isinstance(layer, LoraLayer):
-            weight = layer.get_base_layer().weight
-            weights[f"{name}.weight"] = (weight + layer.get_delta_weight(_NAME)).to(weight.dtype).cpu()
+            a, b = (state[f"{name}.{part}.{_NAME}.weight"] for part in ("lora_A", "lora_B"))
+            delta = (b @ a) * layer.scaling[_NAME]
+            weight = weights[f"{name}.weight"]
+            weights[f"{name}.weight"] = (weight + (delta.T if layer.fan_in_fan_out else delta)).to(weight.dtype)
     return weights

@@ -110,13 +110,15 @@ class ModelPair:
             ),
         )
 
-    def load(self, device: torch.device, seed: int = 0) -> Pair:
-        """Load both, compare their vocabularies, cut them to the shared rows. `seed` is of new adapters.
+    def load(self, device: torch.device, seed: int = 0, *, keep_on_cpu: bool = False) -> Pair:
+        """Load both, compare their vocabularies, cut them to the shared rows. `seed` is of new adapters. keep_on_cpu:
+        the device gets the weights later.
 
         Raises:
             ConfigError, ModelError: see `Checkpoint.load`, `Lora.onto`, `compare_vocabularies`, `LanguageModel.verify`.
         """
         dtypes = self.dtypes(device)
+        device = torch.device("cpu") if keep_on_cpu else device
         pruned = isinstance(self.student, PrunedTeacher)
         teacher = None
         if self.teacher is not None:

@@ -5,10 +5,9 @@ from __future__ import annotations
 import copy
 import re
 
-from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from minillm.errors import ModelError
+from minillm.models.architecture import decoder_layers
 
 
 def keep_layers(network: PreTrainedModel, kept: list[int]) -> PreTrainedModel:
@@ -18,14 +17,7 @@ def keep_layers(network: PreTrainedModel, kept: list[int]) -> PreTrainedModel:
         ModelError: no layer stack of the expected length is found.
     """
     config = copy.deepcopy(network.config)
-    n_layers = config.num_hidden_layers
-    stacks = [
-        name
-        for name, module in network.named_modules()
-        if isinstance(module, nn.ModuleList) and len(module) == n_layers and name.startswith(network.base_model_prefix)
-    ]
-    if not stacks:
-        raise ModelError(f"{config.model_type}: found no stack of {n_layers} layers to keep some of")
+    stack, _ = decoder_layers(network)
     config.num_hidden_layers = len(kept)
     if getattr(config, "layer_types", None):
         config.layer_types = [config.layer_types[layer] for layer in kept]
@@ -33,7 +25,7 @@ def keep_layers(network: PreTrainedModel, kept: list[int]) -> PreTrainedModel:
     student = AutoModelForCausalLM.from_config(config, dtype=network.dtype, attn_implementation=attention)
 
     new_index = {old: new for new, old in enumerate(kept)}
-    layer = re.compile(rf"^({re.escape(stacks[0])}\.)(\d+)(\..*)$")
+    layer = re.compile(rf"^({re.escape(stack)}\.)(\d+)(\..*)$")
     weights = {}
     for name, tensor in network.state_dict().items():
         if match := layer.match(name):

@@ -16,9 +16,10 @@ from torch.profiler import record_function
 from minillm.linear_loss import LinearLoss, Objective, Side, TokenValues
 from minillm.machine import Phases
 from minillm.models import LanguageModel, Pair
+from minillm.modules.joining import joined
 from minillm.modules.regime import OnPolicy
 from minillm.modules.start import SupervisedStart
-from minillm.modules.student import TrainingModule
+from minillm.modules.student import TrainingModule, scaled
 from minillm.objectives import MiniLLM, PretrainLoss, cross_entropy_wanted, mixed_cross_entropy
 from minillm.optim import Optim
 from minillm.packing import MicroBatch, micro_batches
@@ -86,31 +87,41 @@ class OnPolicyDistillation(TrainingModule):
     # -- phase 0: supervised start ------------------------------------------------------------------------------
 
     def _start_round(self, batch: TrainBatch) -> dict[str, float]:
-        with self.phases("rollout"):
-            answers = self.start.answers(batch.prompts, self.pair, self.sampler, self.seed, keep_hidden=self._keep)
-        with self.phases("score"):
-            if self.start.kd_ratio > 0:
-                answers = self._with_teacher(answers)
-        sums, n_steps = defaultdict(float), 0
+        mine = self.group.share(range(len(batch.prompts)))
+        with self.whole_weights():
+            with self.phases("rollout"):
+                answers = self.start.answers(
+                    batch.prompts, self.pair, self.sampler, self.seed, rows=mine, keep_hidden=self._keep
+                )
+            with self.phases("score"):
+                if self.start.kd_ratio > 0:
+                    answers = self._with_teacher(answers)
+        answers = joined(answers, batch.prompts, self.group)
+        sums, norms, n_steps = defaultdict(float), [], 0
         for rows in torch.arange(len(answers)).split(self.start.minibatch_size):
             if not self.in_start:
                 break
             with self.phases("update"):
                 _add(sums, self._start_gradients(answers.rows(rows.to(self.device))))
-                _add(sums, {"optim/grad_norm": self._update(self.start.rate(self.start_step))})
+                norms.append(self._update(self.start.rate(self.start_step)))
             self.start_step += 1
             n_steps += 1
         if not self.in_start:
             # MiniLLM begins with a fresh optimizer, as from the checkpoint of a separate supervised run.
             self.optimizers().optimizer.state.clear()
-        return _means(sums, n_steps) | self.phases.metrics()
+        means = _means(self.group.total(sums) | {"optim/grad_norm": sum(norms)}, n_steps)
+        return means | self.phases.metrics()
 
     def _start_gradients(self, minibatch: Rollout) -> dict[str, Tensor]:
         kd_ratio = self.start.kd_ratio
         objective = partial(mixed_cross_entropy, kd_ratio=kd_ratio, n_tokens=minibatch.response_mask_BR.sum())
         sums = defaultdict(float)
-        for micro in self._micro_batches(minibatch):
-            output = self._gradients(micro, cross_entropy_wanted(kd_ratio), lambda values, rows: objective(values))
+        for micro, factor in self.my_share(self._micro_batches(minibatch)):
+
+            def part(values: TokenValues, rows: slice, factor=factor) -> LossOutput:
+                return scaled(objective(values), factor)
+
+            output = self._gradients(micro, cross_entropy_wanted(kd_ratio), part)
             _add(sums, {"start/loss": output.loss.detach()})
         return sums
 
@@ -118,17 +129,21 @@ class OnPolicyDistillation(TrainingModule):
 
     def rollout(self, batch: TrainBatch) -> Rollout:
         """Answers from p~ = alpha p + (1 - alpha) q, with both models' log-probs and the teacher's hidden states."""
-        seeds = [seed_for(self.seed, "rollout", batch.prompts.index, row) for row in range(len(batch.prompts))]
+        mine = self.group.share(range(len(batch.prompts)))
+        seeds = [seed_for(self.seed, "rollout", batch.prompts.index, row) for row in mine]
         ends = dict(stop_ids=self.pair.stop_ids, pad_id=self.pair.pad_id, keep_hidden=self._keep)
-        with self.phases("rollout"):
-            rollout = self.sampler.rollout(self.model, self.pair.teacher, batch.prompts, seeds, **ends)
-        with self.phases("score"):
-            return self._with_teacher(rollout)
+        with self.whole_weights():
+            with self.phases("rollout"):
+                prompts = batch.prompts.rows(mine)
+                rollout = self.sampler.rollout(self.model, self.pair.teacher, prompts, seeds, **ends)
+            with self.phases("score"):
+                rollout = self._with_teacher(rollout)
+        return joined(rollout, batch.prompts, self.group)
 
     def _distill_round(self, batch: TrainBatch) -> dict[str, float]:
         rollout = self.rollout(batch)
         experience = self.objective.prepare(rollout)
-        sums, n_steps = defaultdict(float), 0
+        sums, own, n_steps = defaultdict(float), defaultdict(float), 0
         with self.phases("update"), self.pair.teacher.body_away():
             for epoch in range(self.regime.inner_epochs):
                 generator = torch.Generator().manual_seed(seed_for(self.seed, "inner", batch.prompts.index, epoch))
@@ -139,22 +154,24 @@ class OnPolicyDistillation(TrainingModule):
                     if self.regulariser.on:
                         _add(sums, self._corpus_gradients(batch.corpus_SML[n_steps]))
                     rate = self.optim.rate(self.step, self.regime.max_steps)
-                    _add(sums, {"optim/grad_norm": self._update(rate), "optim/learning_rate": rate})
+                    _add(own, {"optim/grad_norm": self._update(rate), "optim/learning_rate": rate})
                     self.step += 1
                     n_steps += 1
-        return _means(sums, n_steps) | self._rollout_metrics(rollout) | self.phases.metrics()
+        means = _means(self.group.total(sums) | own, n_steps)
+        return means | self._rollout_metrics(rollout) | self.phases.metrics()
 
     def _policy_gradients(self, minibatch: Experience) -> dict[str, Tensor]:
         normaliser = self.objective.normaliser(minibatch.response_mask_BR)
-        micros = self._micro_batches(minibatch)
+        local = self.objective.denominator == "micro_batch"
+        micros = self._micro_batches(minibatch, balanced=not local)
         sums = defaultdict(float)
-        for micro in micros:
-            if self.objective.denominator == "micro_batch":
+        for micro, factor in self.my_share(micros):
+            if local:
                 normaliser = torch.tensor(len(micro) * len(micros))
             terms = minibatch.terms(micro.take)
 
-            def objective(values: TokenValues, rows: slice, terms=terms, normaliser=normaliser) -> LossOutput:
-                return self.objective.loss(values, terms.rows(rows), normaliser)
+            def objective(values, rows: slice, terms=terms, normaliser=normaliser, factor=factor) -> LossOutput:
+                return scaled(self.objective.loss(values, terms.rows(rows), normaliser), factor)
 
             output = self._gradients(micro, self.objective.wanted, objective, minibatch.temperature)
             _add(sums, {"train/loss": output.loss.detach()} | {f"train/{k}": v for k, v in output.parts.items()})
@@ -163,7 +180,9 @@ class OnPolicyDistillation(TrainingModule):
     def _corpus_gradients(self, blocks_ML: Tensor) -> dict[str, Tensor]:
         n_tokens = blocks_ML[:, 1:].numel()
         sums = defaultdict(float)
-        for ids_ML in blocks_ML.split(max(1, self.regime.microbatch_tokens // blocks_ML.shape[1])):
+        at_once = max(1, self.regime.microbatch_tokens // blocks_ML.shape[1])
+        at_once = min(at_once, -(-len(blocks_ML) // self.group.size))
+        for ids_ML, factor in self.my_share(blocks_ML.split(at_once)):
 
             def side(model: LanguageModel, ids_ML=ids_ML) -> Side:
                 return Side(model.hidden(ids_ML[:, :-1]).flatten(0, 1), model.head())
@@ -175,7 +194,7 @@ class OnPolicyDistillation(TrainingModule):
                 teacher,
                 ids_ML[:, 1:].flatten(),
                 self.regulariser.wanted,
-                lambda values, rows: self.regulariser.loss(values, n_tokens),
+                lambda values, rows, factor=factor: scaled(self.regulariser.loss(values, n_tokens), factor),
             )
             _add(sums, {"train/pretrain": output.loss.detach()})
         return sums
@@ -190,8 +209,10 @@ class OnPolicyDistillation(TrainingModule):
         limits = dict(max_tokens=self.regime.microbatch_tokens, keep_hidden=self._keep)
         return with_teacher(rollout, self.pair.teacher, self.linear_loss, **limits)
 
-    def _micro_batches(self, minibatch: Rollout) -> list[MicroBatch]:
-        return micro_batches(minibatch, self.regime.microbatch_tokens, self.regime.microbatch_size)
+    def _micro_batches(self, minibatch: Rollout, balanced: bool = True) -> list[MicroBatch]:
+        """Of the whole mini-batch, the same on every rank."""
+        limits = (self.regime.microbatch_tokens, self.regime.microbatch_size)
+        return micro_batches(minibatch, *limits, shares=self.group.size if balanced else 1)
 
     def _gradients(
         self, micro: MicroBatch, wanted: tuple[str, ...], objective: Objective, temperature: float = 1.0
@@ -219,6 +240,7 @@ class OnPolicyDistillation(TrainingModule):
         optimizer = self.optimizers()
         where = f"rollout {self.round}, step {self.start_step + self.step}"
         with record_function("update: optimizer"):
+            self.sum_gradients()
             return self.optim.step(optimizer, rate, where)
 
     def _rollout_metrics(self, rollout: Rollout) -> dict[str, float]:

@@ -76,10 +76,10 @@ class Supervised:
             )
         )
 
-    @property
-    def microbatches(self) -> int:
-        """In an optimizer step."""
-        return self.minibatch_size // self.microbatch_size
+    def microbatches(self, devices: int = 1) -> int:
+        """In an optimizer step over all `devices`, which take as many each: a divisor of the mini-batch."""
+        least = self.minibatch_size // self.microbatch_size
+        return next(n for n in range(least, self.minibatch_size + 1) if n % devices == self.minibatch_size % n == 0)
 
     def steps(self, n_prompts: int) -> int:
         """Optimizer steps of the whole run."""

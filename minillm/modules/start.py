@@ -46,11 +46,21 @@ class SupervisedStart:
 
     @torch.no_grad()
     def answers(
-        self, prompts: PromptBatch, pair: Pair, sampler: Sampler, seed: int, *, keep_hidden: bool = True
+        self,
+        prompts: PromptBatch,
+        pair: Pair,
+        sampler: Sampler,
+        seed: int,
+        *,
+        rows: list[int] | None = None,
+        keep_hidden: bool = True,
     ) -> Rollout:
-        """Answers to learn from; with `keep_hidden` the teacher's own come with its hidden states."""
+        """Answers to learn from, to all prompts or these rows of them; with `keep_hidden` a teacher's come with its
+        hidden states."""
+        rows = list(range(len(prompts))) if rows is None else rows
+        prompts = prompts.rows(rows)
         if self.responses == "teacher":
-            seeds = [seed_for(seed, "start", prompts.index, row) for row in range(len(prompts))]
+            seeds = [seed_for(seed, "start", prompts.index, row) for row in rows]
             return decode(
                 None,
                 pair.teacher,

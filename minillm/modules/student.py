@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import TypeVar
+
 import lightning as L
 import torch
 from torch import Tensor
@@ -11,6 +15,10 @@ from transformers import PreTrainedModel
 from minillm.linear_loss import LinearLoss
 from minillm.models import LanguageModel, Pair
 from minillm.optim import Optim
+from minillm.parallel import ALONE, Replicated, Sharded, group_of
+from minillm.types import LossOutput
+
+Part = TypeVar("Part")
 
 
 class StudentModule(L.LightningModule):
@@ -38,6 +46,7 @@ class TrainingModule(StudentModule):
     round."""
 
     n_steps: int
+    _shared_out = _replicated = False
 
     def __init__(self, pair: Pair, linear_loss: LinearLoss, optim: Optim):
         super().__init__(pair.student)
@@ -45,6 +54,42 @@ class TrainingModule(StudentModule):
         self.model = LanguageModel(pair.student, pair.n_vocab, pair.compile)
         self.step = 0
         self.metrics: dict[str, float] = {}
+        self.group = ALONE
+
+    def configure_model(self) -> None:
+        """Called by the trainer once it knows the devices; again for a module that has been there."""
+        strategy = self.trainer.strategy
+        self.group, self._replicated = group_of(strategy), isinstance(strategy, Replicated)
+        if isinstance(strategy, Sharded) and not self._shared_out:
+            self._shared_out = True
+            parts = dict(mesh=strategy.device_mesh, cpu_offload=strategy.settings.cpu_offload)
+            self.model.share_out(keep_head=False, **parts)
+            if self.pair.teacher is not None:
+                # Updates need its head on kept hidden states, without its body.
+                self.pair.teacher.share_out(keep_head=True, **parts)
+
+    @contextmanager
+    def whole_weights(self) -> Iterator[None]:
+        """Of student and teacher, so that each rank may run them as often as it likes."""
+        with ExitStack() as stack:
+            for model in filter(None, (self.model, self.pair.teacher)):
+                stack.enter_context(model.gathered())
+            yield
+
+    def sum_gradients(self) -> None:
+        """Over the ranks, where the weights are whole; where they are in parts the backward passes have done it."""
+        if self._replicated:
+            trained = [each for each in self.student.parameters() if each.requires_grad]
+            for each in trained:
+                each.grad = torch.zeros_like(each) if each.grad is None else each.grad
+            self.group.add_up([each.grad for each in trained])
+
+    def my_share(self, parts: Sequence[Part]) -> Iterator[tuple[Part, float]]:
+        """This rank's of the `parts` of a sum, each with its factor; as many on every rank, with a factor of 0 where it
+        has none left: a pass over weights in parts is made by all ranks or none."""
+        for first in range(0, len(parts), self.group.size):
+            place = first + self.group.rank
+            yield (parts[place], 1.0) if place < len(parts) else (parts[0], 0.0)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return self.optim.build(p for p in self.student.parameters() if p.requires_grad)
@@ -52,3 +97,7 @@ class TrainingModule(StudentModule):
     def on_train_start(self) -> None:
         if self.step >= self.n_steps:  # a resumed run that was already through
             self.trainer.should_stop = True
+
+
+def scaled(output: LossOutput, factor: float) -> LossOutput:
+    return LossOutput(output.loss * factor, {name: value * factor for name, value in output.parts.items()})

@@ -46,6 +46,7 @@ class SupervisedDistillation(TrainingModule):
         self.objective, self.regime, self.n_steps = objective, regime, n_steps
         self.at_boundary = True
         self._sums: dict[str, Tensor] = defaultdict(float)
+        self._norm: Tensor | None = None
         self._began = 0.0
 
     @property
@@ -84,10 +85,11 @@ class SupervisedDistillation(TrainingModule):
             self._sums[f"train/{name}"] = self._sums[f"train/{name}"] + value
         self._sums["tokens"] = batch.n_tokens
         # The trainer divides by the number of micro-batches; ours are parts of a sum.
-        return output.loss * self.regime.microbatches
+        return output.loss * self.trainer.accumulate_grad_batches
 
     def configure_gradient_clipping(self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None) -> None:
-        self._sums["optim/grad_norm"] = self.optim.clip(optimizer, f"step {self.step}")
+        self.sum_gradients()
+        self._norm = self.optim.clip(optimizer, f"step {self.step}")
 
     def optimizer_step(self, epoch: int, batch_idx: int, optimizer, optimizer_closure=None) -> None:
         """Called for the last micro-batch of a mini-batch: the closure is its training_step, backward and clipping."""
@@ -98,7 +100,8 @@ class SupervisedDistillation(TrainingModule):
         self.at_boundary = True
         n_tokens = self._sums.pop("tokens")
         seconds = time.perf_counter() - self._began
-        self.metrics = {name: float(value) for name, value in self._sums.items()} | {
+        self.metrics = self.group.total(self._sums) | {
+            "optim/grad_norm": float(self._norm),
             "optim/learning_rate": rate,
             "time/step": seconds,
             "time/tokens_per_second": n_tokens / seconds,

@@ -6,10 +6,24 @@ from pathlib import Path
 PACKAGE = Path(__file__).parents[2] / "minillm"
 LAYERS = [
     {"types", "errors", "losses", "seeding", "machine", "console", "draw", "files"},
-    {"objectives", "linear_loss", "models", "data", "optim"},
+    {"objectives", "linear_loss", "models", "data", "optim", "parallel"},
     {"sampling", "packing", "scoring", "metrics", "evaluation"},
     {"modules", "callbacks", "loggers", "datamodule"},
-    {"checks", "rules", "preflight", "build", "cli", "suite", "generate", "export", "narrow", "table", "chain"},
+    {
+        "checks",
+        "rules",
+        "preflight",
+        "build",
+        "cli",
+        "suite",
+        "generate",
+        "export",
+        "narrow",
+        "table",
+        "chain",
+        "fit",
+        "worker",
+    },
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 

@@ -1,0 +1,31 @@
+"""One training run: check, and train here or in one process a device."""
+
+from __future__ import annotations
+
+from omegaconf import DictConfig, OmegaConf
+
+from minillm.build import build, check_config
+from minillm.parallel import agree, in_a_worker, join, launch, leave
+
+
+def fit(cfg: DictConfig, *, command: str, began: float) -> None:
+    """Make the run that `cfg` describes; its figures are in metrics.json.
+
+    Args:
+        command: what the user typed, for the model card. began: seconds since the epoch.
+
+    Raises:
+        MinillmError: see `check_config` and `build`.
+    """
+    job = {"cfg": OmegaConf.to_container(cfg, resolve=True), "command": command, "began": began}
+    if in_a_worker():
+        join()
+        job = agree(job)
+        cfg = OmegaConf.create(job["cfg"])
+    settings = check_config(cfg, command=job["command"], began=job["began"])
+    if settings.strategy.world_size > 1 and not in_a_worker():
+        launch(settings.strategy, job)
+        return
+    run = build(cfg, settings)
+    run.trainer.fit(run.module, run.datamodule, ckpt_path=run.ckpt_path)
+    leave()

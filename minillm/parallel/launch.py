@@ -1,0 +1,113 @@
+"""One process a device: starting them, joining them, agreeing on a config."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+import tempfile
+import time
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import rich
+import torch
+import torch.distributed as dist
+from torch.distributed.elastic.multiprocessing.api import SignalException
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+from minillm.parallel.settings import Parallel
+
+_PATIENCE = timedelta(hours=2)  # a rank may wait for another that tokenises a corpus or reads a large model
+_GRACE = 3600  # seconds from a signal to the end of a round, before the workers are killed
+
+
+def in_a_worker() -> bool:
+    """Whether torchrun, srun or `launch` has started this process as one of several."""
+    return int(os.environ.get("WORLD_SIZE", os.environ.get("SLURM_NTASKS", 1))) > 1
+
+
+def rank() -> int:
+    return int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", 0)))
+
+
+def launch(settings: Parallel, job: dict[str, Any]) -> None:
+    """Run `job`, the arguments of `minillm.fit.fit` as JSON, in one process a device, and wait for them; they get our
+    signals.
+
+    Raises SystemExit with status 1 where one of them fails; it has said why.
+    """
+    here = settings.devices_here
+    if not torch.cuda.is_available():
+        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // here)))
+    with tempfile.TemporaryDirectory(prefix="minillm-") as folder:
+        file = Path(folder) / "job.json"
+        file.write_text(json.dumps(job))
+        config = LaunchConfig(
+            min_nodes=1,
+            max_nodes=1,
+            nproc_per_node=here,
+            rdzv_backend="c10d",
+            rdzv_endpoint="localhost:0",
+            max_restarts=0,
+            local_addr="localhost",
+            signals_to_handle="SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1",
+            shutdown_timeout=_GRACE,
+        )
+        logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)
+        try:
+            elastic_launch(config, sys.executable)("-m", "minillm.worker", str(file))
+        except ChildFailedError:
+            sys.exit(1)
+        except SignalException:
+            pass  # the workers have saved and ended
+
+
+def join() -> None:
+    """Become a member of the processes that were started, with a silent terminal on all but the first."""
+    if dist.is_initialized():
+        return
+    cuda = torch.cuda.is_available()
+    device = None
+    if cuda:
+        local = int(os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", 0)))
+        device = torch.device("cuda", local)
+        torch.cuda.set_device(device)
+    dist.init_process_group(
+        "cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=_PATIENCE, device_id=device, **_rendezvous()
+    )
+    if rank() > 0:
+        rich.reconfigure(quiet=True)
+        logging.disable(logging.WARNING)
+
+
+def _rendezvous() -> dict[str, Any]:
+    """torchrun's variables are torch's own; srun's are translated, by Lightning's rules for address and port."""
+    if "RANK" in os.environ:
+        return {}
+    from lightning.fabric.plugins.environments import SLURMEnvironment
+
+    slurm = SLURMEnvironment(auto_requeue=False)
+    os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] = slurm.main_address, str(slurm.main_port)
+    return {"rank": slurm.global_rank(), "world_size": slurm.world_size()}
+
+
+def agree(job: dict[str, Any]) -> dict[str, Any]:
+    """Rank 0's, on every rank: a run's name may hold the time, a sweep's directory the rank that made it."""
+    box = [job]
+    dist.broadcast_object_list(box)
+    return box[0]
+
+
+def leave() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def stand_back() -> None:
+    """Before a failing rank speaks: where the first fails too, it speaks alone."""
+    if in_a_worker() and rank() > 0:
+        time.sleep(5)

@@ -1,0 +1,87 @@
+"""The config group `strategy`: how many devices, and what of the weights each one holds."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from minillm.errors import check
+
+KINDS = ("single", "ddp", "fsdp", "fsdp_tp")
+
+
+@dataclass(frozen=True)
+class Parallel:
+    """The number of devices changes speed and memory, never what is computed: all sizes are global.
+
+    Args:
+        kind: `single`; `ddp`, the student whole on each device, its gradients summed once an optimizer step; `fsdp`,
+            student, gradients, optimizer and the teacher's layers in parts (FSDP2), gathered whole for each rollout;
+            `fsdp_tp`, the same with each layer's matrices split over `tensor_parallel_size` devices for good.
+        devices: processes on this node, one a device; `auto` is the number of GPUs, or 1 on a CPU.
+        cpu_offload: with fsdp, the parts wait on the CPU while they are not in use.
+    """
+
+    kind: Literal["single", "ddp", "fsdp", "fsdp_tp"] = "single"
+    devices: int | Literal["auto"] = 1
+    num_nodes: int = 1
+    tensor_parallel_size: int = 1
+    cpu_offload: bool = False
+
+    def __post_init__(self):
+        several = (self.devices_here, self.num_nodes) != (1, 1)
+        check(
+            (self.devices == "auto" or self.devices > 0, f"devices={self.devices}: wanted a positive number, or auto"),
+            (self.num_nodes > 0, f"num_nodes={self.num_nodes}: wanted a positive number"),
+            (
+                self.kind != "single" or not several or self.devices == "auto",
+                f"devices={self.devices}, num_nodes={self.num_nodes}: strategy=single is for one device; wanted "
+                "strategy=ddp, fsdp or fsdp_tp, or both 1",
+            ),
+            (self.tensor_parallel_size > 0, f"tensor_parallel_size={self.tensor_parallel_size}: wanted 1 or more"),
+            (
+                self.kind == "fsdp_tp" or self.tensor_parallel_size == 1,
+                f"tensor_parallel_size={self.tensor_parallel_size}: only strategy=fsdp_tp splits layers; wanted 1",
+            ),
+            (
+                self.tensor_parallel_size < 1 or self.world_size % self.tensor_parallel_size == 0,
+                f"tensor_parallel_size={self.tensor_parallel_size} does not divide the {self.world_size} devices; use "
+                "a divisor",
+            ),
+            (
+                not self.cpu_offload or self.sharded,
+                f"cpu_offload=true: only parts of weights can wait on the CPU; wanted strategy=fsdp, not {self.kind}",
+            ),
+        )
+
+    @property
+    def devices_here(self) -> int:
+        if self.devices != "auto":
+            return self.devices
+        return max(1, torch.cuda.device_count()) if self.kind != "single" else 1
+
+    @property
+    def world_size(self) -> int:
+        return self.devices_here * self.num_nodes
+
+    @property
+    def data_parallel_size(self) -> int:
+        """Groups of devices that work on rows of their own."""
+        return self.world_size // self.tensor_parallel_size
+
+    @property
+    def sharded(self) -> bool:
+        return self.kind in ("fsdp", "fsdp_tp")
+
+    def problems(self) -> list[str]:
+        """Of the processes that are there already, started by torchrun or srun."""
+        started = int(os.environ.get("WORLD_SIZE", os.environ.get("SLURM_NTASKS", 1)))
+        if started in (1, self.world_size):
+            return []
+        return [
+            f"strategy.devices={self.devices} x strategy.num_nodes={self.num_nodes}: {started} processes were started; "
+            "wanted as many as devices"
+        ]

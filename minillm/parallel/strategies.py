@@ -1,0 +1,103 @@
+"""Lightning's strategies for our loop: it sums gradients itself, and a checkpoint is always that of a single device."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy
+from torch import Tensor
+from torch.optim import Optimizer
+
+from minillm.parallel.group import Group
+from minillm.parallel.settings import Parallel
+from minillm.parallel.sharding import DATA, part_of, whole_state, whole_tensor
+
+
+class Replicated(DDPStrategy):
+    """Processes with whole weights. There is no DistributedDataParallel around the module: an optimizer step has many
+    backward passes, and the sum over ranks is made once, of what they added up."""
+
+    def configure_ddp(self) -> None:
+        """Nothing to wrap."""
+
+
+class Sharded(ModelParallelStrategy):
+    """Weights and optimizer in parts; state dicts go out and come in whole, in the order of a single device."""
+
+    def __init__(self, settings: Parallel):
+        super().__init__(
+            data_parallel_size=settings.data_parallel_size,
+            tensor_parallel_size=settings.tensor_parallel_size,
+            save_distributed_checkpoint=False,
+        )
+        self.settings = settings
+
+    @property
+    def lightning_restore_optimizer(self) -> bool:
+        return True
+
+    def lightning_module_state_dict(self) -> dict[str, Tensor]:
+        """Whole on rank 0, empty elsewhere."""
+        return whole_state(self.lightning_module, keep=self.is_global_zero)
+
+    def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
+        parts = self.lightning_module.state_dict()
+        weights = checkpoint["state_dict"]
+        ours = {name: part_of(value, parts[name]) if name in parts else value for name, value in weights.items()}
+        self.lightning_module.load_state_dict(ours, strict=strict)
+
+    def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
+        optimizer = getattr(optimizer, "optimizer", optimizer)
+        place = {id(each): number for number, each in enumerate(self._trained)}
+        state = {}
+        for parameter, values in sorted(optimizer.state.items(), key=lambda item: place[id(item[0])]):
+            whole = {name: whole_tensor(value).cpu() for name, value in values.items()}
+            if self.is_global_zero:
+                state[place[id(parameter)]] = whole
+        settings = {key: value for key, value in optimizer.param_groups[0].items() if key != "params"}
+        return {"state": state, "param_groups": [settings | {"params": list(range(len(place)))}]}
+
+    def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
+        place = {id(each): number for number, each in enumerate(self._trained)}
+        for optimizer, saved in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
+            ours = optimizer.state_dict()
+            settings = {key: value for key, value in saved["param_groups"][0].items() if key != "params"}
+            numbered = [each for group in optimizer.param_groups for each in group["params"]]
+            state = {}
+            for number, parameter in enumerate(numbered):
+                values = saved["state"].get(place[id(parameter)], {})
+                if values:
+                    state[number] = {
+                        name: part_of(value, parameter) if value.shape == parameter.shape else value
+                        for name, value in values.items()
+                    }
+            groups = [settings | {"params": group["params"]} for group in ours["param_groups"]]
+            optimizer.load_state_dict({"state": state, "param_groups": groups})
+
+    def load_checkpoint(self, checkpoint_path, weights_only: bool | None = None) -> dict[str, Any]:
+        """Read by every rank, on the CPU and mapped, so that each touches little more than its parts."""
+        return torch.load(checkpoint_path, map_location="cpu", mmap=True, weights_only=True)
+
+    @property
+    def _trained(self) -> list[torch.nn.Parameter]:
+        return [each for each in self.lightning_module.parameters() if each.requires_grad]
+
+
+def group_of(strategy: Strategy) -> Group:
+    """The ranks that a trainer's strategy gives rows of their own."""
+    if isinstance(strategy, Sharded):
+        mesh = strategy.device_mesh[DATA]
+        return Group(mesh.get_local_rank(), mesh.size(), mesh.get_group())
+    if isinstance(strategy, Replicated):
+        return Group(strategy.global_rank, strategy.world_size, dist.group.WORLD)
+    return Group()
+
+
+def lightning_strategy(settings: Parallel) -> Strategy | str:
+    """For the trainer."""
+    if settings.sharded:
+        return Sharded(settings)
+    return Replicated() if settings.kind == "ddp" else "auto"
