@@ -20,11 +20,11 @@ from minillm.errors import ConfigError, check
 from minillm.linear_loss import LinearLoss
 from minillm.loggers import MetricsCSV
 from minillm.machine import choose_precision
-from minillm.models import ModelPair, Pair
+from minillm.models import Architecture, ModelPair, Pair
 from minillm.modules import OnPolicy, OnPolicyDistillation, Supervised, SupervisedDistillation, SupervisedStart
 from minillm.objectives import CrossEntropy, MiniLLM, PretrainLoss
 from minillm.optim import Optim
-from minillm.parallel import Parallel, lightning_strategy, rank
+from minillm.parallel import SPLITTABLE, Parallel, barrier, lightning_strategy, rank
 from minillm.rules import GROUPS, SETTINGS, cross_field_problems, root_problems
 from minillm.sampling import Sampler
 
@@ -130,6 +130,7 @@ def build(cfg: DictConfig, settings: Settings) -> Run:
     # Parts of weights go to their devices one after the other, once the trainer has started; whole ones go now.
     pair = settings.model.load(device, plain["seed"], keep_on_cpu=strategy.sharded)
     check_lengths(settings, pair)
+    check_split(settings, pair)
     supervised = isinstance(settings.regime, Supervised)
     train_prompts, val_prompts = settings.data.prompts(*records, pair, answered=supervised)
     check_monitor(settings, pair, val_prompts)
@@ -141,7 +142,9 @@ def build(cfg: DictConfig, settings: Settings) -> Run:
         page = preflight.begin(settings, plain, pair, train_prompts, val_prompts, corpus, precision)
     make = _supervised if supervised else _on_policy
     module, datamodule = make(settings, pair, train_prompts, val_prompts, corpus, plain["seed"])
-    # Only now, with everything loaded, is the run directory taken: a mistake can be mended under the same run.name.
+    # Only now, with everything loaded, is the run directory taken: a mistake can be mended under the same run.name. All
+    # ranks have looked into it by then.
+    barrier()
     if rank() == 0:
         run_dir.mkdir(parents=True, exist_ok=True)
         (run_dir / "config.yaml").write_text(OmegaConf.to_yaml(cfg, resolve=True))
@@ -226,6 +229,34 @@ def check_lengths(settings: Settings, pair: Pair) -> None:
             (length <= min(limits), f"{name}={length}: the models have {min(limits)} positions; lower them")
             for name, length in longest.items()
         )
+    )
+
+
+def check_split(settings: Settings, pair: Pair) -> None:
+    """Raises ConfigError where a model's layers cannot be split over the tensor-parallel devices."""
+    size = settings.strategy.tensor_parallel_size
+    if size == 1:
+        return
+    sides = {"student": pair.student} | ({} if pair.teacher is None else {"teacher": pair.teacher.network})
+    shapes = {side: Architecture.of(network.config) for side, network in sides.items()}
+    check(
+        *(
+            (
+                shape.type in SPLITTABLE,
+                f"strategy=fsdp_tp: the layers of {shape.type} (model.{side}) cannot be split by torch's plans; wanted "
+                f"one of {', '.join(SPLITTABLE)}, or strategy=fsdp",
+            )
+            for side, shape in shapes.items()
+        ),
+        *(
+            (
+                getattr(shape, name) % size == 0,
+                f"strategy.tensor_parallel_size={size} does not divide the {getattr(shape, name)} {what} of "
+                f"model.{side}; use a divisor",
+            )
+            for side, shape in shapes.items()
+            for name, what in (("heads", "heads"), ("kv_heads", "key-value heads"), ("ffn", "feed-forward columns"))
+        ),
     )
 
 

@@ -36,11 +36,19 @@ def make_tokenizer(extra: tuple[str, ...] = ()) -> PreTrainedTokenizerFast:
     return fast
 
 
-def make_model(family: str = "llama", *, vocabulary: int = 31, seed: int = 0, layers: int = 2, dtype=torch.float64):
+def make_model(
+    family: str = "llama",
+    *,
+    vocabulary: int = 31,
+    seed: int = 0,
+    layers: int = 2,
+    tied: bool = False,
+    dtype=torch.float64,
+):
     """Random weights, large enough that distributions are far from uniform."""
     torch.manual_seed(seed)
     kv_heads = 4 if family in ("gpt2", "opt") else 2
-    sizes = dict(layers=layers, width=32, heads=4, kv_heads=kv_heads, ffn=48, vocabulary=vocabulary, tied=False)
+    sizes = dict(layers=layers, width=32, heads=4, kv_heads=kv_heads, ffn=48, vocabulary=vocabulary, tied=tied)
     model = Architecture(type=family, **sizes).random_model().to(dtype).eval()
     for name, value in vars(model.config).items():
         if "drop" in name and isinstance(value, float):

@@ -102,6 +102,12 @@ def agree(job: dict[str, Any]) -> dict[str, Any]:
     return box[0]
 
 
+def barrier() -> None:
+    """Until all ranks are here."""
+    if dist.is_initialized():
+        dist.barrier()
+
+
 def leave() -> None:
     if dist.is_initialized():
         dist.destroy_process_group()

@@ -1,0 +1,123 @@
+"""Runs of one device and of several, each strategy's in one set of processes, so that libraries are imported once."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.conftest import WORDS, make_model, make_tokenizer
+
+ROOT = Path(__file__).parents[2]
+STRATEGIES = ("ddp", "fsdp", "fsdp_tp")
+FAMILIES = {"llama": False, "qwen3": True, "opt": False, "gpt2": True}  # and whether the student's head is tied
+
+
+@pytest.fixture(scope="session")
+def parity_world(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("parity")
+    for family, tied in FAMILIES.items():
+        for name, seed in (("student", 1), ("teacher", 2)):
+            network = make_model(family, seed=seed, tied=tied and name == "student")
+            network.save_pretrained(folder / family / name)
+            make_tokenizer().save_pretrained(folder / family / name)
+    for name, first, n in (("train", 0, 12), ("val", 12, 5)):
+        rows = [
+            {"instruction": f"{WORDS[i]} {WORDS[i + 3]}", "input": "", "output": f"{WORDS[i + 1]} {WORDS[i + 2]}"}
+            for i in range(first, first + n)
+        ]
+        (folder / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n")
+    (folder / "corpus.txt").write_text(" ".join(WORDS * 20))
+    return folder
+
+
+def settings(world: Path, family: str = "llama", dtype: str = "float64") -> list[str]:
+    """What every run has: 2 supervised steps, then 6 optimizer steps in 3 rollouts of 4 rows."""
+    return [
+        f"model.student={world}/{family}/student", f"model.teacher={world}/{family}/teacher", f"model.dtype={dtype}",
+        f"data.train_file={world}/train.jsonl", f"data.val_file={world}/val.jsonl", "data.template=chat",
+        "data.block_size=8", "callbacks.validation.every=2", "callbacks.validation.max_new_tokens=6",
+        "callbacks.checkpoints.every=2", "callbacks.checkpoints.monitor=reverse_kl", "optim.learning_rate=1e-3",
+        "optim.warmup_steps=2", "preflight=false",
+    ]  # fmt: skip
+
+
+def on_policy(world: Path, family: str = "llama", dtype: str = "float64") -> list[str]:
+    return [
+        *settings(world, family, dtype), f"data.corpus_file={world}/corpus.txt", "sampler.max_new_tokens=6",
+        "regime.rollouts=4", "regime.minibatch_size=4", "regime.microbatch_tokens=64", "regime.inner_epochs=2",
+        "regime.max_steps=6", "regulariser.batch_size=3", "start.steps=2", "start.minibatch_size=4",
+        "start.learning_rate=1e-3",
+    ]  # fmt: skip
+
+
+def scenarios(world: Path) -> dict[str, list[str]]:
+    base = on_policy(world)
+    return {
+        "base": base,
+        "float32": on_policy(world, dtype="float32"),
+        "lora": [*base, "lora=default"],
+        # The denominator of this preset is of a micro-batch, so that one may not depend on the number of devices.
+        "reference": [*base, "objective=reference", "regime.microbatch_size=2"],
+        # One corpus block and an odd number of micro-batches: some rank has nothing of its own in a pass of all.
+        "lean": [*base, "regime.teacher_states=recompute", "model.gradient_checkpointing=true", "sampler=student",
+                 "regulariser=pretrain_kd", "regulariser.batch_size=1", "regime.microbatch_tokens=9"],  # fmt: skip
+        "kd": [
+            *settings(world),
+            "regime=supervised",
+            "objective=kd",
+            "regime.minibatch_size=4",
+            "regime.microbatch_size=4",
+            "regime.epochs=null",
+            "regime.max_steps=6",
+        ],  # fmt: skip
+        "qwen3": on_policy(world, "qwen3"),
+        "opt": on_policy(world, "opt"),
+        "gpt2": on_policy(world, "gpt2"),
+    }
+
+
+def chosen(strategy: str) -> list[str]:
+    """gpt2's fused projections cannot be split; what only matters there is run there only."""
+    names = ["base", "float32", "lora", "reference", "lean", "kd", "qwen3"]
+    return names + {"ddp": [], "fsdp": ["gpt2"], "fsdp_tp": ["opt"]}[strategy]
+
+
+def spawn(jobs: list[dict], n_processes: int, folder: Path) -> None:
+    """Run the jobs, one after the other, in so many processes."""
+    file = folder / "jobs.json"
+    file.write_text(json.dumps(jobs))
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    shared = os.environ | {
+        "WORLD_SIZE": str(n_processes), "LOCAL_WORLD_SIZE": str(n_processes), "MASTER_ADDR": "localhost",
+        "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1", "TORCHELASTIC_RUN_ID": "tests",
+    }  # fmt: skip
+    outputs = [open(folder / f"rank{rank}.log", "w") for rank in range(n_processes)]
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-m", "tests.parity.worker", str(file)],
+            cwd=ROOT,
+            env=shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=output,
+            stderr=subprocess.STDOUT,
+        )
+        for rank, output in enumerate(outputs)
+    ]
+    codes = [process.wait(timeout=300) for process in processes]
+    logs = [Path(output.name).read_text()[-3000:] for output in outputs]
+    assert codes == [0] * n_processes, "\n".join(logs)
+
+
+@pytest.fixture(scope="session")
+def threads():
+    """Sums of one thread, as in the processes that are compared."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

@@ -1,0 +1,128 @@
+"""The number of devices and what each holds change nothing: weights, optimizer, figures, samples, exported student."""
+
+import csv
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from tests.integration.test_resume import Killed, train
+from tests.parity.conftest import STRATEGIES, chosen, scenarios, spawn
+
+CUT = 2  # rounds before the cut; last.ckpt is then in the middle of the run
+
+
+@pytest.fixture(scope="session")
+def single(parity_world, tmp_path_factory, threads):
+    """Every scenario on one device, and one that was cut."""
+    folder = tmp_path_factory.mktemp("single")
+    for name, overrides in scenarios(parity_world).items():
+        train(folder / name, overrides)
+    with pytest.raises(Killed):
+        train(folder / "cut", scenarios(parity_world)["base"], kill_after=CUT)
+    return folder
+
+
+@pytest.fixture(scope="session", params=STRATEGIES)
+def several(request, parity_world, tmp_path_factory, single):
+    """The same on two devices; one that was cut and went on; and one of a single device that goes on here."""
+    folder, all_of_them = tmp_path_factory.mktemp(request.param), scenarios(parity_world)
+    shared_out = [f"strategy={request.param}", "strategy.devices=2"]
+    jobs = [
+        {"run_dir": str(folder / name), "overrides": all_of_them[name] + shared_out} for name in chosen(request.param)
+    ]
+    base = {"overrides": all_of_them["base"] + shared_out}
+    jobs += [
+        base | {"run_dir": str(folder / "cut"), "kill_after": CUT},
+        base | {"run_dir": str(folder / "resumed"), "copy": str(folder / "cut"), "resume": "auto"},
+        base | {"run_dir": str(folder / "taken_over"), "copy": str(single / "cut"), "resume": "auto"},
+    ]
+    spawn(jobs, 2, folder)
+    return request.param, folder
+
+
+def checkpoint(run_dir):
+    return torch.load(run_dir / "checkpoints" / "last.ckpt", weights_only=True)
+
+
+def largest_difference(one, other) -> float:
+    """Of two dicts of tensors, however deep."""
+    assert one.keys() == other.keys()
+    pairs = ((one[key], other[key]) for key in one)
+    return max(
+        largest_difference(a, b) if isinstance(a, dict) else (a.double() - b.double()).abs().max().item()
+        for a, b in pairs
+    )
+
+
+def figures(run_dir):
+    """metrics.csv without clocks and memory."""
+    with open(run_dir / "metrics.csv", newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    machine = ("time/", "memory/", "progress/wall")
+    return [{k: float(v) for k, v in row.items() if v and not k.startswith(machine)} for row in rows]
+
+
+def samples(run_dir):
+    """Answers, without the sums of floating point."""
+    rows = [json.loads(line) for file in sorted((run_dir / "samples").iterdir()) for line in file.open()]
+    return [{key: value for key, value in row.items() if key != "reverse_kl"} for row in rows]
+
+
+def compare(one, other, tolerance):
+    a, b = checkpoint(one), checkpoint(other)
+    assert largest_difference(a["state_dict"], b["state_dict"]) <= tolerance
+    (a,), (b,) = a["optimizer_states"], b["optimizer_states"]
+    assert a["param_groups"] == b["param_groups"]
+    assert largest_difference(a["state"], b["state"]) <= tolerance
+    for mine, theirs in zip(figures(one), figures(other), strict=True):
+        assert mine.keys() == theirs.keys()
+        # A ratio at the edge of clipping is counted or not.
+        assert all(abs(mine[key] - theirs[key]) <= max(tolerance, 1e-7) * max(1, abs(mine[key])) for key in mine), (
+            mine,
+            theirs,
+        )
+    exported = [load_file(each / "student" / "model.safetensors") for each in (one, other)]
+    assert largest_difference(*exported) <= tolerance
+
+
+def tolerance_of(name):
+    return 1e-5 if name == "float32" else 1e-9
+
+
+def test_two_devices_compute_what_one_does(single, several):
+    strategy, folder = several
+    for name in chosen(strategy):
+        compare(single / name, folder / name, tolerance_of(name))
+
+
+def test_rollouts_and_answers_are_the_same_tokens(single, several):
+    strategy, folder = several
+    for name in chosen(strategy):
+        assert samples(single / name) == samples(folder / name), name
+        lengths = [[row.get("rollout/length") for row in figures(each / name)] for each in (single, folder)]
+        assert lengths[0] == lengths[1]
+
+
+def test_a_run_that_was_cut_goes_on_bit_for_bit(several):
+    _, folder = several
+    compare(folder / "base", folder / "resumed", 0.0)
+    assert samples(folder / "base") == samples(folder / "resumed")
+
+
+def test_a_checkpoint_of_one_strategy_is_opened_by_another(single, several, parity_world, tmp_path):
+    _, folder = several
+    compare(single / "base", folder / "taken_over", 1e-9)
+    shutil.copytree(folder / "cut", tmp_path / "home")
+    train(tmp_path / "home", scenarios(parity_world)["base"], resume="auto")
+    compare(single / "base", tmp_path / "home", 1e-9)
+
+
+def test_the_exported_student_is_a_plain_model_with_its_head_still_tied(several):
+    _, folder = several
+    network = AutoModelForCausalLM.from_pretrained(folder / "qwen3" / "student")
+    assert network.lm_head.weight is network.model.embed_tokens.weight
+    assert "lm_head.weight" not in load_file(folder / "qwen3" / "student" / "model.safetensors")

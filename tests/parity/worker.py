@@ -1,0 +1,31 @@
+"""One rank of a list of runs: python -m tests.parity.worker JOBS, started once a process with torch's variables set.
+
+A job has a run directory and overrides, and may copy a directory first, be cut after some rounds, or resume.
+"""
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import torch.distributed as dist
+
+from minillm.parallel import join, leave, rank
+from tests.integration.test_resume import Killed, train
+
+
+def main() -> None:
+    join()
+    for job in json.loads(Path(sys.argv[1]).read_text()):
+        if job.get("copy") and rank() == 0:
+            shutil.copytree(job["copy"], job["run_dir"])
+        dist.barrier()
+        try:
+            train(Path(job["run_dir"]), job["overrides"], resume=job.get("resume"), kill_after=job.get("kill_after"))
+        except Killed:
+            assert job.get("kill_after")
+    leave()
+
+
+if __name__ == "__main__":
+    main()
