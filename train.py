@@ -1,6 +1,5 @@
 """Train a student: `python train.py experiment=demo`; any key can be overridden, `-m` sweeps. See conf/train.yaml."""
 
-import json
 import sys
 import time
 
@@ -16,9 +15,7 @@ from minillm.fit import fit  # noqa: E402
 @hydra.main(config_path="conf", config_name="train", version_base="1.3")
 def main(cfg: DictConfig) -> float | None:
     """Make a run; returns the figure that a sweeper optimises."""
-    fit(cfg, command=" ".join(["python", *sys.argv]), began=BEGAN)
-    with open(f"{cfg.run.dir}/metrics.json") as stream:
-        return json.load(stream).get(cfg.optimized_metric)
+    return fit(cfg, command=" ".join(["python", *sys.argv]), began=BEGAN).get(cfg.optimized_metric)
 
 
 if __name__ == "__main__":

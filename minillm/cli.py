@@ -66,7 +66,10 @@ def _explain(error: HydraException, config_name: str) -> str:
     group, _, rest = key.partition(".")
     if group == "trainer" and (refused := trainer_problem(rest)):
         return refused
-    return f"{key}: no such key; {nearest(key, _known_keys(config_name))}"
+    known = _known_keys(config_name)
+    if key in known:
+        return f"{key}: not a key of what these options compose; +{key}=... adds it"
+    return f"{key}: no such key; {nearest(key, known)}"
 
 
 def _known_keys(config_name: str) -> list[str]:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 from omegaconf import DictConfig, OmegaConf
 
 from minillm.build import build, check_config
-from minillm.parallel import agree, in_a_worker, join, launch, leave
+from minillm.parallel import agree, in_a_worker, join, launch, leave, rank
 
 
-def fit(cfg: DictConfig, *, command: str, began: float) -> None:
-    """Make the run that `cfg` describes; its figures are in metrics.json.
+def fit(cfg: DictConfig, *, command: str, began: float) -> dict[str, float]:
+    """Make the run that `cfg` describes; the figures of its metrics.json, nothing on ranks other than the first.
 
     Args:
         command: what the user typed, for the model card. began: seconds since the epoch.
@@ -25,7 +28,8 @@ def fit(cfg: DictConfig, *, command: str, began: float) -> None:
     settings = check_config(cfg, command=job["command"], began=job["began"])
     if settings.strategy.world_size > 1 and not in_a_worker():
         launch(settings.strategy, job)
-        return
-    run = build(cfg, settings)
-    run.trainer.fit(run.module, run.datamodule, ckpt_path=run.ckpt_path)
-    leave()
+    else:
+        run = build(cfg, settings)
+        run.trainer.fit(run.module, run.datamodule, ckpt_path=run.ckpt_path)
+        leave()
+    return json.loads((Path(cfg.run.dir) / "metrics.json").read_text()) if rank() == 0 else {}

@@ -50,6 +50,7 @@ def launch(settings: Parallel, job: dict[str, Any]) -> None:
             min_nodes=1,
             max_nodes=1,
             nproc_per_node=here,
+            run_id=f"minillm-{os.getpid()}",
             rdzv_backend="c10d",
             rdzv_endpoint="localhost:0",
             max_restarts=0,

@@ -77,11 +77,20 @@ class Parallel:
         return self.kind in ("fsdp", "fsdp_tp")
 
     def problems(self) -> list[str]:
-        """Of the processes that are there already, started by torchrun or srun."""
+        """With this machine, and with the processes that torchrun or srun have started already."""
+        problems = []
+        gpus, here = torch.cuda.device_count(), self.devices_here
+        if gpus and here > gpus:
+            problems.append(f"strategy.devices={self.devices}: this node has {gpus} GPUs; use at most as many")
         started = int(os.environ.get("WORLD_SIZE", os.environ.get("SLURM_NTASKS", 1)))
-        if started in (1, self.world_size):
-            return []
-        return [
-            f"strategy.devices={self.devices} x strategy.num_nodes={self.num_nodes}: {started} processes were started; "
-            "wanted as many as devices"
-        ]
+        if started not in (1, self.world_size):
+            problems.append(
+                f"strategy.devices={here} x strategy.num_nodes={self.num_nodes}: {started} processes were started; "
+                "wanted as many as devices on all nodes"
+            )
+        elif started == 1 and self.num_nodes > 1:
+            problems.append(
+                f"strategy.num_nodes={self.num_nodes}: a process on one node cannot start those on others; use torchrun "
+                "or srun on each (docs/devices.md)"
+            )
+        return problems
