@@ -24,7 +24,7 @@ from minillm.models import Architecture, ModelPair, Pair
 from minillm.modules import OnPolicy, OnPolicyDistillation, Supervised, SupervisedDistillation, SupervisedStart
 from minillm.objectives import CrossEntropy, MiniLLM, PretrainLoss
 from minillm.optim import Optim
-from minillm.parallel import SPLITTABLE, Parallel, barrier, lightning_strategy, rank
+from minillm.parallel import SPLITTABLE, Parallel, barrier, environment, lightning_strategy, rank
 from minillm.rules import GROUPS, SETTINGS, cross_field_problems, root_problems
 from minillm.sampling import Sampler
 
@@ -113,6 +113,7 @@ def build(cfg: DictConfig, settings: Settings) -> Run:
         strategy=lightning_strategy(strategy),
         devices=strategy.devices_here,
         num_nodes=strategy.num_nodes,
+        plugins=[environment()],
         max_epochs=-1,
         accumulate_grad_batches=settings.microbatches // strategy.data_parallel_size,
         logger=MetricsCSV(run_dir / "metrics.csv"),

@@ -85,7 +85,7 @@ def is_adapted(network: PreTrainedModel) -> bool:
 
 
 def save_adapter(network: PreTrainedModel, directory: Path, *, state: dict[str, Tensor] | None = None) -> None:
-    """As `PeftModel.from_pretrained(base, directory)` and `Checkpoint.adapter` read it. `state` as in merged_weights."""
+    """As `PeftModel.from_pretrained(base, directory)` and `Checkpoint.adapter` read it; `state`: see merged_weights."""
     config = copy.copy(network.peft_config[_NAME])
     config.inference_mode = True
     directory.mkdir(parents=True, exist_ok=True)

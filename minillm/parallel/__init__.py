@@ -2,7 +2,7 @@
 
 from minillm.parallel.gradients import by_mesh, clip_gradients, gradient_norm
 from minillm.parallel.group import ALONE, Group
-from minillm.parallel.launch import agree, barrier, in_a_worker, join, launch, leave, rank, stand_back
+from minillm.parallel.launch import agree, barrier, environment, in_a_worker, join, launch, leave, rank, stand_back
 from minillm.parallel.settings import Parallel
 from minillm.parallel.sharding import SPLITTABLE, DeviceMesh, gathered, shard, whole_state
 from minillm.parallel.strategies import Replicated, Sharded, group_of, lightning_strategy
@@ -19,6 +19,7 @@ __all__ = [
     "barrier",
     "by_mesh",
     "clip_gradients",
+    "environment",
     "gathered",
     "gradient_norm",
     "group_of",

@@ -15,11 +15,17 @@ from typing import Any
 import rich
 import torch
 import torch.distributed as dist
+from lightning.fabric.plugins.environments import (
+    ClusterEnvironment,
+    LightningEnvironment,
+    SLURMEnvironment,
+    TorchElasticEnvironment,
+)
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-from minillm.parallel.settings import Parallel
+from minillm.parallel.settings import Parallel, started_processes
 
 _PATIENCE = timedelta(hours=2)  # a rank may wait for another that tokenises a corpus or reads a large model
 _GRACE = 3600  # seconds from a signal to the end of a round, before the workers are killed
@@ -27,11 +33,19 @@ _GRACE = 3600  # seconds from a signal to the end of a round, before the workers
 
 def in_a_worker() -> bool:
     """Whether torchrun, srun or `launch` has started this process as one of several."""
-    return int(os.environ.get("WORLD_SIZE", os.environ.get("SLURM_NTASKS", 1))) > 1
+    return started_processes() > 1
 
 
 def rank() -> int:
-    return int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", 0)))
+    return int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", 0))) if in_a_worker() else 0
+
+
+def environment() -> ClusterEnvironment:
+    """Who started the processes, for the trainer. Lightning would take any job of SLURM for one of srun's, and requeue
+    it by itself."""
+    if "RANK" in os.environ:
+        return TorchElasticEnvironment()
+    return SLURMEnvironment(auto_requeue=False) if in_a_worker() else LightningEnvironment()
 
 
 def launch(settings: Parallel, job: dict[str, Any]) -> None:
@@ -89,8 +103,6 @@ def _rendezvous() -> dict[str, Any]:
     """torchrun's variables are torch's own; srun's are translated, by Lightning's rules for address and port."""
     if "RANK" in os.environ:
         return {}
-    from lightning.fabric.plugins.environments import SLURMEnvironment
-
     slurm = SLURMEnvironment(auto_requeue=False)
     os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] = slurm.main_address, str(slurm.main_port)
     return {"rank": slurm.global_rank(), "world_size": slurm.world_size()}

@@ -13,6 +13,11 @@ from minillm.errors import check
 KINDS = ("single", "ddp", "fsdp", "fsdp_tp")
 
 
+def started_processes() -> int:
+    """By torchrun, or by srun, which alone sets the variables of a step: those of the job are there without it too."""
+    return int(os.environ.get("WORLD_SIZE", os.environ.get("SLURM_STEP_NUM_TASKS", 1)))
+
+
 @dataclass(frozen=True)
 class Parallel:
     """The number of devices changes speed and memory, never what is computed: all sizes are global.
@@ -82,7 +87,7 @@ class Parallel:
         gpus, here = torch.cuda.device_count(), self.devices_here
         if gpus and here > gpus:
             problems.append(f"strategy.devices={self.devices}: this node has {gpus} GPUs; use at most as many")
-        started = int(os.environ.get("WORLD_SIZE", os.environ.get("SLURM_NTASKS", 1)))
+        started = started_processes()
         if started not in (1, self.world_size):
             problems.append(
                 f"strategy.devices={here} x strategy.num_nodes={self.num_nodes}: {started} processes were started; "
@@ -90,7 +95,7 @@ class Parallel:
             )
         elif started == 1 and self.num_nodes > 1:
             problems.append(
-                f"strategy.num_nodes={self.num_nodes}: a process on one node cannot start those on others; use torchrun "
-                "or srun on each (docs/devices.md)"
+                f"strategy.num_nodes={self.num_nodes}: a process on one node cannot start those on others; use "
+                "torchrun or srun on each (docs/devices.md)"
             )
         return problems

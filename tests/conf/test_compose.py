@@ -26,6 +26,7 @@ NEEDS = {  # choices that go together with another
     "recipe=sft": ["model=gpt2_120m"],
     "model=pair": ["+checkpoint@model.student=gpt2", "+checkpoint@model.teacher=gpt2_xl"],
     "model=narrow_student": ["regime=supervised", "objective=sft"],
+    "strategy=fsdp_tp": ["strategy.devices=2"],
     "model=narrow_teacher": ["regime=supervised", "objective=sft"],
     "checkpoint": ["model=gpt2_120m"],
     **{
@@ -121,7 +122,8 @@ def test_all_problems_come_in_one_message():
         "objective.gamma=2: wanted a number in [0, 1]",
         "regime.minibatch_size=10 does not divide rollouts=256; use a divisor",
         "optim.learning_rate='fast': wanted a number",
-        "strategy.devices, strategy.num_nodes=(2, 1): this version trains on one device; set both to 1",
+        "strategy.devices=2, num_nodes=1: strategy=single is for one device; wanted strategy=ddp, fsdp or fsdp_tp, or both "
+        "1",
     ]
 
 
@@ -131,7 +133,15 @@ def test_all_problems_come_in_one_message():
         (["data.corpus_file=null"], "data.corpus_file=null: the regulariser needs a corpus"),
         (["start.steps=4", "start.minibatch_size=7"], "start.minibatch_size=7 does not divide regime.rollouts=256"),
         (["objective.single_step=false"], "skip_current=true with single_step=false"),
-        (["strategy.devices=2"], "trains on one device"),
+        (["strategy.devices=2"], "strategy=single is for one device"),
+        (["strategy=ddp", "strategy.devices=128"], "regime.minibatch_size=64: fewer rows than the 128 devices"),
+        (
+            ["strategy=ddp", "strategy.devices=6"],
+            "regime.rollouts=256: the 6 devices that share its rows do not divide",
+        ),
+        (["strategy=fsdp", "model.compile=true"], "model.compile=true with strategy=fsdp"),
+        (["strategy=fsdp", "model.teacher.offload=true"], "its layers are in parts"),
+        (["strategy=ddp", "strategy.devices=2", "profile=true"], "wanted strategy=single"),
         (["callbacks.validation=null"], "callbacks.record.export=best: needs"),
         (["+trainer.accumulate_grad_batches=2"], "use regime.microbatch_tokens"),
         (["data.template=paper", "data.system=hello"], "only the chat template takes them"),

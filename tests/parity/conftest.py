@@ -5,6 +5,7 @@ import os
 import socket
 import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -57,24 +58,19 @@ def on_policy(world: Path, family: str = "llama", dtype: str = "float64") -> lis
 
 def scenarios(world: Path) -> dict[str, list[str]]:
     base = on_policy(world)
+    # One corpus block and small micro-batches: some rank has nothing of its own in a pass of all.
+    lean = ["regime.teacher_states=recompute", "model.gradient_checkpointing=true", "sampler=student"]
+    lean += ["regulariser=pretrain_kd", "regulariser.batch_size=1", "regime.microbatch_tokens=9"]
+    kd = ["regime=supervised", "objective=kd", "regime.minibatch_size=4", "regime.microbatch_size=4"]
+    kd += ["regime.epochs=null", "regime.max_steps=6"]
     return {
         "base": base,
         "float32": on_policy(world, dtype="float32"),
         "lora": [*base, "lora=default"],
         # The denominator of this preset is of a micro-batch, so that one may not depend on the number of devices.
         "reference": [*base, "objective=reference", "regime.microbatch_size=2"],
-        # One corpus block and an odd number of micro-batches: some rank has nothing of its own in a pass of all.
-        "lean": [*base, "regime.teacher_states=recompute", "model.gradient_checkpointing=true", "sampler=student",
-                 "regulariser=pretrain_kd", "regulariser.batch_size=1", "regime.microbatch_tokens=9"],  # fmt: skip
-        "kd": [
-            *settings(world),
-            "regime=supervised",
-            "objective=kd",
-            "regime.minibatch_size=4",
-            "regime.microbatch_size=4",
-            "regime.epochs=null",
-            "regime.max_steps=6",
-        ],  # fmt: skip
+        "lean": [*base, *lean],
+        "kd": [*settings(world), *kd],
         "qwen3": on_policy(world, "qwen3"),
         "opt": on_policy(world, "opt"),
         "gpt2": on_policy(world, "gpt2"),
@@ -98,20 +94,20 @@ def spawn(jobs: list[dict], n_processes: int, folder: Path) -> None:
         "WORLD_SIZE": str(n_processes), "LOCAL_WORLD_SIZE": str(n_processes), "MASTER_ADDR": "localhost",
         "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1", "TORCHELASTIC_RUN_ID": "tests",
     }  # fmt: skip
-    outputs = [open(folder / f"rank{rank}.log", "w") for rank in range(n_processes)]
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-m", "tests.parity.worker", str(file)],
-            cwd=ROOT,
-            env=shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=output,
-            stderr=subprocess.STDOUT,
-        )
-        for rank, output in enumerate(outputs)
-    ]
-    codes = [process.wait(timeout=300) for process in processes]
-    logs = [Path(output.name).read_text()[-3000:] for output in outputs]
-    assert codes == [0] * n_processes, "\n".join(logs)
+    logs = [folder / f"rank{rank}.log" for rank in range(n_processes)]
+    with ExitStack() as files:
+        processes = [
+            subprocess.Popen(
+                [sys.executable, "-m", "tests.parity.worker", str(file)],
+                cwd=ROOT,
+                env=shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+                stdout=files.enter_context(open(log, "w")),
+                stderr=subprocess.STDOUT,
+            )
+            for rank, log in enumerate(logs)
+        ]
+        codes = [process.wait(timeout=300) for process in processes]
+    assert codes == [0] * n_processes, "\n".join(log.read_text()[-3000:] for log in logs)
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,7 @@
 """Imports point down only: types and maths know nothing of models, models nothing of training."""
 
 import ast
+import re
 from pathlib import Path
 
 PACKAGE = Path(__file__).parents[2] / "minillm"
@@ -57,6 +58,15 @@ def test_imports_point_down():
         if LEVEL[other] > LEVEL[room(path)]
     ]
     assert not upward
+
+
+def test_one_room_speaks_to_other_processes():
+    files = {
+        room(path)
+        for path in PACKAGE.rglob("*.py")
+        if re.search(r"^(import|from) torch\.distributed", path.read_text(), re.M)
+    }
+    assert files == {"parallel"}
 
 
 def test_no_file_outgrows_one_idea():

@@ -1,0 +1,62 @@
+"""The config group `strategy`: sizes, and what does not go together."""
+
+import pytest
+import torch
+
+from minillm.errors import ConfigError
+from minillm.parallel import Parallel, environment, in_a_worker, rank
+
+
+def test_sizes():
+    settings = Parallel("fsdp_tp", devices=8, num_nodes=4, tensor_parallel_size=2)
+    assert (settings.world_size, settings.data_parallel_size, settings.sharded) == (32, 16, True)
+    assert Parallel("ddp", devices="auto").devices_here == max(1, torch.cuda.device_count())
+    assert Parallel().world_size == 1
+
+
+@pytest.mark.parametrize(
+    ("settings", "text"),
+    [
+        (dict(kind="single", devices=2), "strategy=single is for one device"),
+        (dict(kind="ddp", devices=0), "devices=0: wanted a positive number, or auto"),
+        (dict(kind="ddp", devices=1, num_nodes=0), "num_nodes=0"),
+        (dict(kind="fsdp", devices=4, tensor_parallel_size=2), "only strategy=fsdp_tp splits layers"),
+        (dict(kind="fsdp_tp", devices=4, tensor_parallel_size=3), "does not divide the 4 devices"),
+        (dict(kind="ddp", devices=2, cpu_offload=True), "cpu_offload=true: only parts of weights"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(settings, text):
+    with pytest.raises(ConfigError, match=text):
+        Parallel(**settings)
+
+
+@pytest.fixture
+def started(monkeypatch):
+    for name in ("RANK", "WORLD_SIZE", "SLURM_STEP_NUM_TASKS", "SLURM_PROCID", "SLURM_NTASKS"):
+        monkeypatch.delenv(name, raising=False)
+
+    def by(**variables):
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+
+    return by
+
+
+def test_processes_that_are_there_must_be_as_many_as_devices(started):
+    assert Parallel("ddp", devices=2).problems() == []
+    started(WORLD_SIZE="4", RANK="1")
+    assert in_a_worker() and rank() == 1
+    assert "4 processes were started" in Parallel("ddp", devices=2).problems()[0]
+    assert Parallel("ddp", devices=2, num_nodes=2).problems() == []
+    assert type(environment()).__name__ == "TorchElasticEnvironment"
+
+
+def test_one_process_cannot_start_other_nodes(started):
+    assert "use torchrun or srun on each" in Parallel("ddp", devices=2, num_nodes=2).problems()[0]
+
+
+def test_a_job_of_slurm_is_srun_s_only_where_srun_started_it(started):
+    started(SLURM_NTASKS="8", SLURM_PROCID="0")  # a batch script without srun
+    assert not in_a_worker() and type(environment()).__name__ == "LightningEnvironment"
+    started(SLURM_STEP_NUM_TASKS="8", SLURM_PROCID="3", SLURM_NTASKS_PER_NODE="8")
+    assert in_a_worker() and rank() == 3 and environment().auto_requeue is False
