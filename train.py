@@ -18,7 +18,7 @@ def main(cfg: DictConfig) -> float | None:
     """Compose, check, build, fit; returns the figure that a sweeper optimises."""
     settings = check_config(cfg, command=" ".join(["python", *sys.argv]), began=BEGAN)
     run = build(cfg, settings)
-    run.trainer.fit(run.module, run.datamodule, ckpt_path=run.ckpt_path)
+    run.trainer.fit(run.module, run.datamodule, ckpt_path=run.ckpt_path, weights_only=True)
     with open(f"{cfg.run.dir}/metrics.json") as stream:
         return json.load(stream).get(cfg.optimized_metric)
 

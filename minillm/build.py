@@ -12,20 +12,23 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from minillm import preflight
-from minillm.callbacks import Profile
+from minillm.callbacks import Interruption, Profile
 from minillm.checks import collect, construct, node_problems
 from minillm.data import PromptSet, Sources, read_documents
 from minillm.datamodule import DistillationDataModule, SupervisedDataModule
 from minillm.errors import ConfigError, check
+from minillm.files import write_whole
 from minillm.linear_loss import LinearLoss
 from minillm.loggers import MetricsCSV
-from minillm.machine import choose_precision
+from minillm.machine import choose_precision, without_requeue
 from minillm.models import ModelPair, Pair
 from minillm.modules import OnPolicy, OnPolicyDistillation, Supervised, SupervisedDistillation, SupervisedStart
 from minillm.objectives import CrossEntropy, MiniLLM, PretrainLoss
 from minillm.optim import Optim
+from minillm.resume import check_weights, compare_settings
 from minillm.rules import GROUPS, SETTINGS, cross_field_problems, root_problems
 from minillm.sampling import Sampler
+from minillm.saved import CheckpointFile, newest_good
 
 log = logging.getLogger(__name__)
 
@@ -98,6 +101,9 @@ def build(cfg: DictConfig, settings: Settings) -> Run:
     """
     plain = OmegaConf.to_container(cfg, resolve=True)
     run_dir = Path(plain["run"]["dir"])
+    ckpt_path = newest_good(run_dir / "checkpoints") if plain["resume"] else None
+    if ckpt_path:
+        compare_settings(run_dir, plain)
     precision = choose_precision(plain["trainer"]["precision"], plain["trainer"].get("accelerator", "auto"))
     trainer = construct(
         plain["trainer"] | {"precision": precision},
@@ -105,7 +111,8 @@ def build(cfg: DictConfig, settings: Settings) -> Run:
         max_epochs=-1,
         accumulate_grad_batches=getattr(settings.regime, "microbatches", 1),
         logger=MetricsCSV(run_dir / "metrics.csv"),
-        callbacks=list(settings.callbacks.values()),
+        callbacks=[Interruption(), *settings.callbacks.values()],
+        plugins=[CheckpointFile(), *without_requeue()],
         enable_checkpointing=False,
         enable_progress_bar=False,
         use_distributed_sampler=False,
@@ -122,14 +129,14 @@ def build(cfg: DictConfig, settings: Settings) -> Run:
     train_prompts, val_prompts = settings.data.prompts(*records, pair, answered=supervised)
     check_monitor(settings, pair, val_prompts)
     corpus = None if documents is None else settings.data.corpus(documents, pair)
-    last = run_dir / "checkpoints" / "last.ckpt"
-    ckpt_path = last if plain["resume"] and last.exists() else None
     page = None if ckpt_path else preflight.begin(settings, plain, pair, train_prompts, val_prompts, corpus, precision)
     make = _supervised if supervised else _on_policy
     module, datamodule = make(settings, pair, train_prompts, val_prompts, corpus, plain["seed"])
+    if ckpt_path:
+        check_weights(ckpt_path, module)
     # Only now, with everything loaded, is the run directory taken: a mistake can be mended under the same run.name.
     run_dir.mkdir(parents=True, exist_ok=True)
-    (run_dir / "config.yaml").write_text(OmegaConf.to_yaml(cfg, resolve=True))
+    write_whole(run_dir / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
     if page:
         preflight.write(page, run_dir)
     if plain["logger"].get("_target_"):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 
 import torch
@@ -52,10 +52,11 @@ def answer_prompts(
     teacher: LanguageModel | None = None,
     rows: Sequence[int] | None = None,
     temperature: float = 1.0,
+    interrupt: Callable[[], None] | None = None,
 ) -> list[Answer]:
     """One answer a prompt, in the order of the prompts: sampled with `seed`, or greedy where it is None.
 
-    `rows` chooses some of the prompts.
+    `rows` chooses some of the prompts. `interrupt`: see `decode`.
 
     A prompt's random stream depends on seed and prompt number only: not on the batch, nor on what was trained.
     """
@@ -71,6 +72,7 @@ def answer_prompts(
         pad_id=prompts.pad_id,
         max_new_tokens=max_new_tokens,
         temperature=temperature,
+        interrupt=interrupt,
     )
     kl_B = [None] * len(rows)
     if teacher:

@@ -16,6 +16,7 @@ from torch.profiler import record_function
 from minillm.linear_loss import LinearLoss, Objective, Side, TokenValues
 from minillm.machine import Phases
 from minillm.models import LanguageModel, Pair
+from minillm.modules.finite import Concerned
 from minillm.modules.regime import OnPolicy
 from minillm.modules.start import SupervisedStart
 from minillm.modules.student import TrainingModule
@@ -87,7 +88,10 @@ class OnPolicyDistillation(TrainingModule):
 
     def _start_round(self, batch: TrainBatch) -> dict[str, float]:
         with self.phases("rollout"):
-            answers = self.start.answers(batch.prompts, self.pair, self.sampler, self.seed, keep_hidden=self._keep)
+            answers = self.start.answers(
+                batch.prompts, self.pair, self.sampler, self.seed, keep_hidden=self._keep, interrupt=self.interrupt
+            )
+        self.stop_if_asked()  # nothing has changed since the round began
         with self.phases("score"):
             if self.start.kd_ratio > 0:
                 answers = self._with_teacher(answers)
@@ -96,14 +100,16 @@ class OnPolicyDistillation(TrainingModule):
             if not self.in_start:
                 break
             with self.phases("update"):
-                _add(sums, self._start_gradients(answers.rows(rows.to(self.device))))
-                _add(sums, {"optim/grad_norm": self._update(self.start.rate(self.start_step))})
+                minibatch = answers.rows(rows.to(self.device))
+                rate = self.start.rate(self.start_step)
+                _add(sums, self._update(rate, self._start_gradients(minibatch), minibatch, batch.prompts.records, rows))
             self.start_step += 1
             n_steps += 1
         if not self.in_start:
             # MiniLLM begins with a fresh optimizer, as from the checkpoint of a separate supervised run.
             self.optimizers().optimizer.state.clear()
-        return _means(sums, n_steps) | self.phases.metrics()
+        means = _means(sums, n_steps - self.finite.skipped)
+        return means | self.finite.metrics() | self.phases.metrics()
 
     def _start_gradients(self, minibatch: Rollout) -> dict[str, Tensor]:
         kd_ratio = self.start.kd_ratio
@@ -120,6 +126,7 @@ class OnPolicyDistillation(TrainingModule):
         """Answers from p~ = alpha p + (1 - alpha) q, with both models' log-probs and the teacher's hidden states."""
         seeds = [seed_for(self.seed, "rollout", batch.prompts.index, row) for row in range(len(batch.prompts))]
         ends = dict(stop_ids=self.pair.stop_ids, pad_id=self.pair.pad_id, keep_hidden=self._keep)
+        ends |= dict(interrupt=self.interrupt)
         with self.phases("rollout"):
             rollout = self.sampler.rollout(self.model, self.pair.teacher, batch.prompts, seeds, **ends)
         with self.phases("score"):
@@ -127,7 +134,9 @@ class OnPolicyDistillation(TrainingModule):
 
     def _distill_round(self, batch: TrainBatch) -> dict[str, float]:
         rollout = self.rollout(batch)
+        self.stop_if_asked()  # nothing has changed since the round began
         experience = self.objective.prepare(rollout)
+        self.finite.look(self, experience, batch.prompts.records)
         sums, n_steps = defaultdict(float), 0
         with self.phases("update"), self.pair.teacher.body_away():
             for epoch in range(self.regime.inner_epochs):
@@ -135,14 +144,17 @@ class OnPolicyDistillation(TrainingModule):
                 for rows in torch.randperm(len(rollout), generator=generator).split(self.regime.minibatch_size):
                     if self.step >= self.regime.max_steps:
                         break  # the last rollout is cut at max_steps
-                    _add(sums, self._policy_gradients(experience.rows(rows.to(self.device))))
+                    minibatch = experience.rows(rows.to(self.device))
+                    losses = self._policy_gradients(minibatch)
                     if self.regulariser.on:
-                        _add(sums, self._corpus_gradients(batch.corpus_SML[n_steps]))
+                        losses |= self._corpus_gradients(batch.corpus_SML[n_steps])
                     rate = self.optim.rate(self.step, self.regime.max_steps)
-                    _add(sums, {"optim/grad_norm": self._update(rate), "optim/learning_rate": rate})
+                    figures = self._update(rate, losses, minibatch, batch.prompts.records, rows)
+                    _add(sums, figures | ({"optim/learning_rate": rate} if figures else {}))
                     self.step += 1
                     n_steps += 1
-        return _means(sums, n_steps) | self._rollout_metrics(rollout) | self.phases.metrics()
+        means = _means(sums, n_steps - self.finite.skipped)
+        return means | self.finite.metrics() | self._rollout_metrics(rollout) | self.phases.metrics()
 
     def _policy_gradients(self, minibatch: Experience) -> dict[str, Tensor]:
         normaliser = self.objective.normaliser(minibatch.response_mask_BR)
@@ -215,11 +227,21 @@ class OnPolicyDistillation(TrainingModule):
             self.manual_backward(output.loss)
         return output
 
-    def _update(self, rate: float) -> Tensor:
+    def _update(
+        self, rate: float, losses: dict[str, Tensor], minibatch: Rollout, records: Tensor, rows: Tensor
+    ) -> dict[str, Tensor]:
+        """Figures of the step; none where it was skipped."""
         optimizer = self.optimizers()
-        where = f"rollout {self.round}, step {self.start_step + self.step}"
+
+        def concerned() -> Concerned:
+            return Concerned.of(minibatch, records[rows.to(records.device)])
+
         with record_function("update: optimizer"):
-            return self.optim.step(optimizer, rate, where)
+            norm = self.finite.norm(self, optimizer, losses, concerned)
+            if norm is None:
+                return {}
+            self.optim.step(optimizer, norm, rate)
+        return losses | {"optim/grad_norm": norm}
 
     def _rollout_metrics(self, rollout: Rollout) -> dict[str, float]:
         mask_BR = rollout.response_mask_BR

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -46,7 +47,14 @@ class SupervisedStart:
 
     @torch.no_grad()
     def answers(
-        self, prompts: PromptBatch, pair: Pair, sampler: Sampler, seed: int, *, keep_hidden: bool = True
+        self,
+        prompts: PromptBatch,
+        pair: Pair,
+        sampler: Sampler,
+        seed: int,
+        *,
+        keep_hidden: bool = True,
+        interrupt: Callable[[], None] | None = None,
     ) -> Rollout:
         """Answers to learn from; with `keep_hidden` the teacher's own come with its hidden states."""
         if self.responses == "teacher":
@@ -62,5 +70,6 @@ class SupervisedStart:
                 stop_ids=pair.stop_ids,
                 pad_id=pair.pad_id,
                 keep_hidden=keep_hidden and self.kd_ratio > 0,
+                interrupt=interrupt,
             )
         return Rollout(prompts.ids_BP, prompts.mask_BP, prompts.reference_ids_BR, prompts.reference_mask_BR)

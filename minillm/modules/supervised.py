@@ -15,12 +15,13 @@ from torch import Tensor
 from minillm.linear_loss import LinearLoss
 from minillm.machine import peak_memory
 from minillm.models import Pair
+from minillm.modules.finite import Concerned
 from minillm.modules.regime import Supervised
 from minillm.modules.student import TrainingModule
 from minillm.objectives import CrossEntropy
 from minillm.optim import Optim, set_rate
 from minillm.packing import micro_batches
-from minillm.types import Rollout, SupervisedBatch
+from minillm.types import PromptBatch, Rollout, SupervisedBatch
 
 
 class SupervisedDistillation(TrainingModule):
@@ -46,6 +47,7 @@ class SupervisedDistillation(TrainingModule):
         self.objective, self.regime, self.n_steps = objective, regime, n_steps
         self.at_boundary = True
         self._sums: dict[str, Tensor] = defaultdict(float)
+        self._batches: list[PromptBatch] = []  # the micro-batches of this step
         self._began = 0.0
 
     @property
@@ -66,6 +68,7 @@ class SupervisedDistillation(TrainingModule):
         self.student.train()  # dropout is off in the config
         if self.at_boundary:
             self._sums.clear()
+            self._batches.clear()
             self._began = time.perf_counter()
         self.at_boundary = False
         prompts = batch.prompts
@@ -83,11 +86,22 @@ class SupervisedDistillation(TrainingModule):
         for name, value in {"loss": output.loss.detach(), **output.parts}.items():
             self._sums[f"train/{name}"] = self._sums[f"train/{name}"] + value
         self._sums["tokens"] = batch.n_tokens
+        self._batches.append(prompts)
         # The trainer divides by the number of micro-batches; ours are parts of a sum.
         return output.loss * self.regime.microbatches
 
     def configure_gradient_clipping(self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None) -> None:
-        self._sums["optim/grad_norm"] = self.optim.clip(optimizer, f"step {self.step}")
+        losses = {name: value for name, value in self._sums.items() if name.startswith("train/")}
+        norm = self.finite.norm(self, optimizer, losses, self._concerned)
+        if norm is None:  # without gradients the optimizer leaves all as it is
+            return
+        self.optim.clip(optimizer, norm)
+        self._sums["optim/grad_norm"] = norm
+
+    def _concerned(self) -> Concerned:
+        names = ("ids_BP", "mask_BP", "reference_ids_BR", "reference_mask_BR")
+        tensors = {f"{name}.{n}": getattr(each, name) for n, each in enumerate(self._batches) for name in names}
+        return Concerned(torch.cat([each.records for each in self._batches]), tensors)
 
     def optimizer_step(self, epoch: int, batch_idx: int, optimizer, optimizer_closure=None) -> None:
         """Called for the last micro-batch of a mini-batch: the closure is its training_step, backward and clipping."""
@@ -98,11 +112,17 @@ class SupervisedDistillation(TrainingModule):
         self.at_boundary = True
         n_tokens = self._sums.pop("tokens")
         seconds = time.perf_counter() - self._began
-        self.metrics = {name: float(value) for name, value in self._sums.items()} | {
-            "optim/learning_rate": rate,
-            "time/step": seconds,
-            "time/tokens_per_second": n_tokens / seconds,
-            "memory/peak_gb": peak_memory(self.device),
-        }
+        if self.finite.skipped:
+            self._sums.clear()
+        self.metrics = (
+            {name: float(value) for name, value in self._sums.items()}
+            | self.finite.metrics()
+            | {
+                "optim/learning_rate": rate,
+                "time/step": seconds,
+                "time/tokens_per_second": n_tokens / seconds,
+                "memory/peak_gb": peak_memory(self.device),
+            }
+        )
         if self.step >= self.n_steps:
             self.trainer.should_stop = True

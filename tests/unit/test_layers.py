@@ -5,11 +5,24 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).parents[2] / "minillm"
 LAYERS = [
-    {"types", "errors", "losses", "seeding", "machine", "console", "draw", "files"},
-    {"objectives", "linear_loss", "models", "data", "optim"},
+    {"types", "errors", "losses", "seeding", "machine", "console", "draw", "files", "preemption"},
+    {"objectives", "linear_loss", "models", "data", "optim", "saved"},
     {"sampling", "packing", "scoring", "metrics", "evaluation"},
     {"modules", "callbacks", "loggers", "datamodule"},
-    {"checks", "rules", "preflight", "build", "cli", "suite", "generate", "export", "narrow", "table", "chain"},
+    {
+        "checks",
+        "rules",
+        "preflight",
+        "resume",
+        "build",
+        "cli",
+        "suite",
+        "generate",
+        "export",
+        "narrow",
+        "table",
+        "chain",
+    },
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 
