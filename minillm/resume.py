@@ -17,7 +17,7 @@ from minillm.saved import differences, load_saved
 # Keys, and groups with all below them, by what another value does to a run that goes on.
 NOTHING = (
     "resume", "run", "logger", "profile", "preflight", "optimized_metric", "recipe", "callbacks.progress",
-    "callbacks.checkpoints.every", "callbacks.validation.n_samples", "callbacks.record", "data.workers",
+    "callbacks.checkpoints.every", "callbacks.record", "data.workers",
     "trainer.enable_model_summary", "optim.on_nonfinite", "optim.skip_limit",
 )  # fmt: skip
 ROUNDING = (

@@ -114,13 +114,14 @@ class Validation(BoundaryCallback):
         )
 
     def on_train_start(self, trainer, module) -> None:
-        if self.owed is not None:
-            self.measure(trainer, module, self.owed)
-            self.owed = None
-        elif module.round == 0:
-            self.measure(trainer, module, "raw")
-            if not module.in_start and "start" in module.stages:
-                self._remember("start", self.stages["raw"], self.samples["raw"])
+        if "raw" not in self.stages:
+            self.owed = "raw"
+        if self.owed is None:
+            return
+        self.measure(trainer, module, self.owed)
+        stage, self.owed = self.owed, None
+        if stage == "raw" and not module.in_start and "start" in module.stages:
+            self._remember("start", self.stages["raw"], self.samples["raw"])
 
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx) -> None:
         if not module.at_boundary:

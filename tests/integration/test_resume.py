@@ -29,7 +29,7 @@ class KillAfter(L.Callback):
             raise Killed
 
 
-def train(run_dir, overrides, *, resume=None, kill_after=None):
+def train(run_dir, overrides, *, resume=None, kill_after=None, also=None):
     with initialize_config_dir(str(CONF), version_base="1.3"):
         cfg = compose("train", [*overrides, "logger=csv", f"run.dir={run_dir}", "run.name=test"])
     with open_dict(cfg):
@@ -38,6 +38,8 @@ def train(run_dir, overrides, *, resume=None, kill_after=None):
     run = build(cfg, settings)
     if kill_after is not None:
         run.trainer.callbacks.append(KillAfter(kill_after))
+    if also is not None:
+        run.trainer.callbacks.insert(1, also)  # behind our handler of signals
     run.trainer.fit(run.module, run.datamodule, ckpt_path=run.ckpt_path, weights_only=True)
     return run
 
