@@ -26,9 +26,10 @@ from minillm.modules import OnPolicy, OnPolicyDistillation, Supervised, Supervis
 from minillm.objectives import CrossEntropy, MiniLLM, PretrainLoss
 from minillm.optim import Optim
 from minillm.resume import check_weights, compare_settings
-from minillm.rules import GROUPS, SETTINGS, cross_field_problems, root_problems
+from minillm.rules import GROUPS, SETTINGS, check_writable, cross_field_problems, root_problems
 from minillm.sampling import Sampler
 from minillm.saved import CheckpointFile, newest_good
+from minillm.secret import secret_problems
 
 log = logging.getLogger(__name__)
 
@@ -64,6 +65,8 @@ def check_config(cfg: DictConfig, *, command: str = "", began: float | None = No
         ConfigError: with every problem found, each as what, got, wanted, where.
     """
     plain = OmegaConf.to_container(cfg, resolve=True)
+    if secrets := secret_problems(plain, command):
+        raise ConfigError(secrets)  # alone: other problems would show values
     if missing := [group for group in (*GROUPS, *SETTINGS) if not isinstance(plain.get(group), dict)]:
         raise ConfigError(f"{group}={plain.get(group)!r}: missing; wanted a config group" for group in missing)
     problems = root_problems(plain)
@@ -97,10 +100,11 @@ def build(cfg: DictConfig, settings: Settings) -> Run:
     """Load the models and the data, make the trainer, write the resolved config into the run directory.
 
     Raises:
-        ModelError, DataError, ConfigError: see `ModelPair.load` and `Sources`.
+        ModelError, DataError, ConfigError: see `newest_good`, `compare_settings`, `ModelPair.load` and `Sources`.
     """
     plain = OmegaConf.to_container(cfg, resolve=True)
     run_dir = Path(plain["run"]["dir"])
+    check_writable(run_dir)
     ckpt_path = newest_good(run_dir / "checkpoints") if plain["resume"] else None
     if ckpt_path:
         compare_settings(run_dir, plain)

@@ -7,7 +7,7 @@ import tempfile
 from pathlib import Path
 
 from minillm.checks import describe, matches
-from minillm.errors import nearest
+from minillm.errors import ConfigError, nearest
 from minillm.modules import OnPolicy
 from minillm.objectives import CrossEntropy, MiniLLM
 
@@ -37,22 +37,21 @@ def root_problems(plain: dict) -> list[str]:
         problems.append(
             f"run.name={name}: {run_dir} already holds a run; choose another name, go on with resume=auto, or delete it"
         )
-    if problem := write_problem(run_dir):
-        problems.append(f"run.name={name}: {problem}")
     if plain["resume"] not in (None, "auto"):
         problems.append(f"resume={plain['resume']!r}: wanted null or auto")
     return problems
 
 
-def write_problem(run_dir: Path) -> str | None:
-    """Why nothing can be written into a directory that may not be there yet, or None; tried, not asked for."""
+def check_writable(run_dir: Path) -> None:
+    """Raises ConfigError where nothing can be written into a directory that may not be there yet; tried, not asked."""
     there = next(each for each in (run_dir.absolute(), *run_dir.absolute().parents) if each.exists())
     try:
         with tempfile.TemporaryFile(dir=there) as probe:
             probe.write(b"x")
     except OSError as error:
-        return f"{run_dir} cannot be written ({there}: {error.strerror}); wanted a place where runs can be"
-    return None
+        raise ConfigError(
+            f"run.name: {run_dir} cannot be written ({there}: {error.strerror}); wanted a place where runs can be"
+        ) from error
 
 
 def cross_field_problems(built: dict, callbacks: dict, plain: dict) -> list[str]:

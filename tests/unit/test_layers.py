@@ -5,7 +5,7 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).parents[2] / "minillm"
 LAYERS = [
-    {"types", "errors", "losses", "seeding", "machine", "console", "draw", "files", "preemption"},
+    {"types", "errors", "losses", "seeding", "machine", "console", "draw", "files", "preemption", "secret"},
     {"objectives", "linear_loss", "models", "data", "optim", "saved"},
     {"sampling", "packing", "scoring", "metrics", "evaluation"},
     {"modules", "callbacks", "loggers", "datamodule"},
