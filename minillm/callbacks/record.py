@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Literal
 
 import lightning as L
+from safetensors import SafetensorError
 
 from minillm.callbacks.boundary import find
 from minillm.callbacks.checkpoint import Checkpoints
 from minillm.callbacks.validation import Validation
 from minillm.console import say
-from minillm.errors import ModelError
+from minillm.errors import ModelError, StorageError
 from minillm.files import write_whole
 from minillm.loggers import STEP, MetricsCSV
 from minillm.models.export import export_student
@@ -97,13 +98,17 @@ class RunRecord(L.Callback):
                         "callbacks.record.export=last exports the newest weights"
                     )
                 module.load_state_dict(load_saved(checkpoints.best_file, module.device)["state_dict"])
-        export_student(
-            module.pair, self.run_dir / "student", card=self.card | {"weights": self.export}, figures=exported
-        )
-        adapter = ""
-        if is_adapted(module.pair.student):
-            save_adapter(module.pair.student, self.run_dir / "adapter")
-            adapter = ", adapter/"
+        adapter = ", adapter/" if is_adapted(module.pair.student) else ""
+        card = self.card | {"weights": self.export}
+        try:
+            export_student(module.pair, self.run_dir / "student", card=card, figures=exported)
+            if adapter:
+                save_adapter(module.pair.student, self.run_dir / "adapter")
+        except (OSError, SafetensorError) as error:
+            raise StorageError(
+                f"{self.run_dir}/student cannot be written ({error}); last.ckpt is there. Make room, then go on with "
+                "the same command and resume=auto"
+            ) from error
         figures |= module.counts | {"wall_seconds": self.wall_seconds}
         self._csv.require()
         write_whole(self.run_dir / "metrics.json", json.dumps(figures, indent=2) + "\n")

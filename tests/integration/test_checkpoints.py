@@ -110,13 +110,16 @@ class FullFrom(L.Callback):
 
     def on_train_batch_start(self, trainer, module, batch, batch_idx):
         if module.round == self.first:
-            self.disk = full_disk()
-            self.disk.__enter__()
+            self.fill()
         elif module.round == self.last and self.disk:
             self.free()
 
     def on_exception(self, trainer, module, exception):
         self.free()
+
+    def fill(self):
+        self.disk = full_disk()
+        self.disk.__enter__()
 
     def free(self):
         if self.disk:
@@ -138,6 +141,15 @@ def test_a_disk_that_is_full_at_the_end_is_an_error_and_nothing_is_lost(tmp_path
         train(tmp_path, overrides, also=FullFrom(2, 99))
     assert not (tmp_path / "metrics.json").exists() and not list((tmp_path / "checkpoints").glob(".*"))
     assert load_saved(tmp_path / "checkpoints" / "last.ckpt")["minillm"]["round"] == 2
+    equals(tmp_path, train(tmp_path, overrides, resume="auto"), whole)
+
+
+def test_a_disk_that_is_full_for_the_student_alone(tmp_path, overrides, whole):
+    disk = FullFrom(-1, -1)
+    disk.on_train_end = lambda trainer, module: disk.fill()
+    with pytest.raises(StorageError, match="student cannot be written .*; last.ckpt is there"):
+        train(tmp_path, overrides, also=disk)
+    assert not (tmp_path / "metrics.json").exists() and not (tmp_path / "student").exists()
     equals(tmp_path, train(tmp_path, overrides, resume="auto"), whole)
 
 

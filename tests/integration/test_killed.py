@@ -16,7 +16,7 @@ import minillm.files
 import minillm.loggers
 import minillm.saved
 from minillm.callbacks import Validation
-from minillm.modules import OnPolicyDistillation
+from minillm.modules import OnPolicyDistillation, SupervisedDistillation
 from minillm.optim import Optim
 from tests.integration.test_commands import ROOT
 from tests.integration.test_resume import rows, train
@@ -133,6 +133,22 @@ def test_killed_at_one_moment_after_another(tmp_path, options, whole):
     assert died[:2] == [True, True] and died[-1]
     train(tmp_path, options, resume="auto")
     same(tmp_path, whole)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "moment", ["second micro-batch", "update", "last.ckpt half written", "between checkpoint and row"]
+)
+def test_the_supervised_regime_killed_once(tmp_path, supervised, moment):
+    moments = MOMENTS | {
+        "second micro-batch": lambda: before(SupervisedDistillation, "training_step", 6),
+        "update": lambda: before(Optim, "clip", 4),
+    }
+    options = [*supervised, "regime.max_steps=6", "callbacks.checkpoints.monitor=loss"]
+    train(tmp_path / "whole", options)
+    assert forked(moments[moment], tmp_path / "cut", options)
+    train(tmp_path / "cut", options, resume="auto")
+    same(tmp_path / "cut", tmp_path / "whole")
 
 
 def start(place, options, *more):

@@ -158,18 +158,9 @@ def test_half_types_overflow_too(tmp_path, overrides, dtype):
         train(tmp_path, options, also=Spoil(2, student_gradient(torch.finfo(getattr(torch, dtype)).max)))
 
 
-SUPERVISED = [
-    "regime=supervised", "objective=sft", "regulariser=none", "start.steps=0", "regime.minibatch_size=4",
-    "regime.microbatch_size=2", "regime.epochs=null", "regime.max_steps=5",
-]  # fmt: skip
-
-
 @pytest.mark.parametrize("policy", ["abort", "skip"])
-def test_the_supervised_regime(tmp_path, overrides, policy):
-    absent = ("regime.rollouts", "regime.microbatch_tokens", "regime.inner_epochs")
-    ours = {key.split("=")[0] for key in SUPERVISED}
-    options = [key for key in overrides if not key.startswith(absent) and key.split("=")[0] not in ours]
-    options += [*SUPERVISED, f"optim.on_nonfinite={policy}"]
+def test_the_supervised_regime(tmp_path, supervised, policy):
+    options = [*supervised, f"optim.on_nonfinite={policy}"]
     states = {}
 
     class Watch(Spoil):

@@ -103,19 +103,6 @@ def test_a_signal_during_an_update_lets_the_round_end(tmp_path, overrides, whole
     goes_on(tmp_path, overrides, whole)
 
 
-SUPERVISED = [
-    "regime=supervised", "objective=sft", "regulariser=none", "start.steps=0", "regime.minibatch_size=4",
-    "regime.microbatch_size=2", "regime.epochs=null", "regime.max_steps=5",
-]  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def supervised(overrides):
-    absent = ("regime.rollouts", "regime.microbatch_tokens", "regime.inner_epochs")
-    ours = {key.split("=")[0] for key in SUPERVISED}
-    return SUPERVISED + [key for key in overrides if not key.startswith(absent) and key.split("=")[0] not in ours]
-
-
 @pytest.mark.parametrize(
     ("hook", "step"),
     [("on_train_batch_start", 0), ("on_train_batch_start", 2), ("on_before_optimizer_step", 3), ("on_train_start", 0),
