@@ -18,6 +18,7 @@ import minillm.saved
 from minillm.callbacks import Validation
 from minillm.modules import OnPolicyDistillation, SupervisedDistillation
 from minillm.optim import Optim
+from minillm.saved import damage
 from tests.integration.test_commands import ROOT
 from tests.integration.test_resume import rows, train
 
@@ -121,6 +122,7 @@ def same(cut, whole):
 def test_killed_once(tmp_path, options, whole, moment):
     assert forked(MOMENTS[moment], tmp_path, options)
     assert not (tmp_path / "metrics.json").exists()
+    assert not [file for file in (tmp_path / "checkpoints").glob("*.ckpt") if damage(file)]
     train(tmp_path, options, resume="auto")
     same(tmp_path, whole)
 

@@ -91,7 +91,7 @@ def test_a_signal_while_decoding(tmp_path, overrides, whole, monkeypatch, nth, n
 
 
 @pytest.mark.parametrize("hook", ["on_before_optimizer_step", "on_train_batch_end"])
-@pytest.mark.parametrize("step", [0, 3, 5])
+@pytest.mark.parametrize("step", [0, 3, pytest.param(5, marks=pytest.mark.slow)])
 def test_a_signal_during_an_update_lets_the_round_end(tmp_path, overrides, whole, hook, step):
     """The state of its end is saved; the last round's is not taken for a finished run."""
 
@@ -105,9 +105,19 @@ def test_a_signal_during_an_update_lets_the_round_end(tmp_path, overrides, whole
 
 @pytest.mark.parametrize(
     ("hook", "step"),
-    [("on_train_batch_start", 0), ("on_train_batch_start", 2), ("on_before_optimizer_step", 3), ("on_train_start", 0),
-     ("on_train_batch_end", 5)],
-)  # fmt: skip
+    [
+        ("on_before_optimizer_step", 3),
+        *(
+            pytest.param(*each, marks=pytest.mark.slow)
+            for each in [
+                ("on_train_batch_start", 0),
+                ("on_train_batch_start", 2),
+                ("on_train_start", 0),
+                ("on_train_batch_end", 5),
+            ]
+        ),
+    ],
+)
 def test_a_signal_in_the_supervised_regime(tmp_path, supervised, hook, step):
     state = train(tmp_path / "whole", supervised).module.state_dict()
     with pytest.raises(Interrupted):
