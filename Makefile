@@ -1,11 +1,12 @@
 # make demo   a student closes in on its teacher: about 10 minutes on 2 CPU cores -> runs/demo/
 # make reproduce   teacher, SFT, KD, SeqKD and MiniLLM in miniature, 3 seeds, the paper's table -> runs/reproduce/
 # make test   the test suite: no network, no GPU
+# make test-all   with the slow tests: processes killed at any moment
 # Each works alone on a fresh clone. PYTHON chooses the interpreter (3.11).
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo reproduce test clean
+.PHONY: demo reproduce test test-all clean
 
 demo: .venv/.main .venv/.demo
 	$(BIN)/python train.py experiment=demo
@@ -15,6 +16,9 @@ reproduce: .venv/.main
 	$(BIN)/python -m minillm.chain --config-name reproduce
 
 test: .venv/.main .venv/.test
+	$(BIN)/python -m pytest -m "not slow"
+
+test-all: .venv/.main .venv/.test
 	$(BIN)/python -m pytest
 
 .venv/.main: requirements.txt

@@ -12,21 +12,26 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from minillm import preflight
-from minillm.callbacks import Profile
+from minillm.callbacks import Interruption, Profile
 from minillm.checks import collect, construct, node_problems
-from minillm.data import PromptSet, Sources, read_documents
+from minillm.data import Sources, read_documents
 from minillm.datamodule import DistillationDataModule, SupervisedDataModule
-from minillm.errors import ConfigError, check
+from minillm.errors import ConfigError
+from minillm.files import write_whole
 from minillm.linear_loss import LinearLoss
+from minillm.loaded import check_lengths, check_monitor, check_split
 from minillm.loggers import MetricsCSV
 from minillm.machine import choose_precision
-from minillm.models import Architecture, ModelPair, Pair
+from minillm.models import ModelPair, Pair
 from minillm.modules import OnPolicy, OnPolicyDistillation, Supervised, SupervisedDistillation, SupervisedStart
 from minillm.objectives import CrossEntropy, MiniLLM, PretrainLoss
 from minillm.optim import Optim
-from minillm.parallel import SPLITTABLE, Parallel, barrier, environment, lightning_strategy, rank
-from minillm.rules import GROUPS, SETTINGS, cross_field_problems, root_problems
+from minillm.parallel import Parallel, agree, barrier, environment, lightning_strategy, rank
+from minillm.resume import check_weights, compare_settings
+from minillm.rules import GROUPS, SETTINGS, check_writable, cross_field_problems, root_problems
 from minillm.sampling import Sampler
+from minillm.saved import CheckpointFile, newest_good
+from minillm.secret import secret_problems
 
 log = logging.getLogger(__name__)
 
@@ -69,6 +74,8 @@ def check_config(cfg: DictConfig, *, command: str = "", began: float | None = No
         ConfigError: with every problem found, each as what, got, wanted, where.
     """
     plain = OmegaConf.to_container(cfg, resolve=True)
+    if secrets := secret_problems(plain, command):
+        raise ConfigError(secrets)  # alone: other problems would show values
     if missing := [group for group in (*GROUPS, *SETTINGS) if not isinstance(plain.get(group), dict)]:
         raise ConfigError(f"{group}={plain.get(group)!r}: missing; wanted a config group" for group in missing)
     problems = root_problems(plain)
@@ -102,22 +109,28 @@ def build(cfg: DictConfig, settings: Settings) -> Run:
     """Load the models and the data, make the trainer, write the resolved config into the run directory.
 
     Raises:
-        ModelError, DataError, ConfigError: see `ModelPair.load` and `Sources`.
+        ModelError, DataError, ConfigError: see `newest_good`, `compare_settings`, `ModelPair.load` and `Sources`.
     """
     plain = OmegaConf.to_container(cfg, resolve=True)
     run_dir = Path(plain["run"]["dir"])
     strategy = settings.strategy
+    check_writable(run_dir)
+    ckpt_path = None
+    if plain["resume"]:  # one rank looks, and puts damaged files out of the way
+        ckpt_path = agree(newest_good(run_dir / "checkpoints") if rank() == 0 else None)
+    if ckpt_path:
+        compare_settings(run_dir, plain)
     precision = choose_precision(plain["trainer"]["precision"], plain["trainer"].get("accelerator", "auto"))
     trainer = construct(
         plain["trainer"] | {"precision": precision},
         strategy=lightning_strategy(strategy),
         devices=strategy.devices_here,
         num_nodes=strategy.num_nodes,
-        plugins=[environment()],
         max_epochs=-1,
         accumulate_grad_batches=settings.microbatches // strategy.data_parallel_size,
         logger=MetricsCSV(run_dir / "metrics.csv"),
-        callbacks=list(settings.callbacks.values()),
+        callbacks=[Interruption(), *settings.callbacks.values()],
+        plugins=[CheckpointFile(), environment()],
         enable_checkpointing=False,
         enable_progress_bar=False,
         use_distributed_sampler=False,
@@ -136,19 +149,19 @@ def build(cfg: DictConfig, settings: Settings) -> Run:
     train_prompts, val_prompts = settings.data.prompts(*records, pair, answered=supervised)
     check_monitor(settings, pair, val_prompts)
     corpus = None if documents is None else settings.data.corpus(documents, pair)
-    last = run_dir / "checkpoints" / "last.ckpt"
-    ckpt_path = last if plain["resume"] and last.exists() else None
     page = None
     if ckpt_path is None and rank() == 0:
         page = preflight.begin(settings, plain, pair, train_prompts, val_prompts, corpus, precision)
     make = _supervised if supervised else _on_policy
     module, datamodule = make(settings, pair, train_prompts, val_prompts, corpus, plain["seed"])
+    if ckpt_path:
+        check_weights(ckpt_path, module)
     # Only now, with everything loaded, is the run directory taken: a mistake can be mended under the same run.name. All
     # ranks have looked into it by then.
     barrier()
     if rank() == 0:
         run_dir.mkdir(parents=True, exist_ok=True)
-        (run_dir / "config.yaml").write_text(OmegaConf.to_yaml(cfg, resolve=True))
+        write_whole(run_dir / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
         if page:
             preflight.write(page, run_dir)
     if plain["logger"].get("_target_") and rank() == 0:
@@ -207,75 +220,6 @@ def describe_precision(model: ModelPair, device: torch.device, precision: str) -
     if model.teacher is not None:
         weights += f"; teacher {teacher}" + (f", body in {model.teacher.bits} bits" if model.teacher.bits else "")
     return f"On {device}: products in {precision} (trainer.precision); weights (model.dtype): {weights}"
-
-
-def check_lengths(settings: Settings, pair: Pair) -> None:
-    """Raises ConfigError where prompt and answer, or a corpus block, exceed a model's positions."""
-    on_policy, validation = isinstance(settings.regime, OnPolicy), settings.callbacks.get("validation")
-    answers = {
-        "callbacks.validation.max_new_tokens": validation.max_new_tokens if validation else 0,
-        "sampler.max_new_tokens": settings.sampler.max_new_tokens if on_policy else 0,
-    }
-    longest = {
-        f"data.max_prompt_tokens + {name}": settings.data.max_prompt_tokens + length for name, length in answers.items()
-    }
-    if not on_policy or (settings.start.steps and settings.start.responses == "reference"):
-        longest["data.max_tokens (null: max_prompt_tokens + max_response_tokens)"] = settings.data.longest
-    if settings.regulariser.on:
-        longest["data.block_size"] = settings.data.block_size
-    networks = [pair.student] if pair.teacher is None else [pair.student, pair.teacher.network]
-    limits = [network.config.max_position_embeddings for network in networks]
-    check(
-        *(
-            (length <= min(limits), f"{name}={length}: the models have {min(limits)} positions; lower them")
-            for name, length in longest.items()
-        )
-    )
-
-
-def check_split(settings: Settings, pair: Pair) -> None:
-    """Raises ConfigError where a model's layers cannot be split over the tensor-parallel devices."""
-    size = settings.strategy.tensor_parallel_size
-    if size == 1:
-        return
-    sides = {"student": pair.student} | ({} if pair.teacher is None else {"teacher": pair.teacher.network})
-    shapes = {side: Architecture.of(network.config) for side, network in sides.items()}
-    check(
-        *(
-            (
-                shape.type in SPLITTABLE,
-                f"strategy=fsdp_tp: the layers of {shape.type} (model.{side}) cannot be split by torch's plans; wanted "
-                f"one of {', '.join(SPLITTABLE)}, or strategy=fsdp",
-            )
-            for side, shape in shapes.items()
-        ),
-        *(
-            (
-                getattr(shape, name) % size == 0,
-                f"strategy.tensor_parallel_size={size} does not divide the {getattr(shape, name)} {what} of "
-                f"model.{side}; use a divisor",
-            )
-            for side, shape in shapes.items()
-            for name, what in (("heads", "heads"), ("kv_heads", "key-value heads"), ("ffn", "feed-forward columns"))
-        ),
-    )
-
-
-def check_monitor(settings: Settings, pair: Pair, validation: PromptSet) -> None:
-    """Raises ConfigError where the best checkpoint would be chosen by a figure that validation cannot measure."""
-    checkpoints = settings.callbacks.get("checkpoints")
-    if checkpoints is None or settings.callbacks["record"].export != "best":
-        return
-    references, teacher = validation.has_references, pair.teacher is not None
-    measured = {"rouge_l": references or teacher, "loss": references, "reverse_kl": teacher}
-    check(
-        (
-            measured[checkpoints.monitor],
-            f"callbacks.checkpoints.monitor={checkpoints.monitor}: the validation of this run measures "
-            f"{', '.join(name for name in measured if measured[name]) or 'none of them'}; loss needs a reference in "
-            "every row of data.val_file, reverse_kl a teacher, rouge_l one of the two",
-        )
-    )
 
 
 def made_by(plain: dict) -> str:

@@ -27,6 +27,7 @@ FORBIDDEN_TRAINER = {
     "logger": "the config group logger",
     "callbacks": "the config group callbacks",
     "strategy": "the config group strategy",
+    "plugins": "nothing: the cluster is recognised, checkpoints are ours",
     "devices": "strategy.devices",
     "num_nodes": "strategy.num_nodes",
     "enable_checkpointing": "callbacks.checkpoints",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import re
@@ -16,10 +17,12 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
 from minillm.checks import trainer_problem
-from minillm.errors import MinillmError, nearest
+from minillm.errors import Interrupted, MinillmError, nearest
 from minillm.machine import keep_freed_memory
 from minillm.parallel import rank, stand_back
 
+# What a user can mend: permission, space, quota, a file in a directory's place.
+_DISK = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.ENOTDIR, errno.EEXIST)
 CONF = Path(__file__).parent.parent / "conf"
 
 
@@ -30,18 +33,28 @@ def run(main: Callable[[], None], config_name: str) -> None:
     keep_freed_memory()
     try:
         main()
+    except Interrupted as error:
+        if rank():
+            sys.exit(error.status)
+        _fail(str(error), error.status)
     except MinillmError as error:
-        _fail(str(error))
+        _fail(f"Error: {error}", error.status)
     except HydraException as error:
-        _fail(_explain(error, config_name))
+        _fail(f"Error: {_explain(error, config_name)}")
+    except OSError as error:
+        if error.errno not in _DISK:
+            raise
+        _fail(f"Error: cannot write {error.filename or 'a file'}: {error.strerror}")
     except KeyboardInterrupt:
-        _fail("interrupted")
+        _fail("Error: interrupted")
 
 
-def _fail(text: str) -> None:
-    stand_back()
-    print(f"Error{f' of rank {rank()}' if rank() else ''}: {text}", file=sys.stderr)
-    sys.exit(1)
+def _fail(text: str, status: int = 1) -> None:
+    if rank():
+        stand_back()
+        text = f"rank {rank()}: {text}"
+    print(text, file=sys.stderr)
+    sys.exit(status)
 
 
 def _quieten() -> None:

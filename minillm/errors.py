@@ -7,7 +7,9 @@ from collections.abc import Iterable
 
 
 class MinillmError(Exception):
-    """Base of every error this package raises on purpose; shown without a traceback."""
+    """Base of every error this package raises on purpose; shown without a traceback. `status`: exit code."""
+
+    status = 1
 
 
 class ConfigError(MinillmError, ValueError):
@@ -37,6 +39,19 @@ class ModelError(MinillmError, RuntimeError):
 
 class NonFiniteError(MinillmError, FloatingPointError):
     """A NaN or infinity in a quantity that must be finite."""
+
+
+class StorageError(MinillmError, OSError):
+    """A file that cannot be written: a full disk, a quota, no permission."""
+
+
+class Interrupted(MinillmError):
+    """A signal asked the run to stop; raised only where its state can be saved whole."""
+
+    status = 75  # EX_TEMPFAIL of sysexits.h: not done, the same command goes on
+
+    def __init__(self, signal: str = "a signal"):
+        super().__init__(f"interrupted by {signal}; the same command with resume=auto goes on")
 
 
 def check(*rules: tuple[bool, str]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 
 import torch
@@ -54,10 +54,12 @@ def answer_prompts(
     rows: Sequence[int] | None = None,
     temperature: float = 1.0,
     group: Group = ALONE,
+    interrupt: Callable[[], None] | None = None,
 ) -> list[Answer]:
     """One answer a prompt, in the order of the prompts: sampled with `seed`, or greedy where it is None.
 
-    `rows` chooses some of the prompts. The ranks of `group` share them, and each gets all answers.
+    `rows` chooses some of the prompts. The ranks of `group` share them, and each gets all answers. `interrupt`: see
+    `decode`.
 
     A prompt's random stream depends on seed and prompt number only: not on the batch, nor on what was trained.
     """
@@ -75,6 +77,7 @@ def answer_prompts(
         pad_id=prompts.pad_id,
         max_new_tokens=max_new_tokens,
         temperature=temperature,
+        interrupt=interrupt,
     )
     kl_B = [None] * len(rows)
     if teacher:

@@ -7,15 +7,12 @@ config.yaml says which model it is; run it from where train.py was run, so that 
 from __future__ import annotations
 
 import argparse
-import pickle
 import re
 import sys
 from pathlib import Path
 
-import torch
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from torch import Tensor
 from yaml import YAMLError
 
 from minillm import cli
@@ -27,8 +24,7 @@ from minillm.errors import ConfigError, ModelError, check
 from minillm.models import ModelPair, device_of
 from minillm.models.export import export_student
 from minillm.modules import StudentModule
-
-_PREFIX = "student."  # the module's only child
+from minillm.saved import damage, differences, load_saved
 
 
 def export(checkpoint: Path, directory: Path, *, push: str | None = None, command: str = "") -> None:
@@ -50,14 +46,16 @@ def export(checkpoint: Path, directory: Path, *, push: str | None = None, comman
     )
     file, config = _locate(checkpoint)
     plain = _settings(config)
-    saved = _load(file)
+    if wrong := damage(file):
+        raise ModelError(f"{file}: not a checkpoint ({wrong}); give another of the run's checkpoints/*.ckpt")
+    saved = load_saved(file)
     problems: list[str] = []
     settings: ModelPair | None = collect(problems, "model", plain["model"])
     if problems:
         raise ConfigError([f"{config}: {problem}" for problem in problems])
     pair = settings.load(device_of("auto"))
     module = StudentModule(pair.student)
-    if differing := _differences(saved["state_dict"], module.state_dict()):
+    if differing := differences(saved["state_dict"], module.state_dict()):
         raise ModelError(
             f"{file}: not of the model that {config} describes: {differing}; give a checkpoint and the config.yaml of "
             "one run"
@@ -101,35 +99,10 @@ def _settings(config: Path) -> dict:
     return plain
 
 
-def _load(file: Path) -> dict:
-    try:
-        saved = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-    except (RuntimeError, OSError, EOFError, KeyError, ValueError, pickle.UnpicklingError) as error:
-        raise ModelError(f"{file}: not a checkpoint ({str(error).splitlines()[0]})") from error
-    names = saved.get("state_dict", {}) if isinstance(saved, dict) else {}
-    if not names or not all(name.startswith(_PREFIX) for name in names):
-        raise ModelError(f"{file}: no student inside; wanted last.ckpt or best.ckpt of train.py")
-    return saved
-
-
-def _differences(weights: dict[str, Tensor], wanted: dict[str, Tensor]) -> str:
-    """In names and shapes, the first of each kind; nothing where there are none."""
-    kinds = {
-        "missing": sorted(wanted.keys() - weights.keys()),
-        "unknown": sorted(weights.keys() - wanted.keys()),
-        "of another shape": [
-            f"{name} {list(value.shape)} instead of {list(wanted[name].shape)}"
-            for name, value in weights.items()
-            if name in wanted and value.shape != wanted[name].shape
-        ],
-    }
-    return ", ".join(f"{len(names)} weights {kind} ({names[0]})" for kind, names in kinds.items() if names)
-
-
 def _figures(file: Path, saved: dict) -> dict[str, float]:
     """Of the validation of these very weights, where last.ckpt remembers one."""
     last = file.with_name("last.ckpt")
-    callbacks = (_load(last) if last.is_file() and last != file else saved).get("callbacks", {})
+    callbacks = (load_saved(last) if last.is_file() and last != file else saved).get("callbacks", {})
     best = (callbacks.get(Checkpoints.__qualname__) or {}).get("best") or {}
     newest = callbacks.get(Validation.__qualname__) or {}
     step = saved.get("minillm", {}).get("step", -1)

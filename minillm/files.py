@@ -7,11 +7,42 @@ import os
 from pathlib import Path
 
 
-def write_whole(file: Path, text: str) -> None:
-    """Aside, then renamed; processes that write the same file do not meet."""
+def write_whole(file: Path, text: str, newline: str | None = None) -> None:
+    """Aside, then renamed; processes that write the same file do not meet. A full disk leaves the old file."""
     aside = file.with_name(f".{file.name}.{os.getpid()}")
-    aside.write_text(text, encoding="utf-8")
+    try:
+        aside.write_text(text, encoding="utf-8", newline=newline)
+        put_in_place(aside, file)
+    except OSError:
+        aside.unlink(missing_ok=True)
+        raise
+
+
+def put_in_place(aside: Path, file: Path) -> None:
+    """Rename a finished file; before that its content is on the disk, so that a loss of power leaves the old or the
+    new one."""
+    _sync(aside)
     aside.replace(file)
+    _sync(file.parent)
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def keep_as(file: Path, other: Path) -> None:
+    """`other` becomes a second name of `file`, which stays; where there are no hard links it takes its place."""
+    aside = other.with_name(f".{other.name}.tmp")
+    aside.unlink(missing_ok=True)
+    try:
+        os.link(file, aside)
+        aside.replace(other)
+    except OSError:
+        file.replace(other)
 
 
 def fingerprint(path: Path) -> str:

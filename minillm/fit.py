@@ -23,13 +23,13 @@ def fit(cfg: DictConfig, *, command: str, began: float) -> dict[str, float]:
     job = {"cfg": OmegaConf.to_container(cfg, resolve=True), "command": command, "began": began}
     if in_a_worker():
         join()
-        job = agree(job)
+        job = agree(job)  # a run's name may hold the time
         cfg = OmegaConf.create(job["cfg"])
     settings = check_config(cfg, command=job["command"], began=job["began"])
     if settings.strategy.world_size > 1 and not in_a_worker():
         launch(settings.strategy, job)
     else:
         run = build(cfg, settings)
-        run.trainer.fit(run.module, run.datamodule, ckpt_path=run.ckpt_path)
+        run.trainer.fit(run.module, run.datamodule, ckpt_path=run.ckpt_path, weights_only=True)
         leave()
     return json.loads((Path(cfg.run.dir) / "metrics.json").read_text()) if rank() == 0 else {}

@@ -26,6 +26,7 @@ from minillm.errors import ConfigError, ModelError
 from minillm.evaluation import Answer, answer_prompts
 from minillm.files import fingerprint, write_whole
 from minillm.models import Attention, Checkpoint, Dtype, LanguageModel, choose_dtype, device_of, solo
+from minillm.secret import secret_problems
 
 _KINDS = {
     "seed": int, "temperature": float, "max_new_tokens": int, "batch_size": int, "chunk": int, "limit": int | None,
@@ -55,6 +56,8 @@ class Generation:
 def check_generation(cfg: DictConfig) -> Generation:
     """Raises ConfigError with every wrong setting; DataError for an unusable file."""
     plain = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=False)
+    if secrets := secret_problems(plain):
+        raise ConfigError(secrets)
     data = dict(plain["data"])
     file, problems = data.pop("file"), []
     sources = collect(problems, "data", data)

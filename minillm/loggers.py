@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import os
 import secrets
 from netrc import NetrcParseError, netrc
@@ -13,6 +14,8 @@ from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
 from minillm.console import say
+from minillm.errors import StorageError
+from minillm.files import write_whole
 
 STEP = "progress/optimizer_step"
 
@@ -20,7 +23,8 @@ STEP = "progress/optimizer_step"
 class MetricsCSV(Logger):
     """One row a logged step. A new column rewrites the file; otherwise rows are appended.
 
-    `resume_at` drops rows after a step, so that a resumed run's file equals an uninterrupted one's.
+    `resume_at` drops what came after the checkpoint, so that a resumed run's file equals an uninterrupted one's. What
+    a full disk does not take stays in memory and is written as soon as it can be.
     """
 
     def __init__(self, file: Path):
@@ -28,6 +32,7 @@ class MetricsCSV(Logger):
         self.file = Path(file)
         self.rows: list[dict[str, str]] = []
         self.columns = [STEP]
+        self._behind = False  # the file lacks rows
         if self.file.exists():
             with open(self.file, newline="") as stream:
                 self.rows = [{k: v for k, v in row.items() if v != ""} for row in csv.DictReader(stream)]
@@ -50,26 +55,46 @@ class MetricsCSV(Logger):
         row = {key: repr(float(value)) for key, value in metrics.items()} | {STEP: str(step)}
         self.rows.append(row)
         new = [key for key in row if key not in self.columns]
-        if new or len(self.rows) == 1:
-            self.columns += sorted(new)
-            self._rewrite()
-        else:
-            with open(self.file, "a", newline="") as stream:
-                csv.DictWriter(stream, self.columns, restval="").writerow(row)
+        self.columns += sorted(new)
+        try:
+            if new or self._behind or len(self.rows) == 1:
+                self._rewrite()
+            else:
+                with open(self.file, "a", newline="") as stream:
+                    csv.DictWriter(stream, self.columns, restval="").writerow(row)
+            self._behind = False
+        except OSError as error:
+            if not self._behind:
+                say(f"WARNING: {self.file} cannot be written ({error.strerror}); its rows wait in memory")
+            self._behind = True
+
+    def require(self) -> None:
+        """Raises StorageError: rows are still not in the file."""
+        if self._behind:
+            try:
+                self._rewrite()
+            except OSError as error:
+                raise StorageError(
+                    f"{self.file} cannot be written ({error.strerror}). Make room, then the same command with "
+                    "resume=auto"
+                ) from error
+            self._behind = False
 
     @rank_zero_only
-    def resume_at(self, step: int) -> None:
-        self.rows = [row for row in self.rows if int(row[STEP]) <= step]
+    def resume_at(self, n_rows: int) -> None:
+        """Keep the first `n_rows`, those of the checkpoint."""
+        if len(self.rows) < n_rows:
+            say(f"WARNING: {self.file} has {len(self.rows)} rows, the checkpoint was made after {n_rows}")
+        self.rows = self.rows[:n_rows]
         self.columns = list(dict.fromkeys([STEP, *(key for row in self.rows for key in row)]))
         self._rewrite()
 
     def _rewrite(self) -> None:
-        aside = self.file.with_suffix(".csv.tmp")
-        with open(aside, "w", newline="") as stream:
-            writer = csv.DictWriter(stream, self.columns, restval="")
-            writer.writeheader()
-            writer.writerows(self.rows)
-        aside.replace(self.file)
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, self.columns, restval="")
+        writer.writeheader()
+        writer.writerows(self.rows)
+        write_whole(self.file, text.getvalue(), newline="")
 
 
 def wandb_offline() -> bool:

@@ -10,13 +10,17 @@ from typing import Literal
 import torch
 from torch import nn
 
-from minillm.errors import NonFiniteError, check
+from minillm.errors import check
 from minillm.parallel import by_mesh, clip_gradients, gradient_norm
 
 
 @dataclass(frozen=True)
 class Optim:
-    """Steps count optimizer steps over all devices. Values of the published runs: conf/optim/adamw.yaml."""
+    """Steps count optimizer steps over all devices. Values of the published runs: conf/optim/adamw.yaml.
+
+    on_nonfinite: `abort` the run at a loss or gradient that is not finite, or `skip` the step, at most `skip_limit` - 1
+    of them in a row.
+    """
 
     learning_rate: float = 5e-6
     betas: tuple[float, float] = (0.9, 0.95)
@@ -26,6 +30,8 @@ class Optim:
     warmup_steps: int = 100
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     min_learning_rate: float = 0.0
+    on_nonfinite: Literal["abort", "skip"] = "abort"
+    skip_limit: int = 5
 
     def __post_init__(self):
         check(
@@ -40,6 +46,7 @@ class Optim:
                 self.grad_clip is None or self.grad_clip > 0,
                 f"grad_clip={self.grad_clip}: wanted a norm above 0, or null",
             ),
+            (self.skip_limit > 0, f"skip_limit={self.skip_limit}: wanted a positive number of optimizer steps"),
             (self.warmup_steps >= 0, f"warmup_steps={self.warmup_steps}: wanted 0 or more"),
             (
                 0 <= self.min_learning_rate <= self.learning_rate,
@@ -70,29 +77,24 @@ class Optim:
                 return self.min_learning_rate + span * 0.5 * (1 + math.cos(math.pi * done))
         return self.learning_rate
 
-    def clip(self, optimizer: torch.optim.Optimizer, where: str = "update") -> torch.Tensor:
-        """Clip the global norm of the gradients; the norm before clipping (0-d).
+    def norm(self, optimizer: torch.optim.Optimizer) -> torch.Tensor:
+        """The global norm of the gradients, 0-d; they stay as they are."""
+        return gradient_norm(_parameters(optimizer))
 
-        Raises:
-            NonFiniteError: a gradient is NaN or infinite; the weights are as they were.
-        """
-        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-        norm = gradient_norm(parameters)
-        if not torch.isfinite(norm):
-            raise NonFiniteError(
-                f"{where}: gradient norm is {norm.item()}; the update was not made. Try a smaller optim.learning_rate"
-            )
+    def clip(self, optimizer: torch.optim.Optimizer, norm: torch.Tensor) -> None:
         if self.grad_clip is not None:
-            clip_gradients(parameters, self.grad_clip, norm)
-        return norm
+            clip_gradients(_parameters(optimizer), self.grad_clip, norm)
 
-    def step(self, optimizer: torch.optim.Optimizer, rate: float, where: str = "update") -> torch.Tensor:
-        """Clip, set the rate, update, clear the gradients; see `clip`."""
-        norm = self.clip(optimizer, where)
+    def step(self, optimizer: torch.optim.Optimizer, norm: torch.Tensor, rate: float) -> None:
+        """Clip gradients of that norm, set the rate, update, clear the gradients."""
+        self.clip(optimizer, norm)
         set_rate(optimizer, rate)
         optimizer.step()
         optimizer.zero_grad()
-        return norm
+
+
+def _parameters(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
 
 def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:

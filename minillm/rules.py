@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
+import tempfile
 from pathlib import Path
 
 from minillm.checks import describe, matches
-from minillm.errors import nearest
+from minillm.errors import ConfigError, nearest
 from minillm.modules import OnPolicy
 from minillm.objectives import CrossEntropy, MiniLLM
 
@@ -50,6 +51,18 @@ def root_problems(plain: dict) -> list[str]:
     if plain["resume"] not in (None, "auto"):
         problems.append(f"resume={plain['resume']!r}: wanted null or auto")
     return problems
+
+
+def check_writable(run_dir: Path) -> None:
+    """Raises ConfigError where nothing can be written into a directory that may not be there yet; tried, not asked."""
+    there = next(each for each in (run_dir.absolute(), *run_dir.absolute().parents) if each.exists())
+    try:
+        with tempfile.TemporaryFile(dir=there) as probe:
+            probe.write(b"x")
+    except OSError as error:
+        raise ConfigError(
+            f"run.name: {run_dir} cannot be written ({there}: {error.strerror}); wanted a place where runs can be"
+        ) from error
 
 
 def cross_field_problems(built: dict, callbacks: dict, plain: dict) -> list[str]:

@@ -5,7 +5,7 @@ Axes: B rows being decoded, N all prompts, P prompt and R response positions, V 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
@@ -118,6 +118,7 @@ def decode(
     alpha: float = 0.0,
     temperature: float = 1.0,
     keep_hidden: bool = True,
+    interrupt: Callable[[], None] | None = None,
 ) -> Rollout:
     """Answer every prompt, token by token from alpha p + (1 - alpha) q, `batch_size` rows at a time.
 
@@ -128,7 +129,8 @@ def decode(
     seeds: one random stream a row; None decodes greedily. A row ends at its first stop token, which counts, or at
     `max_new_tokens` (of all rows, or a list with one limit a row); then it leaves the batch and a waiting prompt takes
     its place. Prompts are read in the order of their lengths. An answer depends on its row's stream alone, not on the
-    batch, but for rounding: `near_edge_BR` marks the draws that it may turn.
+    batch, but for rounding: `near_edge_BR` marks the draws that it may turn. `interrupt` is called before each token
+    and may raise, which is how decoding ends early.
     """
     device, n_rows = prompts.ids_BP.device, len(prompts)
     limits = [max_new_tokens] * n_rows if isinstance(max_new_tokens, int) else max_new_tokens
@@ -160,6 +162,8 @@ def decode(
         for stream in streams.values():
             modes.enter_context(stream.model.caching())
         while places.rows or waiting:
+            if interrupt is not None:
+                interrupt()
             if new := places.take(waiting):
                 width = max(lengths[row] for row in new)
                 for name, stream in streams.items():
@@ -272,6 +276,7 @@ class Sampler:
         stop_ids: tuple[int, ...],
         pad_id: int,
         keep_hidden: bool = True,
+        interrupt: Callable[[], None] | None = None,
     ) -> Rollout:
         """Answers for all prompts. With alpha 0 the teacher takes no part; see `scoring.with_teacher`."""
         return decode(
@@ -286,4 +291,5 @@ class Sampler:
             alpha=self.alpha,
             temperature=self.temperature,
             keep_hidden=keep_hidden,
+            interrupt=interrupt,
         )

@@ -19,6 +19,7 @@ from minillm.errors import ConfigError, ModelError
 from minillm.evaluation import Answer, answer_prompts, summarise
 from minillm.files import write_whole
 from minillm.models import Attention, Checkpoint, Dtype, LanguageModel, Pair, choose_dtype, device_of, pair_of, solo
+from minillm.secret import secret_problems
 
 COLUMNS = {
     "rouge_l": "Rouge-L",
@@ -54,6 +55,8 @@ def check_suite(cfg: DictConfig) -> Suite:
         ConfigError: every wrong setting. DataError: an unusable file.
     """
     plain = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=False)
+    if secrets := secret_problems(plain):
+        raise ConfigError(secrets)
     data = dict(plain["data"])
     files = data.pop("files")
     problems: list[str] = []

@@ -8,16 +8,19 @@ from pathlib import Path
 from typing import Literal
 
 import lightning as L
-import torch
+from safetensors import SafetensorError
 
 from minillm.callbacks.boundary import find
 from minillm.callbacks.checkpoint import Checkpoints
 from minillm.callbacks.validation import Validation
 from minillm.console import say
+from minillm.errors import ModelError, StorageError
+from minillm.files import write_whole
 from minillm.loggers import STEP, MetricsCSV
 from minillm.models.export import export_student
 from minillm.models.lora import is_adapted, save_adapter
 from minillm.parallel import whole_state
+from minillm.saved import damage, load_saved
 
 
 class RunRecord(L.Callback):
@@ -32,29 +35,54 @@ class RunRecord(L.Callback):
     def __init__(self, *, run_dir: Path, began: float, card: dict[str, str], export: Literal["best", "last"] = "best"):
         self.run_dir, self.card, self.export = Path(run_dir), card, export
         self._began, self._earlier = began, 0.0
+        self._module: L.LightningModule | None = None
+        self._csv: MetricsCSV | None = None
+        self._logged = 0  # rounds whose row is in the loggers
+        self._rows = 0  # of metrics.csv, at the checkpoint this run goes on from
+        self._waiting: dict[str, float] | None = None  # the row that comes next there
 
     @property
     def wall_seconds(self) -> float:
         return self._earlier + time.time() - self._began
 
     def state_dict(self) -> dict:
-        return {"wall_seconds": self.wall_seconds}
+        """With how many rows metrics.csv has, and the row of this round if it is not among them yet: a checkpoint is
+        written before it, and a kill may come between the two."""
+        row = self._waiting if self._logged == self._module.round else self._row()
+        return {"wall_seconds": self.wall_seconds, "rows": len(self._csv.rows), "row": row}
 
     def load_state_dict(self, state: dict) -> None:
-        self._earlier = state["wall_seconds"]
+        self._earlier, self._rows, self._waiting = state["wall_seconds"], state["rows"], state["row"]
 
     def on_fit_start(self, trainer, module) -> None:
-        for logger in trainer.loggers:
-            if isinstance(logger, MetricsCSV):
-                logger.resume_at(module.start_step + module.step if module.round else -1)
+        self._module = module
+        self._csv = next(logger for logger in trainer.loggers if isinstance(logger, MetricsCSV))
+        self._csv.resume_at(self._rows)
+        self._logged = module.round
+
+    def on_train_start(self, trainer, module) -> None:
+        if self._waiting is not None:
+            self._log(trainer, self._waiting)
+            self._waiting = None
+        if module.step < module.n_steps:  # a finished run that was made longer
+            (self.run_dir / "metrics.json").unlink(missing_ok=True)
 
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx) -> None:
-        if not module.at_boundary:
-            return
-        step = module.start_step + module.step
-        progress = {STEP: step, "progress/round": module.round, "progress/wall_seconds": self.wall_seconds}
+        validation = find(trainer, Validation)
+        if not module.at_boundary or (validation is not None and validation.owed):
+            return  # owed: its row comes first
+        self._log(trainer, self._row())
+        self._logged = module.round
+
+    def _row(self) -> dict[str, float]:
+        step = self._module.start_step + self._module.step
+        progress = {STEP: step, "progress/round": self._module.round, "progress/wall_seconds": self.wall_seconds}
+        return self._module.metrics | progress
+
+    @staticmethod
+    def _log(trainer, row: dict[str, float]) -> None:
         for logger in trainer.loggers:
-            logger.log_metrics(module.metrics | progress, step)
+            logger.log_metrics(row, row[STEP])
 
     def on_train_end(self, trainer, module) -> None:
         checkpoints, validation = find(trainer, Checkpoints), find(trainer, Validation)
@@ -65,20 +93,30 @@ class RunRecord(L.Callback):
             figures |= {"best/step": best["step"]} | {f"best/{name}": value for name, value in best["figures"].items()}
             if self.export == "best":
                 exported = best["figures"]
-                saved = torch.load(checkpoints.best_file, map_location=module.device, weights_only=True)
-                trainer.strategy.load_model_state_dict(saved)
+                if wrong := damage(checkpoints.best_file):
+                    raise ModelError(
+                        f"{checkpoints.best_file} is {wrong}; the same command with resume=auto and "
+                        "callbacks.record.export=last exports the newest weights"
+                    )
+                trainer.strategy.load_model_state_dict(load_saved(checkpoints.best_file, module.device))
         student = module.pair.student
         state = whole_state(student, keep=trainer.is_global_zero)
         if not trainer.is_global_zero:
             return
+        adapter = ", adapter/" if is_adapted(student) else ""
         card = self.card | {"weights": self.export}
-        export_student(module.pair, self.run_dir / "student", card=card, figures=exported, state=state)
-        adapter = ""
-        if is_adapted(student):
-            save_adapter(student, self.run_dir / "adapter", state=state)
-            adapter = ", adapter/"
+        try:
+            export_student(module.pair, self.run_dir / "student", card=card, figures=exported, state=state)
+            if adapter:
+                save_adapter(student, self.run_dir / "adapter", state=state)
+        except (OSError, SafetensorError) as error:
+            raise StorageError(
+                f"{self.run_dir}/student cannot be written ({error}); last.ckpt is there. Make room, then go on with "
+                "the same command and resume=auto"
+            ) from error
         figures |= module.counts | {"wall_seconds": self.wall_seconds}
-        (self.run_dir / "metrics.json").write_text(json.dumps(figures, indent=2) + "\n")
+        self._csv.require()
+        write_whole(self.run_dir / "metrics.json", json.dumps(figures, indent=2) + "\n")
         say(
             f"Wrote {self.run_dir}: metrics.json, metrics.csv, samples/, checkpoints/{adapter}, "
             f"student/ ({self.export} weights)"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 
@@ -11,8 +12,9 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from minillm.callbacks.boundary import BoundaryCallback
 from minillm.console import say, show_figures, show_samples
-from minillm.errors import check
+from minillm.errors import Interrupted, StorageError, check
 from minillm.evaluation import Answer, answer_prompts, reference_loss, summarise
+from minillm.files import write_whole
 from minillm.loggers import STEP
 from minillm.models import LanguageModel
 
@@ -60,12 +62,20 @@ class Validation(BoundaryCallback):
         self.stages: dict[str, dict[str, float]] = {}  # raw, start, and the newest as end
         self.samples: dict[str, list[str]] = {}  # answers of the stages to the first prompts
         self.newest_step: int | None = None  # MiniLLM's optimizer step of the newest figures
+        self.owed: str | None = None  # a stage that was due when a signal asked the run to stop
+        self._unwritten: dict[Path, str] = {}  # what a full disk did not take
 
     def state_dict(self) -> dict:
-        return {"stages": self.stages, "samples": self.samples, "newest_step": self.newest_step}
+        return {
+            "stages": self.stages,
+            "samples": self.samples,
+            "newest_step": self.newest_step,
+            "owed": self.owed,
+        }
 
     def load_state_dict(self, state: dict) -> None:
         self.stages, self.samples, self.newest_step = state["stages"], state["samples"], state["newest_step"]
+        self.owed = state["owed"]
 
     @property
     def newest(self) -> dict[str, float]:
@@ -102,6 +112,7 @@ class Validation(BoundaryCallback):
                 stop_ids=self._pair.stop_ids,
                 teacher=teacher,
                 group=self._module.group,
+                interrupt=self._module.interrupt,
             )
 
     def _loss(self, model: LanguageModel) -> float:
@@ -109,18 +120,28 @@ class Validation(BoundaryCallback):
             return reference_loss(model, self._prompts, self._module.group)
 
     def on_train_start(self, trainer, module) -> None:
-        if module.round == 0:
-            self.measure(trainer, module, "raw")
-            if not module.in_start and "start" in module.stages:
-                self._remember("start", self.stages["raw"], self.samples["raw"])
+        if "raw" not in self.stages:
+            self.owed = "raw"
+        if self.owed is None:
+            return
+        self.measure(trainer, module, self.owed)
+        stage, self.owed = self.owed, None
+        if stage == "raw" and not module.in_start and "start" in module.stages:
+            self._remember("start", self.stages["raw"], self.samples["raw"])
 
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx) -> None:
         if not module.at_boundary:
             return
         if "start" in module.stages and not module.in_start and "start" not in self.stages:
-            self.measure(trainer, module, "start")
+            self.owed = "start"
         elif self.due(module) or trainer.should_stop:
-            self.measure(trainer, module, f"step {module.step}")
+            self.owed = f"step {module.step}"
+        if self.owed is not None:
+            # The module raises it again behind the last callback; the resumed run measures before anything else.
+            with suppress(Interrupted):
+                module.interrupt()
+                self.measure(trainer, module, self.owed)
+                self.owed = None
 
     def measure(self, trainer, module, stage: str) -> None:
         """Answer, summarise, log, write samples/<stage>.jsonl."""
@@ -146,6 +167,7 @@ class Validation(BoundaryCallback):
                 logger.log_table("val/samples", columns=list(columns), data=rows)
 
     def on_train_end(self, trainer, module) -> None:
+        self._write_waiting(must=True)
         stages = [name for name in ("raw", "start", "end") if name in self.stages]
         columns = {name: texts[: self.n_samples] for name, texts in self._teacher_columns().items()}
         columns |= {name: self.samples[name] for name in stages}
@@ -180,11 +202,21 @@ class Validation(BoundaryCallback):
 
     @rank_zero_only
     def _write(self, answers: list[Answer], teacher: list[Answer], stage: str) -> None:
+        rows = [answer.row() for answer in answers]
+        if teacher:
+            rows = [row | {"teacher": given.answer} for row, given in zip(rows, teacher, strict=True)]
         file = self.run_dir / "samples" / f"{stage.replace(' ', '_')}.jsonl"
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with open(file, "w", encoding="utf-8") as stream:
-            for number, answer in enumerate(answers):
-                row = answer.row()
-                if teacher:
-                    row["teacher"] = teacher[number].answer
-                stream.write(json.dumps(row, ensure_ascii=False) + "\n")
+        self._unwritten[file] = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        self._write_waiting()
+
+    def _write_waiting(self, must: bool = False) -> None:
+        for file, text in list(self._unwritten.items()):
+            try:
+                file.parent.mkdir(parents=True, exist_ok=True)
+                write_whole(file, text)
+                del self._unwritten[file]
+            except OSError as error:
+                problem = f"{file} cannot be written ({error.strerror or error})"
+                if must:
+                    raise StorageError(f"{problem}. Make room, then the same command with resume=auto") from error
+                say(f"WARNING: {problem}; tried again with the next one")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import warnings
 from pathlib import Path
 
@@ -30,7 +31,12 @@ def merge_adapter(network: PreTrainedModel, adapter: str, source: str, *, merge:
             f"adapter {adapter} is of another base: its adapter_config.json names {stated!r}, and it is put on "
             f"{source!r}; change one of the two sources, or base_model_name_or_path there if both are the same model"
         )
-    given = load_peft_weights(str(directory), device="cpu")
+    try:
+        given = load_peft_weights(str(directory), device="cpu")
+    except pickle.UnpicklingError as error:
+        raise ModelError(
+            f"adapter {adapter}: its pickled weights hold more than tensors and are refused; give safetensors"
+        ) from error
     try:
         with warnings.catch_warnings():  # of names deprecated in transformers, and of what is an error below
             warnings.simplefilter("ignore")

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import pickle
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import torch
+from huggingface_hub import try_to_load_from_cache
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from minillm.console import say
 from minillm.errors import ConfigError, ModelError, check
 from minillm.machine import has_bfloat16
 from minillm.models.adapter import merge_adapter
@@ -98,19 +101,22 @@ class Checkpoint:
         """
         path, revision = self.resolve()
         try:
-            config = AutoConfig.from_pretrained(path, revision=revision)
+            config = AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=False)
             without_dropout(config)
-            tokenizer = AutoTokenizer.from_pretrained(path, revision=revision)
+            tokenizer = AutoTokenizer.from_pretrained(path, revision=revision, trust_remote_code=False)
             network = AutoModelForCausalLM.from_pretrained(
                 path,
                 revision=revision,
+                trust_remote_code=False,  # else transformers asks on the terminal
                 config=config,
                 dtype=dtype,
                 attn_implementation=attention,
                 quantization_config=quantisation(self.bits, dtype) if self.bits else None,
             )
-        except (OSError, ValueError, ImportError) as error:
+        except (OSError, ValueError, ImportError, pickle.UnpicklingError) as error:
             raise ModelError(_advice(self.source, error)) from error
+        if is_pickled(path, revision):
+            say(f"{self.source}: no safetensors; its pickled weights are read as plain tensors, no code in them is run")
         if self.architecture and (wrong := self.architecture.differences(Architecture.of(network.config))):
             raise ModelError(
                 f"{self.source} is not of the architecture that the config states ({'; '.join(wrong)}); "
@@ -119,6 +125,14 @@ class Checkpoint:
         if self.adapter is not None:
             network = merge_adapter(network, self.adapter, self.source, merge=self.bits is None)
         return network, tokenizer
+
+
+def is_pickled(path: str, revision: str | None) -> bool:
+    """Of a directory, or of a model of the hub that is in the cache."""
+    if Path(path).is_dir():
+        return not any(Path(path).glob("*.safetensors"))
+    names = ("model.safetensors", "model.safetensors.index.json")
+    return not any(isinstance(try_to_load_from_cache(path, name, revision=revision), str) for name in names)
 
 
 def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
@@ -130,14 +144,18 @@ def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
     folder = Path(source).expanduser()
     path, revision = (str(folder), None) if folder.is_dir() else Checkpoint(source).resolve()
     try:
-        return AutoTokenizer.from_pretrained(path, revision=revision)
+        return AutoTokenizer.from_pretrained(path, revision=revision, trust_remote_code=False)
     except (OSError, ValueError, ImportError) as error:
         raise ModelError(_advice(source, error)) from error
 
 
 def _advice(source: str, error: Exception) -> str:
     text = f"{error} {error.__cause__ or ''}".lower()
-    if "gated" in text or "401" in text or "403" in text:
+    if "custom code" in text:
+        todo = "it brings code of its own, which is not run here; give a model of an architecture of transformers"
+    elif "weights only load failed" in text or "weights_only" in text:
+        todo = "its pickled weights hold more than tensors and are refused; give safetensors"
+    elif "gated" in text or "401" in text or "403" in text:
         todo = "it is gated: accept its licence on its page, then `hf auth login` or set HF_TOKEN"
     elif any(word in text for word in ("offline", "connect", "resolve", "timed out", "couldn't reach", "cached files")):
         todo = "the hub cannot be reached: download it on another machine (`hf download`) and give the directory"

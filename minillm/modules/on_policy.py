@@ -16,6 +16,7 @@ from torch.profiler import record_function
 from minillm.linear_loss import LinearLoss, Objective, Side, TokenValues
 from minillm.machine import Phases
 from minillm.models import LanguageModel, Pair
+from minillm.modules.finite import Concerned
 from minillm.modules.joining import joined
 from minillm.modules.regime import OnPolicy
 from minillm.modules.start import SupervisedStart
@@ -91,26 +92,38 @@ class OnPolicyDistillation(TrainingModule):
         with self.whole_weights():
             with self.phases("rollout"):
                 answers = self.start.answers(
-                    batch.prompts, self.pair, self.sampler, self.seed, rows=mine, keep_hidden=self._keep
+                    batch.prompts,
+                    self.pair,
+                    self.sampler,
+                    self.seed,
+                    rows=mine,
+                    keep_hidden=self._keep,
+                    interrupt=self.interrupt,
                 )
             with self.phases("score"):
                 if self.start.kd_ratio > 0:
                     answers = self._with_teacher(answers)
+        self.stop_if_asked()  # nothing has changed since the round began
         answers = joined(answers, batch.prompts, self.group)
-        sums, norms, n_steps = defaultdict(float), [], 0
+        sums, own, n_steps = defaultdict(float), defaultdict(float), 0
         for rows in torch.arange(len(answers)).split(self.start.minibatch_size):
             if not self.in_start:
                 break
             with self.phases("update"):
-                _add(sums, self._start_gradients(answers.rows(rows.to(self.device))))
-                norms.append(self._update(self.start.rate(self.start_step)))
+                minibatch = answers.rows(rows.to(self.device))
+                losses = self._start_gradients(minibatch)
+                rate = self.start.rate(self.start_step)
+                norm = self._update(rate, losses, minibatch, batch.prompts.records, rows)
+                if norm is not None:
+                    _add(sums, losses)
+                    _add(own, {"optim/grad_norm": norm})
             self.start_step += 1
             n_steps += 1
         if not self.in_start:
             # MiniLLM begins with a fresh optimizer, as from the checkpoint of a separate supervised run.
             self.optimizers().optimizer.state.clear()
-        means = _means(self.group.total(sums) | {"optim/grad_norm": sum(norms)}, n_steps)
-        return means | self.phases.metrics()
+        means = _means(self.group.total(sums) | own, n_steps - self.finite.skipped)
+        return means | self.finite.metrics() | self.phases.metrics()
 
     def _start_gradients(self, minibatch: Rollout) -> dict[str, Tensor]:
         kd_ratio = self.start.kd_ratio
@@ -132,6 +145,7 @@ class OnPolicyDistillation(TrainingModule):
         mine = self.group.share(range(len(batch.prompts)))
         seeds = [seed_for(self.seed, "rollout", batch.prompts.index, row) for row in mine]
         ends = dict(stop_ids=self.pair.stop_ids, pad_id=self.pair.pad_id, keep_hidden=self._keep)
+        ends |= dict(interrupt=self.interrupt)
         with self.whole_weights():
             with self.phases("rollout"):
                 prompts = batch.prompts.rows(mine)
@@ -142,7 +156,9 @@ class OnPolicyDistillation(TrainingModule):
 
     def _distill_round(self, batch: TrainBatch) -> dict[str, float]:
         rollout = self.rollout(batch)
+        self.stop_if_asked()  # nothing has changed since the round began
         experience = self.objective.prepare(rollout)
+        self.finite.look(self, experience, batch.prompts.records)
         sums, own, n_steps = defaultdict(float), defaultdict(float), 0
         with self.phases("update"), self.pair.teacher.body_away():
             for epoch in range(self.regime.inner_epochs):
@@ -150,15 +166,19 @@ class OnPolicyDistillation(TrainingModule):
                 for rows in torch.randperm(len(rollout), generator=generator).split(self.regime.minibatch_size):
                     if self.step >= self.regime.max_steps:
                         break  # the last rollout is cut at max_steps
-                    _add(sums, self._policy_gradients(experience.rows(rows.to(self.device))))
+                    minibatch = experience.rows(rows.to(self.device))
+                    losses = self._policy_gradients(minibatch)
                     if self.regulariser.on:
-                        _add(sums, self._corpus_gradients(batch.corpus_SML[n_steps]))
+                        losses |= self._corpus_gradients(batch.corpus_SML[n_steps])
                     rate = self.optim.rate(self.step, self.regime.max_steps)
-                    _add(own, {"optim/grad_norm": self._update(rate), "optim/learning_rate": rate})
+                    norm = self._update(rate, losses, minibatch, batch.prompts.records, rows)
+                    if norm is not None:
+                        _add(sums, losses)
+                        _add(own, {"optim/grad_norm": norm, "optim/learning_rate": rate})
                     self.step += 1
                     n_steps += 1
-        means = _means(self.group.total(sums) | own, n_steps)
-        return means | self._rollout_metrics(rollout) | self.phases.metrics()
+        means = _means(self.group.total(sums) | own, n_steps - self.finite.skipped)
+        return means | self.finite.metrics() | self._rollout_metrics(rollout) | self.phases.metrics()
 
     def _policy_gradients(self, minibatch: Experience) -> dict[str, Tensor]:
         normaliser = self.objective.normaliser(minibatch.response_mask_BR)
@@ -236,12 +256,21 @@ class OnPolicyDistillation(TrainingModule):
             self.manual_backward(output.loss)
         return output
 
-    def _update(self, rate: float) -> Tensor:
+    def _update(
+        self, rate: float, losses: dict[str, Tensor], minibatch: Rollout, records: Tensor, rows: Tensor
+    ) -> Tensor | None:
+        """The norm of the gradients; None where the step was skipped."""
         optimizer = self.optimizers()
-        where = f"rollout {self.round}, step {self.start_step + self.step}"
+
+        def concerned() -> Concerned:
+            return Concerned.of(minibatch, records[rows.to(records.device)])
+
         with record_function("update: optimizer"):
             self.sum_gradients()
-            return self.optim.step(optimizer, rate, where)
+            norm = self.finite.norm(self, optimizer, losses, concerned)
+            if norm is not None:
+                self.optim.step(optimizer, norm, rate)
+        return norm
 
     def _rollout_metrics(self, rollout: Rollout) -> dict[str, float]:
         mask_BR = rollout.response_mask_BR

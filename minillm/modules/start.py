@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -54,6 +55,7 @@ class SupervisedStart:
         *,
         rows: list[int] | None = None,
         keep_hidden: bool = True,
+        interrupt: Callable[[], None] | None = None,
     ) -> Rollout:
         """Answers to learn from, to all prompts or these rows of them; with `keep_hidden` a teacher's come with its
         hidden states."""
@@ -72,5 +74,6 @@ class SupervisedStart:
                 stop_ids=pair.stop_ids,
                 pad_id=pair.pad_id,
                 keep_hidden=keep_hidden and self.kd_ratio > 0,
+                interrupt=interrupt,
             )
         return Rollout(prompts.ids_BP, prompts.mask_BP, prompts.reference_ids_BR, prompts.reference_mask_BR)

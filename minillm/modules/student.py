@@ -12,10 +12,13 @@ from torch import Tensor
 from torch.nn import Parameter
 from transformers import PreTrainedModel
 
+from minillm.errors import Interrupted
 from minillm.linear_loss import LinearLoss
 from minillm.models import LanguageModel, Pair
+from minillm.modules.finite import Finite
 from minillm.optim import Optim
 from minillm.parallel import ALONE, Replicated, Sharded, group_of
+from minillm.preemption import Preemption
 from minillm.types import LossOutput
 
 Part = TypeVar("Part")
@@ -52,6 +55,7 @@ class TrainingModule(StudentModule):
         super().__init__(pair.student)
         self.pair, self.linear_loss, self.optim = pair, linear_loss, optim
         self.model = LanguageModel(pair.student, pair.n_vocab, pair.compile)
+        self.preemption, self.finite = Preemption(), Finite()
         self.step = 0
         self.metrics: dict[str, float] = {}
         self.group = ALONE
@@ -97,6 +101,23 @@ class TrainingModule(StudentModule):
     def on_train_start(self) -> None:
         if self.step >= self.n_steps:  # a resumed run that was already through
             self.trainer.should_stop = True
+
+    # -- asked to stop ----------------------------------------------------------------------------------------------
+
+    def stop_if_asked(self) -> None:
+        """Where all processes come by and the state can be saved whole: raises Interrupted on all if one was asked."""
+        asked = self.preemption.requested
+        if self.trainer.strategy.reduce_boolean_decision(asked is not None, all=False):
+            raise Interrupted(asked or "a signal to another process")
+
+    def interrupt(self) -> None:
+        """For decoding, token by token: raises Interrupted. Only a process that is alone may leave it so."""
+        if self.preemption.requested and self.trainer.world_size == 1:
+            self.preemption.check()
+
+    def on_train_batch_end(self, outputs, batch, batch_idx) -> None:
+        if self.at_boundary:
+            self.stop_if_asked()
 
 
 def scaled(output: LossOutput, factor: float) -> LossOutput:

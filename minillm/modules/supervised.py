@@ -15,12 +15,13 @@ from torch import Tensor
 from minillm.linear_loss import LinearLoss
 from minillm.machine import peak_memory
 from minillm.models import Pair
+from minillm.modules.finite import Concerned
 from minillm.modules.regime import Supervised
 from minillm.modules.student import TrainingModule
 from minillm.objectives import CrossEntropy
 from minillm.optim import Optim, set_rate
 from minillm.packing import micro_batches
-from minillm.types import Rollout, SupervisedBatch
+from minillm.types import PromptBatch, Rollout, SupervisedBatch
 
 
 class SupervisedDistillation(TrainingModule):
@@ -46,7 +47,8 @@ class SupervisedDistillation(TrainingModule):
         self.objective, self.regime, self.n_steps = objective, regime, n_steps
         self.at_boundary = True
         self._sums: dict[str, Tensor] = defaultdict(float)
-        self._norm: Tensor | None = None
+        self._norm: Tensor | None = None  # of the gradients of this step
+        self._batches: list[PromptBatch] = []  # its micro-batches
         self._began = 0.0
 
     @property
@@ -67,6 +69,7 @@ class SupervisedDistillation(TrainingModule):
         self.student.train()  # dropout is off in the config
         if self.at_boundary:
             self._sums.clear()
+            self._batches.clear()
             self._began = time.perf_counter()
         self.at_boundary = False
         prompts = batch.prompts
@@ -84,12 +87,21 @@ class SupervisedDistillation(TrainingModule):
         for name, value in {"loss": output.loss.detach(), **output.parts}.items():
             self._sums[f"train/{name}"] = self._sums[f"train/{name}"] + value
         self._sums["tokens"] = batch.n_tokens
+        self._batches.append(prompts)
         # The trainer divides by the number of micro-batches; ours are parts of a sum.
         return output.loss * self.trainer.accumulate_grad_batches
 
     def configure_gradient_clipping(self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None) -> None:
+        losses = {name: value for name, value in self._sums.items() if name.startswith("train/")}
         self.sum_gradients()
-        self._norm = self.optim.clip(optimizer, f"step {self.step}")
+        self._norm = self.finite.norm(self, optimizer, losses, self._concerned)
+        if self._norm is not None:  # without gradients the optimizer leaves all as it is
+            self.optim.clip(optimizer, self._norm)
+
+    def _concerned(self) -> Concerned:
+        names = ("ids_BP", "mask_BP", "reference_ids_BR", "reference_mask_BR")
+        tensors = {f"{name}.{n}": getattr(each, name) for n, each in enumerate(self._batches) for name in names}
+        return Concerned(torch.cat([each.records for each in self._batches]), tensors)
 
     def optimizer_step(self, epoch: int, batch_idx: int, optimizer, optimizer_closure=None) -> None:
         """Called for the last micro-batch of a mini-batch: the closure is its training_step, backward and clipping."""
@@ -100,12 +112,18 @@ class SupervisedDistillation(TrainingModule):
         self.at_boundary = True
         n_tokens = self._sums.pop("tokens")
         seconds = time.perf_counter() - self._began
-        self.metrics = self.group.total(self._sums) | {
-            "optim/grad_norm": float(self._norm),
-            "optim/learning_rate": rate,
-            "time/step": seconds,
-            "time/tokens_per_second": n_tokens / seconds,
-            "memory/peak_gb": peak_memory(self.device),
-        }
+        made = {}
+        if self._norm is not None:
+            made = self.group.total(self._sums) | {"optim/grad_norm": float(self._norm)}
+        self.metrics = (
+            made
+            | self.finite.metrics()
+            | {
+                "optim/learning_rate": rate,
+                "time/step": seconds,
+                "time/tokens_per_second": n_tokens / seconds,
+                "memory/peak_gb": peak_memory(self.device),
+            }
+        )
         if self.step >= self.n_steps:
             self.trainer.should_stop = True

@@ -1,6 +1,6 @@
 """Many devices: who does which rows, weights in parts, processes. Nothing else imports torch.distributed."""
 
-from minillm.parallel.gradients import by_mesh, clip_gradients, gradient_norm
+from minillm.parallel.gradients import by_mesh, clip_gradients, gradient_norm, own_part
 from minillm.parallel.group import ALONE, Group
 from minillm.parallel.launch import agree, barrier, environment, in_a_worker, join, launch, leave, rank, stand_back
 from minillm.parallel.settings import Parallel
@@ -28,6 +28,7 @@ __all__ = [
     "launch",
     "leave",
     "lightning_strategy",
+    "own_part",
     "rank",
     "shard",
     "stand_back",

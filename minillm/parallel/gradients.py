@@ -18,6 +18,11 @@ def by_mesh(tensors: Iterable[Tensor]) -> list[list[Tensor]]:
     return list(groups.values())
 
 
+def own_part(tensor: Tensor) -> Tensor:
+    """What this rank holds of it."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
 def gradient_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
     """Euclidean norm over all gradients there are (0-d, the same on every rank)."""
     groups = by_mesh(each.grad for each in parameters if each.grad is not None)
@@ -30,4 +35,4 @@ def clip_gradients(parameters: Iterable[nn.Parameter], limit: float, norm: Tenso
     """Scale all gradients so that a `norm` above the limit becomes the limit, as torch's clip_grads_with_norm_."""
     factor = (limit / (norm + 1e-6)).clamp(max=1.0)
     gradients = [each.grad for each in parameters if each.grad is not None]
-    torch._foreach_mul_([g.to_local() if isinstance(g, DTensor) else g for g in gradients], factor)
+    torch._foreach_mul_(list(map(own_part, gradients)), factor)

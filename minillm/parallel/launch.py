@@ -25,6 +25,7 @@ from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+from minillm.errors import Interrupted
 from minillm.parallel.settings import Parallel, started_processes
 
 _PATIENCE = timedelta(hours=2)  # a rank may wait for another that tokenises a corpus or reads a large model
@@ -52,7 +53,9 @@ def launch(settings: Parallel, job: dict[str, Any]) -> None:
     """Run `job`, the arguments of `minillm.fit.fit` as JSON, in one process a device, and wait for them; they get our
     signals.
 
-    Raises SystemExit with status 1 where one of them fails; it has said why.
+    Raises:
+        SystemExit: one of them failed.
+        Interrupted: by a signal.
     """
     here = settings.devices_here
     if not torch.cuda.is_available():
@@ -75,10 +78,11 @@ def launch(settings: Parallel, job: dict[str, Any]) -> None:
         logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)
         try:
             elastic_launch(config, sys.executable)("-m", "minillm.worker", str(file))
-        except ChildFailedError:
-            sys.exit(1)
-        except SignalException:
-            pass  # the workers have saved and ended
+        except ChildFailedError as error:  # they have said why
+            codes = {failure.exitcode for failure in error.failures.values()}
+            sys.exit(Interrupted.status if codes == {Interrupted.status} else 1)
+        except SignalException as error:  # they have saved, or had not begun
+            raise Interrupted(error.sigval.name) from error
 
 
 def join() -> None:
@@ -108,9 +112,11 @@ def _rendezvous() -> dict[str, Any]:
     return {"rank": slurm.global_rank(), "world_size": slurm.world_size()}
 
 
-def agree(job: dict[str, Any]) -> dict[str, Any]:
-    """Rank 0's, on every rank: a run's name may hold the time, a sweep's directory the rank that made it."""
-    box = [job]
+def agree(value: Any) -> Any:
+    """Rank 0's, on every rank."""
+    if not dist.is_initialized():
+        return value
+    box = [value]
     dist.broadcast_object_list(box)
     return box[0]
 

@@ -6,9 +6,10 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from minillm.build import check_config, check_lengths
+from minillm.build import check_config
 from minillm.checks import construct, node_problems
 from minillm.errors import ConfigError
+from minillm.loaded import check_lengths
 from minillm.models import Architecture
 from minillm.suite import check_suite
 from tests.conftest import make_pair
@@ -122,8 +123,8 @@ def test_all_problems_come_in_one_message():
         "objective.gamma=2: wanted a number in [0, 1]",
         "regime.minibatch_size=10 does not divide rollouts=256; use a divisor",
         "optim.learning_rate='fast': wanted a number",
-        "strategy.devices=2, num_nodes=1: strategy=single is for one device; wanted strategy=ddp, fsdp or fsdp_tp, or both "
-        "1",
+        "strategy.devices=2, num_nodes=1: strategy=single is for one device; wanted strategy=ddp, fsdp or fsdp_tp, or "
+        "both 1",
     ]
 
 

@@ -38,3 +38,16 @@ def overrides(world):
         "callbacks.validation.max_new_tokens=6", "callbacks.checkpoints.every=2",
         "callbacks.checkpoints.monitor=reverse_kl",
     ]  # fmt: skip
+
+
+SUPERVISED = [
+    "regime=supervised", "objective=sft", "regulariser=none", "start.steps=0", "regime.minibatch_size=4",
+    "regime.microbatch_size=2", "regime.epochs=null", "regime.max_steps=5",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def supervised(overrides):
+    absent = ("regime.rollouts", "regime.microbatch_tokens", "regime.inner_epochs")
+    ours = {key.split("=")[0] for key in SUPERVISED}
+    return SUPERVISED + [key for key in overrides if not key.startswith(absent) and key.split("=")[0] not in ours]

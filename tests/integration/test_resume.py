@@ -11,6 +11,8 @@ from omegaconf import open_dict
 from transformers import AutoModelForCausalLM
 
 from minillm.build import build, check_config
+from minillm.callbacks import Validation
+from minillm.callbacks.boundary import find
 from tests.conf.test_compose import CONF
 
 
@@ -27,7 +29,7 @@ class KillAfter(L.Callback):
             raise Killed
 
 
-def train(run_dir, overrides, *, resume=None, kill_after=None):
+def train(run_dir, overrides, *, resume=None, kill_after=None, also=None):
     with initialize_config_dir(str(CONF), version_base="1.3"):
         cfg = compose("train", [*overrides, "logger=csv", f"run.dir={run_dir}", "run.name=test"])
     with open_dict(cfg):
@@ -36,7 +38,9 @@ def train(run_dir, overrides, *, resume=None, kill_after=None):
     run = build(cfg, settings)
     if kill_after is not None:
         run.trainer.callbacks.append(KillAfter(kill_after))
-    run.trainer.fit(run.module, run.datamodule, ckpt_path=run.ckpt_path)
+    if also is not None:
+        run.trainer.callbacks.insert(1, also)  # behind our handler of signals
+    run.trainer.fit(run.module, run.datamodule, ckpt_path=run.ckpt_path, weights_only=True)
     return run
 
 
@@ -94,7 +98,7 @@ def test_best_weights_are_those_that_were_validated(tmp_path, overrides):
 
 def test_a_start_on_the_references_of_the_data(tmp_path, overrides):
     options = ["start.responses=reference", "start.kd_ratio=0.5", "start.learning_rate=1e-2", "start.steps=60"]
-    figures = train(tmp_path, [*overrides, *options]).trainer.callbacks[0].final_figures()
+    figures = find(train(tmp_path, [*overrides, *options]).trainer, Validation).final_figures()
     losses = [float(row["start/loss"]) for row in rows(tmp_path) if "start/loss" in row]
     assert losses[-1] < 0.8 * losses[0] and figures["val/reverse_kl_start"] != figures["val/reverse_kl_raw"]
 
@@ -113,5 +117,5 @@ def test_training_moves_towards_the_teacher(tmp_path, overrides):
         "regulariser=none",
         "optim.learning_rate=5e-3",
     ]
-    figures = train(tmp_path / "long", longer).trainer.callbacks[0].final_figures()
+    figures = find(train(tmp_path / "long", longer).trainer, Validation).final_figures()
     assert figures["val/reverse_kl"] < 0.8 * figures["val/reverse_kl_raw"]

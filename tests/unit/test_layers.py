@@ -6,14 +6,16 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).parents[2] / "minillm"
 LAYERS = [
-    {"types", "errors", "losses", "seeding", "machine", "console", "draw", "files"},
-    {"objectives", "linear_loss", "models", "data", "optim", "parallel"},
+    {"types", "errors", "losses", "seeding", "machine", "console", "draw", "files", "preemption", "secret"},
+    {"objectives", "linear_loss", "models", "data", "optim", "parallel", "saved"},
     {"sampling", "packing", "scoring", "metrics", "evaluation"},
     {"modules", "callbacks", "loggers", "datamodule"},
     {
         "checks",
         "rules",
         "preflight",
+        "resume",
+        "loaded",
         "build",
         "cli",
         "suite",

@@ -84,7 +84,7 @@ def test_known_columns_are_appended_and_only_new_ones_rewrite(tmp_path):
 
 def test_resuming_before_the_first_step_leaves_the_header_only(tmp_path):
     log(MetricsCSV(tmp_path / "m.csv"), 1, 2)
-    MetricsCSV(tmp_path / "m.csv").resume_at(-1)
+    MetricsCSV(tmp_path / "m.csv").resume_at(0)
     assert (tmp_path / "m.csv").read_text().split() == [STEP]
 
 

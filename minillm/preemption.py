@@ -1,0 +1,38 @@
+"""Signals that ask a run to stop: noted by one handler, acted upon where a checkpoint can stand.
+
+SIGTERM and SIGUSR1 are what schedulers send (SLURM's --signal, Kubernetes, spot machines), SIGUSR2 is submitit's.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+
+from minillm.errors import Interrupted
+
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+
+
+class Preemption:
+    """Whether this process has been asked to stop. Processes of one run agree on it outside of here."""
+
+    def __init__(self):
+        self.requested: str | None = None  # the signal's name
+
+    def watch(self) -> None:
+        """Take the signals over from whoever has them; only the main thread of a process may."""
+        if threading.current_thread() is threading.main_thread():
+            for number in SIGNALS:
+                signal.signal(number, self._note)
+
+    def _note(self, number: int, frame) -> None:
+        if self.requested is None:  # a scheduler may send several
+            self.requested = signal.Signals(number).name
+            # Not print: a handler may run in the middle of one.
+            os.write(2, f"{self.requested}: saving at the next possible place, then exit\n".encode())
+
+    def check(self) -> None:
+        """Raises Interrupted if a signal has come."""
+        if self.requested is not None:
+            raise Interrupted(self.requested)

@@ -1,0 +1,135 @@
+"""A run that a scheduler asks to stop saves and ends with status 75; resumed, it equals one that was not asked."""
+
+import os
+import signal
+
+import lightning as L
+import pytest
+import torch
+
+from minillm.errors import Interrupted
+from minillm.preemption import SIGNALS
+from minillm.sampling import decode
+from tests.integration.test_resume import rows, train
+
+
+def kill_self(number=signal.SIGTERM):
+    os.kill(os.getpid(), number)
+
+
+class At(L.Callback):
+    """Sends a signal at a moment of a run."""
+
+    def __init__(self, hook, when, number=signal.SIGTERM):
+        def send(trainer, module, *args):
+            if when(module):
+                kill_self(number)
+
+        setattr(self, hook, send)
+
+
+def sent_in_decoding(monkeypatch, nth, number):
+    """A signal during the nth call of decode, between two tokens."""
+    calls = []
+
+    def noted(*args, interrupt=None, **kwargs):
+        calls.append(1)
+        if len(calls) == nth:
+            turns = []
+
+            def send():
+                turns.append(1)
+                if len(turns) == 2:
+                    kill_self(number)
+                    kill_self(signal.SIGTERM)  # a second one changes nothing
+                interrupt()
+
+            return decode(*args, interrupt=send, **kwargs)
+        return decode(*args, interrupt=interrupt, **kwargs)
+
+    for module in ("sampling", "modules.start", "evaluation"):
+        monkeypatch.setattr(f"minillm.{module}.decode", noted)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, overrides):
+    folder = tmp_path_factory.mktemp("whole")
+    return folder, train(folder, overrides).module.state_dict()
+
+
+def same(cut, whole, state):
+    folder, wanted = whole
+    assert all(torch.equal(state[name], value) for name, value in wanted.items())
+    assert rows(cut) == rows(folder)
+    for file in (folder / "samples").iterdir():
+        assert (cut / "samples" / file.name).read_text() == file.read_text(), file.name
+    assert (cut / "student" / "model.safetensors").read_bytes() == (folder / "student/model.safetensors").read_bytes()
+
+
+def goes_on(cut, overrides, whole):
+    assert not (cut / "metrics.json").exists() and not (cut / "student").exists()
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    same(cut, whole, train(cut, overrides, resume="auto").module.state_dict())
+    assert {number: signal.getsignal(number) for number in SIGNALS} == before
+
+
+# In the run of `overrides` the student's raw answers, the greedy teacher's, the answers of the supervised start, and
+# then in turn a validation and a rollout, the last one a validation.
+@pytest.mark.parametrize(
+    ("nth", "number"),
+    [pytest.param(nth, SIGNALS[nth % 3], marks=[] if nth in (2, 6, 7) else pytest.mark.slow) for nth in range(1, 11)],
+)
+def test_a_signal_while_decoding(tmp_path, overrides, whole, monkeypatch, nth, number):
+    sent_in_decoding(monkeypatch, nth, number)
+    with pytest.raises(Interrupted, match=signal.Signals(number).name) as caught:
+        train(tmp_path, overrides)
+    assert caught.value.status == 75
+    monkeypatch.undo()
+    goes_on(tmp_path, overrides, whole)
+
+
+@pytest.mark.parametrize("hook", ["on_before_optimizer_step", "on_train_batch_end"])
+@pytest.mark.parametrize("step", [0, 3, pytest.param(5, marks=pytest.mark.slow)])
+def test_a_signal_during_an_update_lets_the_round_end(tmp_path, overrides, whole, hook, step):
+    """The state of its end is saved; the last round's is not taken for a finished run."""
+
+    def when(module):
+        return module.step == (step if hook == "on_before_optimizer_step" else step + step % 2)
+
+    with pytest.raises(Interrupted):
+        train(tmp_path, overrides, also=At(hook, when, signal.SIGUSR1))
+    goes_on(tmp_path, overrides, whole)
+
+
+@pytest.mark.parametrize(
+    ("hook", "step"),
+    [
+        ("on_before_optimizer_step", 3),
+        *(
+            pytest.param(*each, marks=pytest.mark.slow)
+            for each in [
+                ("on_train_batch_start", 0),
+                ("on_train_batch_start", 2),
+                ("on_train_start", 0),
+                ("on_train_batch_end", 5),
+            ]
+        ),
+    ],
+)
+def test_a_signal_in_the_supervised_regime(tmp_path, supervised, hook, step):
+    state = train(tmp_path / "whole", supervised).module.state_dict()
+    with pytest.raises(Interrupted):
+        train(tmp_path / "cut", supervised, also=At(hook, lambda module: module.step == step))
+    goes_on(tmp_path / "cut", supervised, (tmp_path / "whole", state))
+
+
+def test_an_interrupted_run_that_is_interrupted_again_at_once_loses_nothing(tmp_path, overrides, whole, monkeypatch):
+    """The validation that is owed, and the row of the round that comes behind it, stay owed."""
+    sent_in_decoding(monkeypatch, 6, signal.SIGTERM)
+    with pytest.raises(Interrupted):
+        train(tmp_path, overrides)
+    monkeypatch.undo()
+    for _ in range(2):
+        with pytest.raises(Interrupted):
+            train(tmp_path, overrides, resume="auto", also=At("on_train_start", lambda module: True))
+    goes_on(tmp_path, overrides, whole)

@@ -1,0 +1,64 @@
+"""A signal is noted once, by a handler that does nothing else; decoding is left between two tokens."""
+
+import os
+import signal
+import threading
+
+import pytest
+
+from minillm.errors import Interrupted
+from minillm.preemption import SIGNALS, Preemption
+from minillm.sampling import decode
+from tests.helpers import prompt_batch
+
+
+@pytest.fixture
+def handlers():
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    yield before
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_the_first_signal_is_noted_and_the_second_changes_nothing(handlers, number, capfd):
+    preemption = Preemption()
+    preemption.watch()
+    preemption.check()
+    os.kill(os.getpid(), number)
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert preemption.requested == signal.Signals(number).name
+    with pytest.raises(Interrupted, match=f"interrupted by {preemption.requested}; the same command with resume=auto"):
+        preemption.check()
+    assert capfd.readouterr().err.count("saving at the next possible place") == 1
+
+
+def test_another_thread_leaves_the_handlers_alone(handlers):
+    thread = threading.Thread(target=Preemption().watch)
+    thread.start()
+    thread.join()
+    assert {number: signal.getsignal(number) for number in SIGNALS} == handlers
+
+
+def test_decoding_is_left_before_the_next_token(pair):
+    asked = []
+
+    def interrupt():
+        asked.append(1)
+        if len(asked) == 3:
+            raise Interrupted("SIGTERM")
+
+    with pytest.raises(Interrupted):
+        decode(
+            None,
+            pair.teacher,
+            prompt_batch(),
+            seeds=[1, 2, 3],
+            alpha=1.0,
+            batch_size=3,
+            stop_ids=(),
+            pad_id=0,
+            max_new_tokens=9,
+            interrupt=interrupt,
+        )
+    assert len(asked) == 3
