@@ -9,13 +9,15 @@ BEGAN = time.time()
 import hydra  # noqa: E402
 from omegaconf import DictConfig  # noqa: E402
 
-from minillm import cli  # noqa: E402
+from minillm import cli, sweeps, trials  # noqa: E402
 from minillm.build import build, check_config  # noqa: E402
 
 
 @hydra.main(config_path="conf", config_name="train", version_base="1.3")
 def main(cfg: DictConfig) -> float | None:
-    """Compose, check, build, fit; returns the figure that a sweeper optimises."""
+    """Compose, check, build, fit; returns the figure that a sweeper optimises. A trial of a sweep is a train.py too."""
+    if trials.in_sweep():
+        return trials.run_trial(cfg)
     settings = check_config(cfg, command=" ".join(["python", *sys.argv]), began=BEGAN)
     run = build(cfg, settings)
     run.trainer.fit(run.module, run.datamodule, ckpt_path=run.ckpt_path)
@@ -24,4 +26,4 @@ def main(cfg: DictConfig) -> float | None:
 
 
 if __name__ == "__main__":
-    cli.run(main, "train")
+    cli.run(sweeps.with_report(main), "train")

@@ -70,6 +70,7 @@ def check_config(cfg: DictConfig, *, command: str = "", began: float | None = No
     extra = {
         "callbacks.validation": {"run_dir": run_dir, "seed": plain["eval_seed"]},
         "callbacks.checkpoints": {"run_dir": run_dir},
+        "callbacks.median": {"run_dir": run_dir},
         "callbacks.record": {
             "run_dir": run_dir,
             "began": time.time() if began is None else began,

@@ -30,14 +30,15 @@ def run(main: Callable[[], None], config_name: str) -> None:
     try:
         main()
     except MinillmError as error:
-        _fail(str(error))
+        fail(str(error))
     except HydraException as error:
-        _fail(_explain(error, config_name))
+        fail(_explain(error, config_name))
     except KeyboardInterrupt:
-        _fail("interrupted")
+        fail("interrupted")
 
 
-def _fail(text: str) -> None:
+def fail(text: str) -> None:
+    """The message on stderr, and the end with status 1."""
     print(f"Error: {text}", file=sys.stderr)
     sys.exit(1)
 

@@ -12,11 +12,13 @@ import torch
 
 from minillm.callbacks.boundary import find
 from minillm.callbacks.checkpoint import Checkpoints
+from minillm.callbacks.median import MedianStop
 from minillm.callbacks.validation import Validation
 from minillm.console import say
 from minillm.loggers import STEP, MetricsCSV
 from minillm.models.export import export_student
 from minillm.models.lora import is_adapted, save_adapter
+from minillm.runs import STOPPED
 
 
 class RunRecord(L.Callback):
@@ -73,6 +75,9 @@ class RunRecord(L.Callback):
         if is_adapted(module.pair.student):
             save_adapter(module.pair.student, self.run_dir / "adapter")
             adapter = ", adapter/"
+        median = find(trainer, MedianStop)
+        if median is not None and median.stopped_at is not None:
+            figures[STOPPED] = median.stopped_at
         figures |= module.counts | {"wall_seconds": self.wall_seconds}
         (self.run_dir / "metrics.json").write_text(json.dumps(figures, indent=2) + "\n")
         say(

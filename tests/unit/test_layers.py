@@ -8,8 +8,24 @@ LAYERS = [
     {"types", "errors", "losses", "seeding", "machine", "console", "draw", "files"},
     {"objectives", "linear_loss", "models", "data", "optim"},
     {"sampling", "packing", "scoring", "metrics", "evaluation"},
-    {"modules", "callbacks", "loggers", "datamodule"},
-    {"checks", "rules", "preflight", "build", "cli", "suite", "generate", "export", "narrow", "table", "chain"},
+    {"modules", "callbacks", "loggers", "datamodule", "runs"},
+    {
+        "checks",
+        "rules",
+        "preflight",
+        "build",
+        "cli",
+        "suite",
+        "generate",
+        "export",
+        "narrow",
+        "table",
+        "chain",
+        "trials",
+        "sweeps",
+        "compare",
+        "chart",
+    },
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 
