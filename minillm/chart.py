@@ -11,7 +11,7 @@ from typing import Any
 from minillm.runs import RunFiles
 
 _COLOURS = "#4477aa #ee6677 #228833 #ccbb44 #66ccee #aa3377 #999933 #882255 #44aa99 #555555".split()
-_PANELS, _LEGEND = 8, 10  # settings that get a panel; curves that get a name
+_PANELS, _ACROSS, _LEGEND = 9, 3, 14  # settings that get a panel; panels in a row; curves that get a name
 
 
 def draw(
@@ -33,16 +33,22 @@ def draw(
     from matplotlib.figure import Figure
 
     shown = list(settings[:_PANELS])
-    n_rows = 1 + (len(shown) + 1) // 2
-    canvas = Figure(figsize=(11, 4.2 + 3.2 * (n_rows - 1)), layout="constrained")
+    n_rows = 1 + -(-len(shown) // _ACROSS)
+    canvas = Figure(figsize=(12, 4.2 + 3.2 * (n_rows - 1)), layout="constrained")
     FigureCanvasAgg(canvas)
-    grid = canvas.add_gridspec(n_rows, 2, height_ratios=[1.35] + [1] * (n_rows - 1))
+    grid = canvas.add_gridspec(n_rows, _ACROSS, height_ratios=[1.35] + [1] * (n_rows - 1))
     colours = {run.name: _COLOURS[number % len(_COLOURS)] for number, run in enumerate(runs)}
-    axes = canvas.add_subplot(grid[0, :])
+    axes = canvas.add_subplot(grid[0, :2])
     _curves(axes, runs, labels, colours, figure)
+    beside = canvas.add_subplot(grid[0, 2])
+    beside.set_axis_off()
+    more = f"the best {_LEGEND} of {len(runs)}" if len(runs) > _LEGEND else None
+    beside.legend(*axes.get_legend_handles_labels(), fontsize=8, loc="upper left", frameon=False, title=more)
     axes.set_title(f"{figure} ({better})" if better else figure, fontsize=12, loc="left")
+    if any(run.state != "finished" for run in runs):
+        axes.set_title("dashed, hollow: not finished", fontsize=9, loc="right", color="#555555")
     for number, key in enumerate(shown):
-        axes = canvas.add_subplot(grid[1 + number // 2, number % 2])
+        axes = canvas.add_subplot(grid[1 + number // _ACROSS, number % _ACROSS])
         _by_setting(axes, [run for run in runs if run.name in values], values, key, colours)
         axes.set_ylabel(figure)
     for axes in canvas.axes:
@@ -70,10 +76,7 @@ def _curves(axes, runs: Sequence[RunFiles], labels: Mapping[str, str], colours: 
         )
     axes.set_xlabel("optimizer step (the supervised start's too)")
     axes.set_ylabel(figure)
-    if axes.lines:
-        more = f"the best {_LEGEND} of {len(runs)}" if len(runs) > _LEGEND else None
-        axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1.0), frameon=False, title=more)
-    else:
+    if not axes.lines:
         axes.text(0.5, 0.5, "no validation yet", ha="center", transform=axes.transAxes)
 
 

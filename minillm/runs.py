@@ -18,7 +18,7 @@ from omegaconf import OmegaConf
 
 STOPPED = "stopped_early"  # in metrics.json: the optimizer step at which the median rule ended the run
 ERROR = "error.txt"  # why a trial of a sweep failed
-LOG = "train.log"  # what a trial wrote on screen
+LOG = "screen.log"  # what a trial of a sweep wrote on screen
 # Which way is better; of other figures nothing is known.
 _HIGHER = {"rouge_l": True, "exact_match": True, "distinct_4": True, "reverse_kl": False, "loss": False}
 # Settings that change no number of a run, or that cannot but differ between two.
@@ -104,8 +104,10 @@ def read_rows(file: Path) -> Iterator[dict[str, float]]:
         return
     text = text[: text.rfind("\n") + 1]  # a line without its end may be half a number
     for row in csv.DictReader(io.StringIO(text)):
+        if None in row:  # more fields than columns
+            continue
         try:
-            values = {name: float(value) for name, value in row.items() if name and value}
+            values = {name: float(value) for name, value in row.items() if value}
         except (TypeError, ValueError):
             continue
         if "progress/optimizer_step" in values:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -21,7 +22,7 @@ from minillm.callbacks.median import TRIALS
 from minillm.console import say
 from minillm.errors import ConfigError, MinillmError
 from minillm.runs import higher_is_better
-from minillm.trials import DONE, Outcome
+from minillm.trials import DONE, ROOT, Outcome
 
 # What launchers raise when a process of theirs died (joblib, submitit); the trials in it are gone with it or go on.
 _DIED = {"TerminatedWorkerError", "BrokenProcessPool", "UncompletedJobError"}
@@ -103,6 +104,8 @@ def begin(config: DictConfig) -> Sweep:
         problems.append(f"run.name={config.run.name}: {folder} holds a single run; choose another name for the sweep")
     if problems:
         raise ConfigError(problems)
+    # Launchers' processes find this package wherever they begin.
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     shutil.rmtree(folder / TRIALS, ignore_errors=True)
     (folder / TRIALS).mkdir(parents=True)
     overrides = OverridesParser.create().parse_overrides(list(config.hydra.overrides.task))
@@ -121,26 +124,24 @@ def with_report(main: Callable[[], None]) -> Callable[[], None]:
     """The @hydra.main function with the summary of a sweep after it, which raises if a trial did not finish. A sweep
     of which a launcher's process died begins again: what is finished is skipped, what is at work waited for."""
 
-    def call(again: int = _AGAIN) -> None:
-        SweepStart.swept, problem = None, None
-        try:
-            main()
-        except (MinillmError, HydraException):
-            raise
-        except Exception as error:
-            if SweepStart.swept is None:
+    def call() -> None:
+        for left in reversed(range(_AGAIN + 1)):
+            SweepStart.swept, problem = None, None
+            try:
+                main()
+            except (MinillmError, HydraException):
                 raise
-            if again and _DIED & {each.__name__ for each in type(error).__mro__}:
-                say(f"A process of the launcher was killed ({type(error).__name__}); the sweep begins again.")
-                return call(again - 1)
-            problem = error
-        if SweepStart.swept is None:
-            return None
-        wrong = SweepStart.swept.report()
-        if problem is not None and wrong is None:
-            raise problem
+            except Exception as error:
+                if SweepStart.swept is None:
+                    raise
+                problem = error
+            if not (left and type(problem).__name__ in _DIED):
+                break
+            say(f"A process of the launcher was killed ({type(problem).__name__}); the sweep begins again.")
+        wrong = None if SweepStart.swept is None else SweepStart.swept.report()
         if wrong:
             raise MinillmError(wrong + (f"\n{type(problem).__name__}: {problem}" if problem else "")) from problem
-        return None
+        if problem:
+            raise problem
 
     return call
