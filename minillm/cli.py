@@ -48,7 +48,7 @@ def _quieten() -> None:
 
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-    for name in ("lightning.pytorch", "lightning.fabric", "absl"):
+    for name in ("lightning.pytorch", "lightning.fabric", "absl", "alembic"):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="lightning")
     os.environ.setdefault("WANDB_SILENT", "true")

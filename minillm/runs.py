@@ -17,6 +17,7 @@ import yaml
 from omegaconf import OmegaConf
 
 STOPPED = "stopped_early"  # in metrics.json: the optimizer step at which the median rule ended the run
+TRIALS = ".trials"  # in the directory of a sweep: how each of its trials ended
 ERROR = "error.txt"  # why a trial of a sweep failed
 LOG = "screen.log"  # what a trial of a sweep wrote on screen
 # Which way is better; of other figures nothing is known.

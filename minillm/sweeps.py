@@ -18,10 +18,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from minillm import cli
-from minillm.callbacks.median import TRIALS
 from minillm.console import say
 from minillm.errors import ConfigError, MinillmError
-from minillm.runs import higher_is_better
+from minillm.runs import TRIALS, higher_is_better
 from minillm.trials import DONE, ROOT, Outcome
 
 # What launchers raise when a process of theirs died (joblib, submitit); the trials in it are gone with it or go on.

@@ -25,10 +25,9 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.types import Quote, QuotedString
 from omegaconf import DictConfig, OmegaConf
 
-from minillm.callbacks.median import TRIALS
 from minillm.console import say
 from minillm.files import write_whole
-from minillm.runs import ERROR, LOG, STOPPED, differences, flat, read_figures, read_settings
+from minillm.runs import ERROR, LOG, STOPPED, TRIALS, differences, flat, read_figures, read_settings
 
 ROOT = Path(__file__).parents[1]
 DONE = ("finished", "stopped early")

@@ -13,9 +13,7 @@ from minillm.callbacks.boundary import find
 from minillm.callbacks.validation import Validation
 from minillm.console import say
 from minillm.errors import check
-from minillm.runs import RunFiles, higher_is_better, read_rows
-
-TRIALS = ".trials"  # what makes a directory that of a sweep
+from minillm.runs import TRIALS, RunFiles, higher_is_better, read_rows
 
 
 class MedianStop(L.Callback):
