@@ -13,8 +13,9 @@ from minillm.errors import ConfigError, DataError
 
 
 @pytest.fixture
-def sweep(tmp_path):
+def sweep(tmp_path, monkeypatch):
     """gamma x length_norm with val/reverse_kl = 1 - gamma + (not norm) / 2; one failed, one cut off, one stopped."""
+    monkeypatch.setenv("COLUMNS", "300")  # no line is folded
     for number, (gamma, norm) in enumerate([(g, n) for g in (1.0, 0.9, 0.5) for n in (True, False)]):
         folder = tmp_path / f"trial{number}"
         folder.mkdir()
@@ -39,8 +40,7 @@ def shown(capsys):
     return capsys.readouterr().out
 
 
-def test_the_table_is_sorted_and_names_what_is_not_finished(sweep, capsys, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "200")
+def test_the_table_is_sorted_and_names_what_is_not_finished(sweep, capsys):
     file = compare(sweep)
     out = shown(capsys)
     rows = [line.split() for line in out.splitlines() if line.strip().startswith("trial") and ":" not in line]

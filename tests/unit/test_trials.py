@@ -1,6 +1,9 @@
 """Names, tags and commands of trials; what a sweep finds in a trial's directory before it begins."""
 
 import json
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -133,3 +136,55 @@ def test_what_is_there_is_skipped_or_refused(job, tmp_path, monkeypatch, change,
     assert outcome["state"] == state and text in outcome["text"]
     assert before.items() <= {file.name: file.read_bytes() for file in folder.iterdir()}.items()
     assert flat(plain)["run.dir"] == str(folder)
+
+
+SAYS_ERROR = "import sys; sys.exit(print('Error: no') or 1)"
+KILLED = "import os; os.kill(os.getpid(), 9)"
+TERMINATED = "import os, signal, time; os.kill(os.getppid(), signal.SIGTERM); time.sleep(60)"  # the sweep gets it
+
+
+@pytest.mark.parametrize(
+    ("code", "state", "text"),
+    [
+        (SAYS_ERROR, "failed", "Error: no"),
+        ("raise KeyError(3)", "failed", "KeyError: 3"),
+        (KILLED, "killed", "by signal 9; the same sweep goes on"),
+        ("", "killed", "before its end"),  # ended well, without a result
+    ],
+)
+def test_how_a_trial_ended(job, tmp_path, monkeypatch, code, state, text):
+    own, _ = job("sampler.alpha=0.1")
+    folder = tmp_path / "alpha" / "sampler.alpha-0.1"
+    folder.mkdir(parents=True)
+    monkeypatch.setattr(trials, "command_of", lambda plain, run_dir: [sys.executable, "-c", code])
+    assert trials.run_trial(own) is None
+    outcome = json.loads((tmp_path / "alpha" / ".trials" / "1.json").read_text())
+    assert outcome["state"] == state and text in outcome["text"]
+    assert (folder / "error.txt").exists() is (state == "failed")
+
+
+def test_a_signal_to_the_sweep_ends_its_trial_and_then_the_sweep(job, tmp_path, monkeypatch):
+    own, _ = job("sampler.alpha=0.1")
+    (tmp_path / "alpha" / "sampler.alpha-0.1").mkdir(parents=True)
+    monkeypatch.setattr(trials, "command_of", lambda plain, run_dir: [sys.executable, "-c", TERMINATED])
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(KeyboardInterrupt):
+        trials.run_trial(own)
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert json.loads((tmp_path / "alpha" / ".trials" / "1.json").read_text())["state"] == "killed"
+
+
+def test_a_directory_where_another_process_is_at_work_is_waited_for(job, tmp_path, capsys, monkeypatch):
+    """It finishes meanwhile: then there is nothing left to do."""
+    own, _ = job("sampler.alpha=0.1")
+    folder = tmp_path / "alpha" / "sampler.alpha-0.1"
+    leave(folder, own)
+    finish = (
+        f"import fcntl, time; f = open('{folder}/lock', 'w'); fcntl.flock(f, fcntl.LOCK_EX); print(flush=True); "
+        f"time.sleep(0.5); open('{folder}/metrics.json', 'w').write('{{\"val/reverse_kl\": 0.25}}')"
+    )
+    with subprocess.Popen([sys.executable, "-c", finish], stdout=subprocess.PIPE) as other:
+        other.stdout.readline()
+        monkeypatch.setattr(trials, "command_of", None)  # nothing is begun
+        assert trials.run_trial(own) == 0.25
+    assert "another process is at work there" in " ".join(capsys.readouterr().out.split())
