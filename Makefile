@@ -28,7 +28,7 @@ test-all: .venv/.main .venv/.test
 	$(BIN)/pip install -qq --disable-pip-version-check -r requirements.txt
 	touch $@
 
-.venv/.test: requirements-test.txt .venv/.main
+.venv/.test: requirements-test.txt requirements-sweep.txt .venv/.main
 	$(BIN)/pip install -qq --disable-pip-version-check -r requirements-test.txt
 	touch $@
 

@@ -26,7 +26,8 @@ from minillm.models import ModelPair, Pair
 from minillm.modules import OnPolicy, OnPolicyDistillation, Supervised, SupervisedDistillation, SupervisedStart
 from minillm.objectives import CrossEntropy, MiniLLM, PretrainLoss
 from minillm.optim import Optim
-from minillm.parallel import Parallel, agree, barrier, environment, lightning_strategy, rank
+from minillm.parallel import Parallel, agree, barrier, environment, lightning_strategy
+from minillm.ranks import rank
 from minillm.resume import check_weights, compare_settings
 from minillm.rules import GROUPS, SETTINGS, check_writable, cross_field_problems, root_problems
 from minillm.sampling import Sampler
@@ -85,6 +86,7 @@ def check_config(cfg: DictConfig, *, command: str = "", began: float | None = No
     extra = {
         "callbacks.validation": {"run_dir": run_dir, "seed": plain["eval_seed"]},
         "callbacks.checkpoints": {"run_dir": run_dir},
+        "callbacks.median": {"run_dir": run_dir},
         "callbacks.record": {
             "run_dir": run_dir,
             "began": time.time() if began is None else began,

@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from minillm.checks import trainer_problem
 from minillm.errors import Interrupted, MinillmError, nearest
 from minillm.machine import keep_freed_memory
-from minillm.parallel import rank, stand_back
+from minillm.ranks import rank, stand_back
 
 # What a user can mend: permission, space, quota, a file in a directory's place.
 _DISK = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.ENOTDIR, errno.EEXIST)
@@ -36,20 +36,21 @@ def run(main: Callable[[], None], config_name: str) -> None:
     except Interrupted as error:
         if rank():
             sys.exit(error.status)
-        _fail(str(error), error.status)
+        fail(str(error), error.status)
     except MinillmError as error:
-        _fail(f"Error: {error}", error.status)
+        fail(f"Error: {error}", error.status)
     except HydraException as error:
-        _fail(f"Error: {_explain(error, config_name)}")
+        fail(f"Error: {_explain(error, config_name)}")
     except OSError as error:
         if error.errno not in _DISK:
             raise
-        _fail(f"Error: cannot write {error.filename or 'a file'}: {error.strerror}")
+        fail(f"Error: cannot write {error.filename or 'a file'}: {error.strerror}")
     except KeyboardInterrupt:
-        _fail("Error: interrupted")
+        fail("Error: interrupted")
 
 
-def _fail(text: str, status: int = 1) -> None:
+def fail(text: str, status: int = 1) -> None:
+    """The end, with a message on stderr."""
     if rank():
         stand_back()
         text = f"rank {rank()}: {text}"
@@ -62,7 +63,7 @@ def _quieten() -> None:
 
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-    for name in ("lightning.pytorch", "lightning.fabric", "absl"):
+    for name in ("lightning.pytorch", "lightning.fabric", "absl", "alembic"):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="lightning")
     os.environ.setdefault("WANDB_SILENT", "true")

@@ -8,7 +8,8 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 
 from minillm.build import build, check_config
-from minillm.parallel import agree, in_a_worker, join, launch, leave, rank
+from minillm.parallel import agree, join, launch, leave
+from minillm.ranks import in_a_worker, rank
 
 
 def fit(cfg: DictConfig, *, command: str, began: float) -> dict[str, float]:

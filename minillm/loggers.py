@@ -120,6 +120,7 @@ def wandb_logger(
     project: str = "minillm",
     entity: str | None = None,
     group: str | None = None,
+    tags: list[str] | None = None,
 ) -> WandbLogger:
     """Files and run id inside the run directory; a resumed run goes on with the same id."""
     id_file = Path(run_dir) / "wandb" / "run_id"
@@ -130,6 +131,7 @@ def wandb_logger(
         project=project,
         entity=entity,
         group=group,
+        tags=tags,
         name=name,
         save_dir=run_dir,
         id=id_file.read_text().strip(),

@@ -87,6 +87,8 @@ def cross_field_problems(built: dict, callbacks: dict, plain: dict) -> list[str]
         problems.append(
             "callbacks.record.export=best: needs callbacks.checkpoints and callbacks.validation; set it to last"
         )
+    if callbacks.get("median") and getattr(callbacks.get("validation"), "every", None) is None:
+        problems.append("callbacks.median: needs validations on the way; set callbacks.validation.every")
     precision = plain["trainer"].get("precision")
     if precision not in ("auto", "32-true", "bf16-mixed"):
         problems.append(

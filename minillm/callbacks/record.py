@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 
 from minillm.callbacks.boundary import find
 from minillm.callbacks.checkpoint import Checkpoints
+from minillm.callbacks.median import MedianStop
 from minillm.callbacks.validation import Validation
 from minillm.console import say
 from minillm.errors import ModelError, StorageError
@@ -20,6 +21,7 @@ from minillm.loggers import STEP, MetricsCSV
 from minillm.models.export import export_student
 from minillm.models.lora import is_adapted, save_adapter
 from minillm.parallel import whole_state
+from minillm.runs import STOPPED
 from minillm.saved import damage, load_saved
 
 
@@ -114,6 +116,9 @@ class RunRecord(L.Callback):
                 f"{self.run_dir}/student cannot be written ({error}); last.ckpt is there. Make room, then go on with "
                 "the same command and resume=auto"
             ) from error
+        median = find(trainer, MedianStop)
+        if median is not None and median.stopped_at is not None:
+            figures[STOPPED] = median.stopped_at
         figures |= module.counts | {"wall_seconds": self.wall_seconds}
         self._csv.require()
         write_whole(self.run_dir / "metrics.json", json.dumps(figures, indent=2) + "\n")

@@ -2,7 +2,7 @@
 
 from minillm.parallel.gradients import by_mesh, clip_gradients, gradient_norm, own_part
 from minillm.parallel.group import ALONE, Group
-from minillm.parallel.launch import agree, barrier, environment, in_a_worker, join, launch, leave, rank, stand_back
+from minillm.parallel.launch import agree, barrier, environment, join, launch, leave
 from minillm.parallel.settings import Parallel
 from minillm.parallel.sharding import SPLITTABLE, DeviceMesh, gathered, shard, whole_state
 from minillm.parallel.strategies import Replicated, Sharded, group_of, lightning_strategy
@@ -23,14 +23,11 @@ __all__ = [
     "gathered",
     "gradient_norm",
     "group_of",
-    "in_a_worker",
     "join",
     "launch",
     "leave",
     "lightning_strategy",
     "own_part",
-    "rank",
     "shard",
-    "stand_back",
     "whole_state",
 ]

@@ -7,7 +7,6 @@ import logging
 import os
 import sys
 import tempfile
-import time
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -26,19 +25,11 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from minillm.errors import Interrupted
-from minillm.parallel.settings import Parallel, started_processes
+from minillm.parallel.settings import Parallel
+from minillm.ranks import in_a_worker, rank
 
 _PATIENCE = timedelta(hours=2)  # a rank may wait for another that tokenises a corpus or reads a large model
 _GRACE = 3600  # seconds from a signal to the end of a round, before the workers are killed
-
-
-def in_a_worker() -> bool:
-    """Whether torchrun, srun or `launch` has started this process as one of several."""
-    return started_processes() > 1
-
-
-def rank() -> int:
-    return int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", 0))) if in_a_worker() else 0
 
 
 def environment() -> ClusterEnvironment:
@@ -130,9 +121,3 @@ def barrier() -> None:
 def leave() -> None:
     if dist.is_initialized():
         dist.destroy_process_group()
-
-
-def stand_back() -> None:
-    """Before a failing rank speaks: where the first fails too, it speaks alone."""
-    if in_a_worker() and rank() > 0:
-        time.sleep(5)

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 
 from minillm.errors import check
+from minillm.ranks import started_processes
 
 KINDS = ("single", "ddp", "fsdp", "fsdp_tp")
-
-
-def started_processes() -> int:
-    """By torchrun, or by srun, which alone sets the variables of a step: those of the job are there without it too."""
-    return int(os.environ.get("WORLD_SIZE", os.environ.get("SLURM_STEP_NUM_TASKS", 1)))
 
 
 @dataclass(frozen=True)

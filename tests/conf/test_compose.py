@@ -55,7 +55,7 @@ def test_every_yaml_composes_and_every_key_is_consumed(choice):
 
 def test_all_groups_of_the_contract_are_there():
     settings = "model checkpoint lora objective linear_loss sampler regulariser data regime optim"
-    around = "strategy trainer callbacks logger recipe experiment sweep"
+    around = "strategy trainer callbacks logger recipe experiment ablation sweep"
     assert {*settings.split(), *around.split()} == {folder.name for folder in CONF.iterdir() if folder.is_dir()}
 
 

@@ -50,5 +50,5 @@ def test_the_root_is_there():
 
 def test_every_group_of_settings_has_a_section():
     there = {title.split("`")[1].split("=")[0] for title in SECTIONS if "=" in title}
-    elsewhere = {"checkpoint", "recipe", "experiment", "sweep"}  # models, and choices of the settings above
+    elsewhere = {"checkpoint", "recipe", "experiment", "ablation", "sweep"}  # models, and choices of the settings above
     assert there | elsewhere == {folder.name for folder in CONF.iterdir() if folder.is_dir()}

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import torch.distributed as dist
 
-from minillm.parallel import join, leave, rank
+from minillm.parallel import join, leave
+from minillm.ranks import rank
 from tests.integration.test_resume import Killed, train
 
 

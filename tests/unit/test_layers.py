@@ -6,10 +6,10 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).parents[2] / "minillm"
 LAYERS = [
-    {"types", "errors", "losses", "seeding", "machine", "console", "draw", "files", "preemption", "secret"},
+    {"types", "errors", "losses", "seeding", "machine", "console", "draw", "files", "preemption", "secret", "ranks"},
     {"objectives", "linear_loss", "models", "data", "optim", "parallel", "saved"},
     {"sampling", "packing", "scoring", "metrics", "evaluation"},
-    {"modules", "callbacks", "loggers", "datamodule"},
+    {"modules", "callbacks", "loggers", "datamodule", "runs"},
     {
         "checks",
         "rules",
@@ -26,6 +26,10 @@ LAYERS = [
         "chain",
         "fit",
         "worker",
+        "trials",
+        "sweeps",
+        "compare",
+        "chart",
     },
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

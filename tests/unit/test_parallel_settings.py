@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from minillm.errors import ConfigError
-from minillm.parallel import Parallel, environment, in_a_worker, rank
+from minillm.parallel import Parallel, environment
+from minillm.ranks import in_a_worker, rank
 
 
 def test_sizes():

@@ -1,0 +1,161 @@
+"""python -m minillm.compare RUNS_DIR: what each setting did, of all runs below a directory, as a table and compare.png.
+
+RUNS_DIR is a sweep (runs/alpha), or any directory with runs in it. Only settings that differ are shown.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from rich import get_console
+from rich.box import SIMPLE_HEAD
+from rich.markup import escape
+from rich.table import Table
+
+from minillm import cli
+from minillm.chart import draw, short
+from minillm.console import say
+from minillm.errors import ConfigError, DataError, nearest
+from minillm.runs import RunFiles, counts, find_runs, higher_is_better
+
+_SHOWN = 6  # settings in the table where they are not named
+_USUAL = ("val/reverse_kl", "val/rouge_l", "val/loss")
+
+
+def read_runs(folder: Path) -> list[RunFiles]:
+    """Every run below `folder`. Raises DataError where there are not two to compare."""
+    if not folder.is_dir():
+        raise DataError(f"{folder}: no such directory; wanted one with run directories, such as runs/alpha")
+    found = find_runs(folder)
+    if not found:
+        raise DataError(f"{folder}: no run in it; a run directory holds config.yaml, metrics.csv and metrics.json")
+    if len(found) < 2:
+        raise DataError(f"{folder}: one run only ({found[0].name}); there is nothing to compare it with")
+    return [RunFiles.read(each, str(each.relative_to(folder))) for each in found]
+
+
+def differing(runs: Sequence[RunFiles]) -> list[str]:
+    """Settings of which there are two values or more, in the order of the config; runs without a config say nothing."""
+    known = [run.settings for run in runs if run.settings]
+    keys = dict.fromkeys(key for settings in known for key in settings)
+    return [key for key in keys if counts(key) and len({repr(settings.get(key, "absent")) for settings in known}) > 1]
+
+
+def value_of(run: RunFiles, figure: str) -> float | None:
+    """Of metrics.json; the newest of metrics.csv for a run that is not finished; None where there is no finite one."""
+    value: Any = run.figures.get(figure)
+    if value is None and run.state == "unfinished":
+        value = next((each for _, each in reversed(run.curve(figure))), None)
+    good = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return float(value) if good else None
+
+
+def choose_figure(runs: Sequence[RunFiles], wanted: str | None) -> str:
+    """`wanted`, or what the sweep optimised. Raises ConfigError where no run has it."""
+    there = dict.fromkeys(
+        name for run in runs for name in (*run.figures, *(name for row in run.rows for name in row)) if "/" in name
+    )
+    if wanted is None:
+        optimised = [run.settings.get("optimized_metric") for run in runs]
+        wanted = next((name for name in (*optimised, *_USUAL) if name in there), None)
+        if wanted is None:
+            raise DataError("no run has been validated yet: metrics.json and metrics.csv hold no figure to compare")
+    if wanted not in there:
+        raise ConfigError(f"--metric {wanted}: no run has it; {nearest(wanted, there)}")
+    return wanted
+
+
+def compare(folder: Path, figure: str | None = None, settings: Sequence[str] = (), out: Path | None = None) -> Path:
+    """Print the table and the mean for each value of each setting; draw the picture. Returns its file.
+
+    Raises:
+        DataError, ConfigError: fewer than two runs, or names that no run has.
+    """
+    runs = read_runs(folder)
+    figure = choose_figure(runs, figure)
+    keys = differing(runs)
+    known = dict.fromkeys(key for run in runs for key in run.settings)
+    if wrong := [key for key in settings if key not in known]:
+        raise ConfigError(f"--settings {key}: no run has it; {nearest(key, known)}" for key in wrong)
+    shown = list(settings) or keys[:_SHOWN]
+    values = {run.name: value for run in runs if (value := value_of(run, figure)) is not None}
+    higher = higher_is_better(figure)
+    worst = -math.inf if higher else math.inf
+    runs.sort(key=lambda run: values.get(run.name, worst), reverse=bool(higher))
+    _show(runs, values, figure, shown, f"{len(runs)} runs below {folder}")
+    if len(keys) > len(shown):
+        rest = ", ".join(key for key in keys if key not in shown)
+        say(f"{len(keys) - len(shown)} more settings differ (--settings shows them): {rest[:600]}")
+    _show_means(runs, values, figure, shown)
+    for run in runs:
+        if run.note:
+            say(f"{run.name} {run.state}: {run.note}")
+    file = out or folder / "compare.png"
+    better = {True: "higher is better", False: "lower is better", None: ""}[higher]
+    draw(runs, values, shown, {run.name: _label(run, shown) for run in runs}, figure, better, file)
+    say(f"Wrote {file}")
+    return file
+
+
+def names_of(keys: Sequence[str]) -> dict[str, str]:
+    """Headings: the last part of a key where that is no other's too."""
+    last = [key.rpartition(".")[2] for key in keys]
+    return {key: name if last.count(name) == 1 else key for key, name in zip(keys, last, strict=True)}
+
+
+def _label(run: RunFiles, keys: Sequence[str]) -> str:
+    parts = [f"{name} {short(run.settings[key])}" for key, name in names_of(keys).items() if key in run.settings]
+    text = ", ".join(parts) if 0 < len(parts) <= 3 else run.name
+    return text if len(text) <= 44 else f"{text[:41]}..."
+
+
+def _show(runs: Sequence[RunFiles], values: dict[str, float], figure: str, keys: Sequence[str], title: str) -> None:
+    others = [name for name in _USUAL[:2] if name != figure and any(name in run.figures for run in runs)]
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
+    table.add_column("run", overflow="fold", min_width=min(40, max(len(run.name) for run in runs)))
+    for heading in ("", figure, *others, *names_of(keys).values()):
+        table.add_column(heading, overflow="fold", justify="right" if "/" in heading else "left")
+    for run in runs:
+        figures = [values.get(run.name), *(value_of(run, name) for name in others)]
+        cells = ["-" if value is None else f"{value:.4g}" for value in figures]
+        cells += [short(run.settings.get(key, "absent")) if run.settings else "?" for key in keys]
+        table.add_row(*map(escape, (run.name, run.state, *cells)))
+    get_console().print(table)
+
+
+def _show_means(runs: Sequence[RunFiles], values: dict[str, float], figure: str, keys: Sequence[str]) -> None:
+    """A line a setting: the mean of the figure for each of its values, over all else that was varied with it."""
+    for key in keys:
+        groups: dict[str, list[float]] = {}
+        given = {run.name: run.settings.get(key, "absent") for run in runs if run.name in values and run.settings}
+        for name in sorted(given, key=lambda name, given=given: _order(given[name])):
+            groups.setdefault(short(given[name]), []).append(values[name])
+        if len(groups) < 2:
+            continue
+        means = [f"{name}: {mean(each):.4g} (of {len(each)})" for name, each in groups.items()]
+        say(f"{key}, mean {figure}: " + "; ".join(means[:12]) + ("; ..." if len(means) > 12 else ""))
+
+
+def _order(value: Any) -> tuple[bool, float, str]:
+    """Numbers by size, then all else by its text."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return not number, float(value) if number else 0.0, str(value)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m minillm.compare", description="What each setting did.")
+    parser.add_argument("runs_dir", type=Path, help="a sweep's directory, or any with runs in it")
+    parser.add_argument("--metric", help="of metrics.json, such as val/rouge_l; default: what the sweep optimised")
+    parser.add_argument("--settings", default="", help="keys to show, with commas; default: the first that differ")
+    parser.add_argument("--out", type=Path, help="of the picture; default: RUNS_DIR/compare.png")
+    given = parser.parse_args()
+    compare(given.runs_dir, given.metric, [key for key in given.settings.split(",") if key], given.out)
+
+
+if __name__ == "__main__":
+    cli.run(main, "train")

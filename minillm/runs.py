@@ -1,0 +1,147 @@
+"""Run directories as they lie on disk: settings, figures, curves and how far a run has come.
+
+Another process may be writing there, or have been killed while it did: nothing here trusts a file to be whole.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import OmegaConf
+
+STOPPED = "stopped_early"  # in metrics.json: the optimizer step at which the median rule ended the run
+TRIALS = ".trials"  # in the directory of a sweep: how each of its trials ended
+ERROR = "error.txt"  # why a trial of a sweep failed
+LOG = "screen.log"  # what a trial of a sweep wrote on screen
+# Which way is better; of other figures nothing is known.
+_HIGHER = {"rouge_l": True, "exact_match": True, "distinct_4": True, "reverse_kl": False, "loss": False}
+# Settings that change no number of a run, or that cannot but differ between two.
+_APART = ("run.", "logger.", "callbacks.progress", "callbacks.median")
+_APART_KEYS = ("resume", "preflight", "profile", "optimized_metric", "linear_loss.chunk_mb")
+
+
+@dataclass(frozen=True)
+class RunFiles:
+    """`settings` and `rows` (of metrics.csv) by full names; `state` is one of finished, stopped early, failed and
+    unfinished (being made, or killed); `note` says why it failed or what could not be read."""
+
+    name: str
+    folder: Path
+    state: str
+    settings: dict[str, Any] = field(default_factory=dict)
+    figures: dict[str, Any] = field(default_factory=dict)
+    rows: tuple[dict[str, float], ...] = ()
+    note: str = ""
+
+    @classmethod
+    def read(cls, folder: Path, name: str | None = None) -> RunFiles:
+        notes, figures, settings = [], {}, {}
+        try:
+            settings = read_settings(folder) or {}
+        except ValueError as error:
+            notes.append(str(error))
+        try:
+            figures = read_figures(folder) or {}
+        except ValueError as error:
+            notes.append(str(error))
+        state = "stopped early" if STOPPED in figures else "finished" if figures else "unfinished"
+        if not figures and (folder / ERROR).exists():
+            state = "failed"
+            text = (folder / ERROR).read_text(encoding="utf-8", errors="replace")
+            notes.append(text.partition("\n\n")[0].strip().removeprefix("Error: "))
+        rows = tuple(read_rows(folder / "metrics.csv"))
+        return cls(name or folder.name, folder, state, settings, figures, rows, "; ".join(notes))
+
+    def curve(self, figure: str) -> list[tuple[float, float]]:
+        """(optimizer step, value) of a figure, in order."""
+        return [(row["progress/optimizer_step"], row[figure]) for row in self.rows if figure in row]
+
+
+def find_runs(folder: Path) -> list[Path]:
+    """Run directories below `folder`, not what lies inside of one; `folder` itself if it is one."""
+    if any((folder / name).exists() for name in ("config.yaml", ERROR, LOG)):
+        return [folder]
+    below = sorted(each for each in folder.iterdir() if each.is_dir() and not each.name.startswith("."))
+    return [run for each in below for run in find_runs(each)]
+
+
+def read_settings(folder: Path) -> dict[str, Any] | None:
+    """config.yaml with dotted keys, or None where there is none. Raises ValueError where it cannot be read."""
+    file = folder / "config.yaml"
+    if not file.exists():
+        return None
+    try:
+        return flat(OmegaConf.to_container(OmegaConf.load(file)))
+    except (yaml.YAMLError, OSError, ValueError, AttributeError) as error:
+        raise ValueError(f"{file}: cannot be read ({error})") from error
+
+
+def read_figures(folder: Path) -> dict[str, Any] | None:
+    """metrics.json, which a run writes at its end, or None. Raises ValueError where it is no mapping of figures."""
+    file = folder / "metrics.json"
+    if not file.exists():
+        return None
+    try:
+        figures = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{file}: not JSON ({error}); delete it, and the run goes on") from error
+    if not isinstance(figures, dict):
+        raise ValueError(f"{file}: holds {type(figures).__name__}; wanted figures by name")
+    return figures
+
+
+def read_rows(file: Path) -> Iterator[dict[str, float]]:
+    """The rows of a metrics.csv that are whole, with the columns that they fill."""
+    try:
+        text = file.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return
+    text = text[: text.rfind("\n") + 1]  # a line without its end may be half a number
+    for row in csv.DictReader(io.StringIO(text)):
+        if None in row:  # more fields than columns
+            continue
+        try:
+            values = {name: float(value) for name, value in row.items() if value}
+        except (TypeError, ValueError):
+            continue
+        if "progress/optimizer_step" in values:
+            yield values
+
+
+def flat(node: Mapping, prefix: str = "") -> dict[str, Any]:
+    """{"a": {"b": 1}} as {"a.b": 1}; an empty mapping stays one."""
+    out = {}
+    for key, value in node.items():
+        if isinstance(value, Mapping) and value:
+            out |= flat(value, f"{prefix}{key}.")
+        else:
+            out[f"{prefix}{key}"] = value
+    return out
+
+
+def counts(key: str) -> bool:
+    """Does a setting make a run another one?"""
+    return not key.startswith(_APART) and key not in _APART_KEYS
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Of two runs' settings, those that make them different runs."""
+    absent = "absent"
+    return [
+        f"{key} was {before.get(key, absent)}, now it is {now.get(key, absent)}"
+        for key in sorted(before.keys() | now.keys())
+        if counts(key) and before.get(key, absent) != now.get(key, absent)
+    ]
+
+
+def higher_is_better(figure: str) -> bool | None:
+    """For val/<figure>, best/<figure> and their kin; None where neither way is better."""
+    bare = figure.rpartition("/")[2].removesuffix("_raw").removesuffix("_start").removeprefix("teacher_")
+    return _HIGHER.get(bare)

@@ -1,0 +1,190 @@
+"""Names, tags and commands of trials; what a sweep finds in a trial's directory before it begins."""
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import OmegaConf, open_dict
+
+import minillm.loggers
+from minillm import trials
+from minillm.runs import flat
+from minillm.trials import command_of, error_in, tag, trial_name
+from tests.conf.test_compose import CONF
+
+
+def test_a_name_is_safe_and_belongs_to_its_overrides():
+    assert trial_name("objective.gamma-0.9+seed-1", 4) == "objective.gamma-0.9+seed-1"
+    assert trial_name("", 4) == "4"
+    lists = [trial_name(f"optim.betas-[0.9,{beta}]", 0) for beta in (0.95, 0.99)]
+    assert len(set(lists)) == 2 and all(not set("=,[](){} /") & set(name) for name in lists)
+    long = [trial_name("x" * 300 + str(number), 0) for number in range(2)]
+    assert len(set(long)) == 2 and max(map(len, long)) <= 120
+
+
+def test_a_tag_has_at_most_64_characters_and_stays_different():
+    assert tag("sampler.alpha=0.1") == "sampler.alpha=0.1"
+    long = [tag("data.train_file=" + "a" * 60 + str(number)) for number in range(2)]
+    assert len(set(long)) == 2 and {len(each) for each in long} == {64}
+    assert tag("a=${b}'\"") == "a=_{b}__"
+
+
+@pytest.mark.parametrize(
+    ("output", "text"),
+    [
+        ("step 1\nError: 2 problems:\n  - a\n  - b\n", "Error: 2 problems:\n  - a\n  - b"),
+        ("Traceback (most recent call last):\n  File x\nKeyError: 'a'\n", "KeyError: 'a'"),
+        ("", "It said nothing"),
+    ],
+)
+def test_what_a_failed_run_said(output, text):
+    assert error_in(output) == text
+
+
+@pytest.fixture
+def job(tmp_path):
+    """A job of a sweep as Hydra composes it, and its plain config."""
+    before = HydraConfig.instance().cfg
+
+    def make(*overrides):
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            cfg = compose("train", [*overrides, "run.name=alpha"], return_hydra_config=True)
+        with open_dict(cfg):
+            cfg.hydra.job.num = 1
+            cfg.hydra.runtime.output_dir = str(tmp_path / "alpha" / "sampler.alpha-0.1")
+            cfg.hydra.runtime.choices["hydra/launcher"] = "basic"
+            cfg.hydra.sweep.dir = str(tmp_path / "alpha")
+        HydraConfig.instance().set_config(cfg)
+        own = OmegaConf.masked_copy(cfg, [key for key in cfg if key != "hydra"])
+        return own, OmegaConf.to_container(own, resolve=True)
+
+    yield make
+    HydraConfig.instance().cfg = before
+
+
+def composed_by(command):
+    overrides = [word for word in command[2:] if not word.startswith("hydra.")]
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose("train", overrides, return_hydra_config=False)
+
+
+def test_a_trial_is_a_run_of_wandb_in_the_group_of_its_sweep(job, tmp_path, monkeypatch):
+    """The command is composed again, as its train.py does, and the logger made from it."""
+    long = "data.train_file=" + "/a b'c,d" * 20
+    overrides = ["sampler.alpha=0.1", "objective.length_norm=false", "experiment=demo"]
+    _, plain = job(*overrides, "+data.template_arguments.a='x, y'", "logger.tags=[mine]")
+    command = command_of(plain, tmp_path / "alpha" / "sampler.alpha-0.1")
+    assert command[1].endswith("train.py") and f"hydra.run.dir='{tmp_path}/alpha/sampler.alpha-0.1'" in command
+    cfg = composed_by(command)
+    assert cfg.run.name == "alpha/sampler.alpha-0.1" and cfg.resume == "auto" and cfg.sampler.alpha == 0.1
+    assert cfg.data.template_arguments.a == "x, y"
+
+    seen = {}
+
+    class Logger:
+        version, experiment = "x", type("Run", (), {"define_metric": lambda *args, **kwargs: None})()
+
+        def __init__(self, **kwargs):
+            seen.update(kwargs)
+
+    monkeypatch.setattr(minillm.loggers, "WandbLogger", Logger)
+    node = OmegaConf.to_container(cfg.logger)
+    node.pop("_target_")
+    minillm.loggers.wandb_logger(run_dir=tmp_path, name=cfg.run.name, settings={}, **node)
+    assert seen["group"] == "alpha" and seen["name"] == "alpha/sampler.alpha-0.1"
+    assert seen["tags"] == ["mine", *overrides, "+data.template_arguments.a=_x, y_"]
+    assert tag(long) in tag(long) and len(tag(long)) == 64
+
+
+def test_without_wandb_the_command_has_nothing_of_it(job, tmp_path):
+    _, plain = job("sampler.alpha=0.1", "logger=csv")
+    assert composed_by(command_of(plain, tmp_path / "x")).logger == {"_target_": None}
+
+
+def leave(folder: Path, settings, figures=None):
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text(OmegaConf.to_yaml(settings))
+    if figures is not None:
+        (folder / "metrics.json").write_text(figures if isinstance(figures, str) else json.dumps(figures))
+
+
+@pytest.mark.parametrize(
+    ("change", "figures", "state", "figure", "text"),
+    [
+        ({}, {"val/reverse_kl": 0.5}, "finished", 0.5, ""),
+        ({}, {"val/reverse_kl": 0.5, "stopped_early": 4}, "stopped early", 0.5, ""),
+        ({}, {"val/reverse_kl": float("nan")}, "finished", None, "no finite val/reverse_kl in metrics.json"),
+        ({"run": {"name": "other"}, "resume": "auto"}, {"val/reverse_kl": 0.5}, "finished", 0.5, ""),
+        ({"seed": 7}, {"val/reverse_kl": 0.5}, "refused", None, "other settings: seed was 7, now it is 0"),
+        ({"seed": 7}, None, "refused", None, "Delete it or choose another run.name"),
+        ({}, "{", "refused", None, "metrics.json: not JSON"),
+    ],
+)
+def test_what_is_there_is_skipped_or_refused(job, tmp_path, monkeypatch, change, figures, state, figure, text):
+    own, plain = job("sampler.alpha=0.1")
+    folder = tmp_path / "alpha" / "sampler.alpha-0.1"
+    leave(folder, OmegaConf.merge(own, change), figures)
+    before = {file.name: file.read_bytes() for file in folder.iterdir()}
+    monkeypatch.setattr(trials.subprocess, "Popen", None)  # nothing is begun
+    assert trials.run_trial(own) == figure
+    outcome = json.loads((tmp_path / "alpha" / ".trials" / "1.json").read_text())
+    assert outcome["state"] == state and text in outcome["text"]
+    assert before.items() <= {file.name: file.read_bytes() for file in folder.iterdir()}.items()
+    assert flat(plain)["run.dir"] == str(folder)
+
+
+SAYS_ERROR = "import sys; sys.exit(print('Error: no') or 1)"
+KILLED = "import os; os.kill(os.getpid(), 9)"
+TERMINATED = "import os, signal, time; os.kill(os.getppid(), signal.SIGTERM); time.sleep(60)"  # the sweep gets it
+
+
+@pytest.mark.parametrize(
+    ("code", "state", "text"),
+    [
+        (SAYS_ERROR, "failed", "Error: no"),
+        ("raise KeyError(3)", "failed", "KeyError: 3"),
+        (KILLED, "killed", "by signal 9; the same sweep goes on"),
+        ("", "killed", "before its end"),  # ended well, without a result
+    ],
+)
+def test_how_a_trial_ended(job, tmp_path, monkeypatch, code, state, text):
+    own, _ = job("sampler.alpha=0.1")
+    folder = tmp_path / "alpha" / "sampler.alpha-0.1"
+    folder.mkdir(parents=True)
+    monkeypatch.setattr(trials, "command_of", lambda plain, run_dir: [sys.executable, "-c", code])
+    assert trials.run_trial(own) is None
+    outcome = json.loads((tmp_path / "alpha" / ".trials" / "1.json").read_text())
+    assert outcome["state"] == state and text in outcome["text"]
+    assert (folder / "error.txt").exists() is (state == "failed")
+
+
+def test_a_signal_to_the_sweep_ends_its_trial_and_then_the_sweep(job, tmp_path, monkeypatch):
+    own, _ = job("sampler.alpha=0.1")
+    (tmp_path / "alpha" / "sampler.alpha-0.1").mkdir(parents=True)
+    monkeypatch.setattr(trials, "command_of", lambda plain, run_dir: [sys.executable, "-c", TERMINATED])
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(KeyboardInterrupt):
+        trials.run_trial(own)
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert json.loads((tmp_path / "alpha" / ".trials" / "1.json").read_text())["state"] == "killed"
+
+
+def test_a_directory_where_another_process_is_at_work_is_waited_for(job, tmp_path, capsys, monkeypatch):
+    """It finishes meanwhile: then there is nothing left to do."""
+    own, _ = job("sampler.alpha=0.1")
+    folder = tmp_path / "alpha" / "sampler.alpha-0.1"
+    leave(folder, own)
+    finish = (
+        f"import fcntl, time; f = open('{folder}/lock', 'w'); fcntl.flock(f, fcntl.LOCK_EX); print(flush=True); "
+        f"time.sleep(0.5); open('{folder}/metrics.json', 'w').write('{{\"val/reverse_kl\": 0.25}}')"
+    )
+    with subprocess.Popen([sys.executable, "-c", finish], stdout=subprocess.PIPE) as other:
+        other.stdout.readline()
+        monkeypatch.setattr(trials, "command_of", None)  # nothing is begun
+        assert trials.run_trial(own) == 0.25
+    assert "another process is at work there" in " ".join(capsys.readouterr().out.split())
