@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from minillm.checks import trainer_problem
 from minillm.errors import Interrupted, MinillmError, nearest
 from minillm.machine import keep_freed_memory
-from minillm.ranks import rank, stand_back
+from minillm.ranks import in_a_worker, rank, stand_back
 
 # What a user can mend: permission, space, quota, a file in a directory's place.
 _DISK = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.ENOTDIR, errno.EEXIST)
@@ -33,6 +33,11 @@ def run(main: Callable[[], None], config_name: str) -> None:
     keep_freed_memory()
     try:
         main()
+        if in_a_worker():
+            # Threads of the process groups may still want the interpreter, and Python 3.11 aborts where one comes late.
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(0)
     except Interrupted as error:
         if rank():
             sys.exit(error.status)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from lightning.pytorch.loggers import WandbLogger
 from omegaconf import DictConfig, OmegaConf
 
 from minillm.build import build, check_config
@@ -32,5 +33,8 @@ def fit(cfg: DictConfig, *, command: str, began: float) -> dict[str, float]:
     else:
         run = build(cfg, settings)
         run.trainer.fit(run.module, run.datamodule, ckpt_path=run.ckpt_path, weights_only=True)
+        for logger in run.trainer.loggers:
+            if isinstance(logger, WandbLogger):
+                logger.experiment.finish()
         leave()
     return json.loads((Path(cfg.run.dir) / "metrics.json").read_text()) if rank() == 0 else {}

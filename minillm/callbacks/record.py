@@ -100,7 +100,7 @@ class RunRecord(L.Callback):
                         f"{checkpoints.best_file} is {wrong}; the same command with resume=auto and "
                         "callbacks.record.export=last exports the newest weights"
                     )
-                trainer.strategy.load_model_state_dict(load_saved(checkpoints.best_file, module.device))
+                trainer.strategy.load_model_state_dict(load_saved(checkpoints.best_file))
         student = module.pair.student
         state = whole_state(student, keep=trainer.is_global_zero)
         if not trainer.is_global_zero:

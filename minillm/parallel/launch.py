@@ -49,6 +49,8 @@ def launch(settings: Parallel, job: dict[str, Any]) -> None:
         Interrupted: by a signal.
     """
     here = settings.devices_here
+    root = str(Path(__file__).parents[2])  # the command may be called from anywhere
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
     if not torch.cuda.is_available():
         os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // here)))
     with tempfile.TemporaryDirectory(prefix="minillm-") as folder:

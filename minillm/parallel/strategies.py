@@ -36,6 +36,11 @@ class Sharded(ModelParallelStrategy):
         self.settings = settings
 
     @property
+    def restore_checkpoint_after_setup(self) -> bool:
+        """As elsewhere before the callbacks begin: the weights are in parts by then, since `configure_model`."""
+        return False
+
+    @property
     def lightning_restore_optimizer(self) -> bool:
         return True
 

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 from tests.integration.test_resume import Killed, train
 from tests.parity.conftest import STRATEGIES, chosen, scenarios, spawn
 
-CUT = 2  # rounds before the cut; last.ckpt is then in the middle of the run
+CUT = 3  # rounds before the cut: last.ckpt is then of the first rollout, after two supervised rounds
 
 
 @pytest.fixture(scope="session")
@@ -109,6 +109,7 @@ def test_rollouts_and_answers_are_the_same_tokens(single, several):
 
 def test_a_run_that_was_cut_goes_on_bit_for_bit(several):
     _, folder = several
+    assert checkpoint(folder / "cut")["minillm"] == {"round": CUT, "start_step": 2, "step": 2}
     compare(folder / "base", folder / "resumed", 0.0)
     assert samples(folder / "base") == samples(folder / "resumed")
 
