@@ -3,8 +3,6 @@
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 import traceback
 
@@ -19,7 +17,7 @@ from minillm.callbacks import Validation
 from minillm.modules import OnPolicyDistillation, SupervisedDistillation
 from minillm.optim import Optim
 from minillm.saved import damage
-from tests.integration.test_commands import ROOT
+from tests.integration.commands import grown, start
 from tests.integration.test_resume import rows, train
 
 
@@ -153,17 +151,6 @@ def test_the_supervised_regime_killed_once(tmp_path, supervised, moment):
     same(tmp_path / "cut", tmp_path / "whole")
 
 
-def start(place, options, *more):
-    return subprocess.Popen(
-        [sys.executable, ROOT / "train.py", *options, "logger=csv", "run.name=cut", *more],
-        cwd=place,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )
-
-
 @pytest.mark.slow
 def test_the_command_itself_is_killed_three_times_wherever_it_is(tmp_path, options):
     """Within 0.1 s of its metrics.csv having grown; the moments are drawn, the outcome is not."""
@@ -174,7 +161,7 @@ def test_the_command_itself_is_killed_three_times_wherever_it_is(tmp_path, optio
         size = (folder / "metrics.csv").stat().st_size if (folder / "metrics.csv").exists() else 0
         process = start(tmp_path, long, "resume=auto")
         while process.poll() is None:
-            if (folder / "metrics.csv").exists() and (folder / "metrics.csv").stat().st_size > size + 1500:
+            if grown(folder / "metrics.csv", size + 1500):
                 time.sleep(0.1 * draw.random())
                 process.kill()
                 kills += 1
@@ -192,7 +179,7 @@ def test_the_command_itself_is_killed_three_times_wherever_it_is(tmp_path, optio
 def test_a_preempted_command_ends_with_75_and_the_same_command_goes_on(tmp_path, options):
     long = [*options, "regime.max_steps=200", "callbacks.validation.every=50", "resume=auto"]
     process, folder = start(tmp_path, long), tmp_path / "runs" / "cut"
-    while not (folder / "metrics.csv").exists() or (folder / "metrics.csv").stat().st_size < 1500:
+    while not grown(folder / "metrics.csv", 1500):
         assert process.poll() is None, process.stderr.read()
         time.sleep(0.01)
     process.send_signal(signal.SIGUSR1)

@@ -127,3 +127,17 @@ def test_the_exported_student_is_a_plain_model_with_its_head_still_tied(several)
     network = AutoModelForCausalLM.from_pretrained(folder / "qwen3" / "student")
     assert network.lm_head.weight is network.model.embed_tokens.weight
     assert "lm_head.weight" not in load_file(folder / "qwen3" / "student" / "model.safetensors")
+
+
+@pytest.mark.slow
+def test_two_by_two_devices_compute_what_one_does(single, parity_world, tmp_path):
+    """Two data-parallel groups of two tensor-parallel ranks."""
+    shared_out = ["strategy=fsdp_tp", "strategy.devices=4", "strategy.tensor_parallel_size=2"]
+    names = ["base", "lora", "qwen3"]
+    jobs = [
+        {"run_dir": str(tmp_path / name), "overrides": scenarios(parity_world)[name] + shared_out} for name in names
+    ]
+    spawn(jobs, 4, tmp_path)
+    for name in names:
+        compare(single / name, tmp_path / name, 1e-9)
+        assert samples(single / name) == samples(tmp_path / name)
