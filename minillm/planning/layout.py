@@ -17,6 +17,7 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 from transformers import PreTrainedModel
 
 from minillm.errors import check
+from minillm.models import Architecture
 
 Strategy = Literal["single", "ddp", "fsdp", "fsdp_tp"]
 STRATEGIES = get_args(Strategy)
@@ -129,17 +130,19 @@ def shard(network: PreTrainedModel, meshes: Meshes | None, *, root: bool) -> Roo
     return whole
 
 
-def check_split(network: PreTrainedModel, tensor: int, name: str) -> list[str]:
-    """Why the decoder's layers cannot be shared by so many devices."""
-    config = network.config
-    if tensor == 1:
-        return []
-    if config.model_type == "gpt2":
-        return [f"layout=fsdp_tp: {name} is GPT-2, whose fused layers cannot be split; use fsdp"]
-    heads = config.num_attention_heads
-    kv_heads = getattr(config, "num_key_value_heads", None) or heads
-    return [
-        f"tensor_devices={tensor}: wanted a divisor of the {name}'s {what} {n}"
-        for what, n in (("heads", heads), ("key heads", kv_heads))
-        if n % tensor
-    ]
+def check_split(case, tensor: int) -> list[str]:
+    """Why the decoder layers of a case's models cannot be shared by so many devices."""
+    problems = []
+    for name in ("student", "teacher"):
+        blueprint = getattr(case, name)
+        if blueprint is None:
+            continue
+        shape = Architecture.of(blueprint.config)
+        if shape.type == "gpt2":
+            problems.append(f"layout=fsdp_tp: the {name} is GPT-2, whose fused layers cannot be split; wanted fsdp")
+        problems += [
+            f"tensor_devices={tensor}: wanted a divisor of the {name}'s {what} ({n})"
+            for what, n in (("heads", shape.heads), ("key heads", shape.kv_heads), ("feed-forward width", shape.ffn))
+            if n % tensor
+        ]
+    return problems

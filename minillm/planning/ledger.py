@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import weakref
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -21,7 +22,7 @@ class Ledger(TorchDispatchMode):
     """While it is on, every storage that an operation makes is counted until it dies, under the purpose that holds
     then; so is one that FSDP grows and shrinks. Works on fake tensors, which have sizes and no data.
 
-    `live` and `peak`: bytes by purpose. `calls`: operations seen. Of a DTensor this rank's part is counted.
+    `live` and `peak`: bytes by purpose. `calls`: operations that make something new. Of a DTensor this rank's part is counted.
     """
 
     def __init__(self):
@@ -55,11 +56,12 @@ class Ledger(TorchDispatchMode):
 
     def restart(self) -> None:
         """The peak begins at what is alive now."""
+        gc.collect()  # caches and their layers name one another
         self._most, self.peak, self.calls = self._total, dict(self.live), 0
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         out = function(*args, **(kwargs or {}))
-        self.calls += 1
+        self.calls += not function.is_view
         purpose = self._purpose
         if function is torch.ops.aten._to_copy.default and self._of_weights(args[0]):
             purpose = HALF
