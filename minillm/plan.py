@@ -59,7 +59,9 @@ def check_plan(cfg: DictConfig, strategy: str = "single") -> Question:
     plain["run"]["dir"] = "runs/.plan"
     plain["strategy"] = {"strategy": "auto", "devices": 1, "num_nodes": 1}
     problems = [
-        f"{name}={keys[name]!r}: wanted {describe(kind)}" for name, kind in _KINDS.items() if not matches(keys[name], kind)
+        f"{name}={keys[name]!r}: wanted {describe(kind)}"
+        for name, kind in _KINDS.items()
+        if not matches(keys[name], kind)
     ]
     if not problems:
         problems += [
@@ -165,19 +167,17 @@ def _uneven(case: Case) -> list[str]:
 
 
 def make_plan(question: Question) -> page.Plan:
-    """By the first layout that fits; where none does, by the one that needs least."""
-    keys, budget = question.keys, question.keys["device_memory"] - question.keys["reserve"]
-    best = None
+    """By the first layout that fits; where none does, by the one that needs least. Seconds to a minute."""
+    budget = question.keys["device_memory"] - question.keys["reserve"]
+    needed = {}
     for layout in question.layouts:
-        case = question.case.with_layout(layout)
-        with planning.fake_device(case) as device:
+        with planning.fake_device(question.case.with_layout(layout)) as device:
             memory = device.memory()
-            fits = memory.total <= budget
-            if best is None or memory.total < best.memory.total:
-                best = _plan(question, device, memory, budget)
-        if fits:
-            break
-    return best
+            if memory.total <= budget:
+                return _plan(question, device, memory, budget)
+            needed[layout] = memory.total
+    with planning.fake_device(question.case.with_layout(min(needed, key=needed.get))) as device:
+        return _plan(question, device, device.memory(), budget)
 
 
 def _plan(question: Question, device: planning.Device, memory: planning.Memory, budget: float) -> page.Plan:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -44,7 +44,7 @@ class Case:
     keep_states: bool = True
     offload: bool = False
     half: bool = False
-    layout: Layout = Layout()
+    layout: Layout = field(default_factory=Layout)
 
     def with_layout(self, layout: Layout) -> Case:
         return replace(self, layout=layout)

@@ -140,6 +140,7 @@ def check_split(case, tensor: int) -> list[str]:
         shape = Architecture.of(blueprint.config)
         if shape.type == "gpt2":
             problems.append(f"layout=fsdp_tp: the {name} is GPT-2, whose fused layers cannot be split; wanted fsdp")
+            continue
         problems += [
             f"tensor_devices={tensor}: wanted a divisor of the {name}'s {what} ({n})"
             for what, n in (("heads", shape.heads), ("key heads", shape.kv_heads), ("feed-forward width", shape.ffn))

@@ -22,7 +22,8 @@ class Ledger(TorchDispatchMode):
     """While it is on, every storage that an operation makes is counted until it dies, under the purpose that holds
     then; so is one that FSDP grows and shrinks. Works on fake tensors, which have sizes and no data.
 
-    `live` and `peak`: bytes by purpose. `calls`: operations that make something new. Of a DTensor this rank's part is counted.
+    `live` and `peak`: bytes by purpose. `calls`: operations that make something new. Of a DTensor this
+    rank's part is counted.
     """
 
     def __init__(self):
@@ -61,7 +62,7 @@ class Ledger(TorchDispatchMode):
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         out = function(*args, **(kwargs or {}))
-        self.calls += not function.is_view
+        self.calls += function.namespace == "aten" and not function.is_view
         purpose = self._purpose
         if function is torch.ops.aten._to_copy.default and self._of_weights(args[0]):
             purpose = HALF

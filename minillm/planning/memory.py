@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from minillm.planning.case import Case
+from minillm.planning.layout import Meshes
+from minillm.planning.networks import rows_alone
 from minillm.planning.rollout import FakeRollout
 from minillm.planning.update import FakeUpdate
 
@@ -32,7 +34,7 @@ class Memory:
 class Device:
     """A rank of a case on tensors without data; see `fake_device`."""
 
-    def __init__(self, case: Case, meshes):
+    def __init__(self, case: Case, meshes: Meshes | None):
         self.case = case
         self.updates = FakeUpdate(case, meshes)
         kept = {name: size for name, size in self.updates.resting.items() if case.layout.sharded or name == "optimizer"}
@@ -54,7 +56,7 @@ class Device:
 
 @contextmanager
 def fake_device(case: Case) -> Iterator[Device]:
-    with case.layout.meshes() as meshes, FakeTensorMode(), warnings.catch_warnings():
+    with case.layout.meshes() as meshes, FakeTensorMode(), rows_alone(), warnings.catch_warnings():
         # OPT's layers return a view; nobody writes into it.
         warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view")
         yield Device(case, meshes)
@@ -67,8 +69,8 @@ def measure(case: Case) -> Memory:
 
 
 def largest(peak: Callable[[int], float], limit: int, budget: float) -> int:
-    """The largest n of 0 to `limit` whose peak, which grows with n about linearly, is within the budget; from 32 on it may
-    be 3% less."""
+    """The largest n of 0 to `limit` whose peak, which grows with n about linearly, is within the budget; from 32 on it
+    may be 3% less."""
     low, high = (1, peak(1)), (limit, peak(limit))
     if high[1] <= budget:
         return limit

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
-from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel, masking_utils
 
 from minillm.models import Architecture, Checkpoint, FromScratch, Lora, ModelPair, PrunedTeacher
 from minillm.models.architecture import without_dropout
@@ -123,6 +123,18 @@ class _AsOnCuda(TorchFunctionMode):
         if function in self._RAISED:
             args = tuple(each.float() if isinstance(each, Tensor) else each for each in args)
         return function(*args, **(kwargs or {}))
+
+
+@contextmanager
+def rows_alone() -> Iterator[None]:
+    """transformers looks into the positions for several sequences packed in a row, and takes those for packed that cannot
+    be looked into: a mask that no run has."""
+    before = masking_utils.find_packed_sequence_indices
+    masking_utils.find_packed_sequence_indices = lambda positions: None
+    try:
+        yield
+    finally:
+        masking_utils.find_packed_sequence_indices = before
 
 
 @contextmanager

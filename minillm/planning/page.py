@@ -43,7 +43,7 @@ class Plan:
 
 
 def show(plan: Plan) -> None:
-    sizes, case = plan.sizes, plan.case
+    sizes = plan.sizes
     rows = [
         ("source", [plan.sources[name] for name in sizes]),
         ("parameters", [f"{each.parameters / 1e6:,.1f} M" for each in sizes.values()]),
@@ -52,7 +52,7 @@ def show(plan: Plan) -> None:
     show_facts("Models", tuple(sizes), rows, [("layout", _layout(plan))])
     phases = {"rollout": plan.memory.rollout, "update": plan.memory.update}
     phases = {name: phase for name, phase in phases.items() if phase}
-    purposes = sorted({each for phase in phases.values() for each in phase}, key=_order)
+    purposes = sorted({each for phase in phases.values() for each in phase if phase[each] >= _SHOWN}, key=_order)
     table = [(each, [_gb(phase.get(each, 0)) for phase in phases.values()]) for each in purposes]
     table.append(("all", [_gb(sum(phase.values())) for phase in phases.values()]))
     state = "fits" if plan.fits else "DOES NOT FIT"
@@ -151,6 +151,7 @@ def _time(plan: Plan) -> list[tuple[str, str]]:
     return lines
 
 
+_SHOWN = 0.005  # GB
 _PURPOSES = ("student", "gradients", "optimizer", "activations", "half-type weights", "gathered", "backward", "teacher",
              "teacher's states", "teacher's pass", "caches", "loss", "other")  # fmt: skip
 
@@ -160,4 +161,6 @@ def _order(purpose: str) -> int:
 
 
 def _gb(size: float) -> str:
+    if size < _SHOWN:
+        return "-"
     return f"{size:.1f}" if size >= 10 else f"{size:.2f}"

@@ -1,4 +1,4 @@
-"""The memory of a rollout: prompts read, and one step of decoding with a full cache, on tensors without data."""
+"""The memory of a rollout: prompts read, and two steps of decoding with a whole cache, on tensors without data."""
 
 from __future__ import annotations
 
@@ -41,7 +41,8 @@ class FakeRollout:
                 self.ledger.claim(network.parameters(), "gathered" if case.layout.sharded else name)
             head = networks["teacher"].get_output_embeddings()
             if case.layout.sharded:  # they are whole anyway, and counted with the shards
-                around = {id(each): each for part in (head, networks["teacher"].get_input_embeddings()) for each in part.parameters()}
+                parts = (head, networks["teacher"].get_input_embeddings())
+                around = {id(each): each for part in parts for each in part.parameters()}
                 self.ledger.add("gathered", -local_bytes(around.values()))
 
     @torch.no_grad()
@@ -71,7 +72,8 @@ class FakeRollout:
     def _decode(self, rows: int) -> None:
         case, ledger = self.case, self.ledger
         models = [model for name, model in self.models.items() if name == "student" or case.teacher_decodes]
-        lengths, caches, parts, heads = [case.prompt] * rows, [], [], []
+        # Prompts of unequal length need a mask.
+        lengths, caches, heads = [case.prompt - 1] * (rows - 1) + [case.prompt], [], []
         for model in models:
             head = model.head(case.sampler.temperature)
             with ledger.purpose(HALF):
@@ -85,16 +87,21 @@ class FakeRollout:
                 cache.admit(prompt, lengths)
             caches.append((cache, hidden_BPH[:, -1].clone()))
             del prompt, hidden_BPH
-        with ledger.purpose("loss"):  # as wide as the vocabulary
-            for head, (_, hidden_BH) in zip(heads, caches, strict=True):
-                parts.append(Distribution(raise_half(head.columns(hidden_BH))))
-            shares = [1 - case.sampler.alpha, case.sampler.alpha][: len(parts)]
-            ids_B, _ = draw(list(zip(parts, shares, strict=True)), torch.zeros(rows, dtype=torch.float64))
-        self.calls = ledger.calls
-        with ledger.purpose("activations"):
-            for model, (cache, _) in zip(models, caches, strict=True):
-                model.next_hidden(ids_B, cache, torch.tensor(cache.starts))
-        self.calls = ledger.calls - self.calls
+        began = ledger.calls
+        for _ in range(2):  # a step's distributions stay until those of the next are there
+            with ledger.purpose("loss"):  # as wide as the vocabulary
+                parts = [
+                    Distribution(raise_half(head.columns(hidden_BH)))
+                    for head, (_, hidden_BH) in zip(heads, caches, strict=True)
+                ]
+                shares = [1 - case.sampler.alpha, case.sampler.alpha][: len(parts)]
+                ids_B, _ = draw(list(zip(parts, shares, strict=True)), torch.zeros(rows, dtype=torch.float64))
+            with ledger.purpose("activations"):
+                caches = [
+                    (cache, model.next_hidden(ids_B, cache, torch.tensor(cache.starts)))
+                    for model, (cache, _) in zip(models, caches, strict=True)
+                ]
+        self.calls = (ledger.calls - began) // 2
 
     def _score(self) -> None:
         """The teacher's pass over a micro-batch of answers, where it took no part in decoding."""

@@ -57,9 +57,10 @@ class FakeUpdate:
                 self.optimizers.append(optimizer)
         self.resting = {name: ledger.live[name] for name in ("student", "optimizer")}
         if self.teacher is not None:
-            away = case.offload and case.rollouts
-            there = self.teacher.network.get_output_embeddings() if away else self.teacher.network
-            ledger.add("teacher", local_bytes(there.parameters()))
+            with ledger:
+                ledger.claim(self.teacher.network.parameters(), "teacher")
+            if case.offload and case.rollouts:
+                ledger.add("teacher", -local_bytes(self.teacher.body()))
             self.resting |= {"teacher": ledger.live["teacher"]}
             ledger.add(STATES, case.states * case.state_dtype.itemsize)
 

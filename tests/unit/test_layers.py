@@ -9,7 +9,21 @@ LAYERS = [
     {"objectives", "linear_loss", "models", "data", "optim"},
     {"sampling", "packing", "scoring", "metrics", "evaluation"},
     {"modules", "callbacks", "loggers", "datamodule"},
-    {"checks", "rules", "planning", "plan", "preflight", "build", "cli", "suite", "generate", "export", "narrow", "table", "chain"},
+    {
+        "checks",
+        "rules",
+        "planning",
+        "plan",
+        "preflight",
+        "build",
+        "cli",
+        "suite",
+        "generate",
+        "export",
+        "narrow",
+        "table",
+        "chain",
+    },
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 
