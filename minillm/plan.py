@@ -140,7 +140,7 @@ def _layouts(keys: dict, rates: Rates, case: Case, problems: list[str]) -> list[
                 wrong += error.problems
             if not wrong:
                 found.append(layout)
-            elif asked != "auto" and (tensor or size == sizes[0]):
+            elif asked != "auto" and (name != "fsdp_tp" or size == sizes[0]):
                 problems += wrong
     return found
 

@@ -127,8 +127,8 @@ class _AsOnCuda(TorchFunctionMode):
 
 @contextmanager
 def rows_alone() -> Iterator[None]:
-    """transformers looks into the positions for several sequences packed in a row, and takes those for packed that cannot
-    be looked into: a mask that no run has."""
+    """transformers looks into the positions for several sequences packed in a row, and takes those for packed that it
+    cannot look into: a mask that no run has."""
     before = masking_utils.find_packed_sequence_indices
     masking_utils.find_packed_sequence_indices = lambda positions: None
     try:

@@ -78,7 +78,7 @@ def test_a_plan_is_shown_and_written(capsys, tmp_path):
     text = " ".join(capsys.readouterr().out.split())
     for part in (
         "ddp on 2 devices; 64 answers a mini-batch: 32 a group",
-        "facebook/opt" if False else "runs/opt_1b3_start",
+        "runs/opt_1b3_start/student runs/opt_13b_teacher/student",
         "32 rows of 11 tokens (all of a device's mini-batch): regime.microbatch_tokens=352; planned with 2 rows",
         "sampler.batch_size=128 (all of a device's rollout); planned with 32",
         "fits:",

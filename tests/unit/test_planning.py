@@ -1,11 +1,15 @@
 """Sizes without data against the allocator's own account of real tensors, and against hand counts."""
 
+import gc
+import weakref
+
 import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
+from transformers import DynamicCache
 
 from minillm.linear_loss import LinearLoss, Side
-from minillm.models import Architecture, LanguageModel
+from minillm.models import Architecture, LanguageModel, RollingCache
 from minillm.objectives import MiniLLM, PretrainLoss
 from minillm.optim import Optim
 from minillm.packing import micro_batches
@@ -171,3 +175,18 @@ def test_the_largest_that_fits():
     assert largest(peak, 24, 7.1) == 9  # 9: 6.5, 10: 8
     assert largest(peak, 24, 2.4) == 0 and largest(peak, 24, 100.0) == 24
     assert len(asked) < 14
+
+
+def test_a_rollout_leaves_no_cache_behind():
+    """Without a search for cycles: keys and values would be there during the update."""
+    network = make_model(dtype=torch.float32)
+    gc.disable()
+    try:
+        cache, prompt = RollingCache(2, 3, 4, refills=False), DynamicCache()
+        LanguageModel(network).hidden(torch.tensor([[3, 4, 5]]), prompt)
+        cache.admit(prompt, [3])
+        keys = weakref.ref(cache.layers[0].keys)
+        del cache
+        assert keys() is None
+    finally:
+        gc.enable()
