@@ -13,7 +13,7 @@ SHAPES = {
         Architecture("llama", 4, 256, 4, 4, 640, 49_152, tied=True),
         Architecture("llama", 8, 512, 8, 8, 1344, 49_152, tied=True),
     ),
-    "gpt2 45 M from 76 M": (
+    "gpt2 45 M from 72 M": (
         Architecture("gpt2", 6, 512, 8, 8, 2048, 50_257, tied=True),
         Architecture("gpt2", 8, 640, 10, 10, 2560, 50_257, tied=True),
     ),

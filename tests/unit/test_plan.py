@@ -104,3 +104,12 @@ def test_what_does_not_fit_says_so(capsys):
     assert not made.fits and made.microbatch_rows == 0
     page.show(made)
     assert "DOES NOT FIT" in capsys.readouterr().out and "does not fit" in page.line(made)
+
+
+def test_the_table_has_a_line_for_each_run(capsys):
+    keys = composed(*SMALL, "experiments=[opt_1b3_minillm_nopt]", "table_devices=[1,2]", config="plan")
+    module.print_table(keys, [*SMALL, "table=true", "devices=4"])
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 4 and lines[0] == f"| {' | '.join(page.HEADINGS)} |"
+    assert [line.split(" | ")[1:3] for line in lines[2:]] == [["1", "single"], ["2", "ddp"]]
+    assert all(line.startswith("| opt_1b3_minillm_nopt |") for line in lines[2:])
