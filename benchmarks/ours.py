@@ -4,8 +4,8 @@ import time
 from types import SimpleNamespace
 
 from benchmarks.common import DEVICE, synchronize
-from benchmarks.measure import Memory
-from benchmarks.models import VOCABULARY, make_model, make_prompts
+from benchmarks.measure import Allocated, Memory
+from benchmarks.models import make_model, make_prompts
 
 PROMPT = 32
 
@@ -14,7 +14,9 @@ def train(settings: dict) -> dict:
     """Seconds of each rollout with its inner epochs, alpha 0 and no corpus, and memory above the loaded models.
 
     Args:
-        settings: n prompts, tokens an answer, rounds, inner_epochs; regime and linear_loss override their defaults.
+        settings: n prompts, tokens an answer, rounds, inner_epochs; regime and linear_loss override their defaults,
+            alpha is 0 and `shapes` (of student and teacher) are those of benchmarks.models unless given; `profiled`
+            asks the allocator for the memory, not the system.
     """
     import lightning as L
     import torch
@@ -31,13 +33,17 @@ def train(settings: dict) -> dict:
 
     keep_freed_memory()
     n, rounds, epochs = settings["n"], settings["rounds"], settings["inner_epochs"]
-    student, teacher = (make_model(name, device=DEVICE) for name in ("student", "teacher"))
+    if "shapes" in settings:
+        student, teacher = (shape.random_model().to(DEVICE) for shape in settings["shapes"])
+    else:
+        student, teacher = (make_model(name, device=DEVICE) for name in ("student", "teacher"))
+    rows = student.config.vocab_size
     tokenizer = SimpleNamespace(pad_token_id=0)
-    pair = Pair(student, LanguageModel(teacher).frozen(), tokenizer, VOCABULARY, stop_ids=(VOCABULARY,))
+    pair = Pair(student, LanguageModel(teacher).frozen(), tokenizer, rows, stop_ids=(rows,))
     module = OnPolicyDistillation(
         pair,
         MiniLLM(),
-        Sampler(alpha=0.0, max_new_tokens=settings["tokens"], batch_size=n),
+        Sampler(alpha=settings.get("alpha", 0.0), max_new_tokens=settings["tokens"], batch_size=n),
         PretrainLoss(coefficient=0.0),
         LinearLoss(**settings.get("linear_loss", {})),
         Optim(learning_rate=1e-5),
@@ -47,7 +53,7 @@ def train(settings: dict) -> dict:
         SupervisedStart(),
         seed=0,
     )
-    ids = make_prompts(n, PROMPT)
+    ids = make_prompts(n, PROMPT) % rows
     mask = torch.ones_like(ids, dtype=torch.bool)
     batches = [TrainBatch(PromptBatch(ids, mask, torch.arange(n), index)) for index in range(rounds)]
 
@@ -75,6 +81,7 @@ def train(settings: dict) -> dict:
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    with Memory() as memory:
+    watch = Allocated() if settings.get("profiled") else Memory()
+    with watch as memory:
         trainer.fit(module, train_dataloaders=DataLoader(batches, batch_size=None))
     return {"rounds": clock.rounds, "phases": clock.phases, "memory_gb": memory.above_gb}

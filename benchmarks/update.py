@@ -52,7 +52,7 @@ def make_step(
 
             output = linear_loss(micro.side(model), teacher, ids_N, objective.wanted, policy)
             output.loss.backward()
-        optim.step(optimizer, list(network.parameters()), 1e-6)
+        optim.step(optimizer, optim.norm(optimizer), 1e-6)
 
     return step, network
 

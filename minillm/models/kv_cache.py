@@ -8,6 +8,8 @@ Axes: B rows in use, h heads, C columns of the buffer, d head width.
 
 from __future__ import annotations
 
+import weakref
+
 import torch
 from torch import Tensor
 from transformers import Cache, DynamicCache
@@ -19,7 +21,8 @@ class _Layer(CacheLayerMixin):
 
     def __init__(self, cache: RollingCache, keys: Tensor, values: Tensor):
         super().__init__()
-        self.cache = cache
+        # Weak: a cycle would keep all of it until Python looks for cycles, which may be after the update.
+        self.cache = weakref.proxy(cache)
         self.keys, self.values = (like.new_zeros(cache.n_slots, like.shape[1], cache.capacity, like.shape[3])
                                   for like in (keys, values))  # fmt: skip
         self.is_initialized = True

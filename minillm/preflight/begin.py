@@ -10,6 +10,7 @@ from minillm.models import Pair
 from minillm.modules import Supervised
 from minillm.preflight.agreement import agreement
 from minillm.preflight.facts import Preflight, collect
+from minillm.preflight.memory import estimate
 from minillm.preflight.page import show
 from minillm.preflight.work import Work
 
@@ -39,6 +40,10 @@ def begin(
         work = Work.supervised(settings.regime, len(train), min(longest, settings.data.max_response_tokens), longest)
     else:
         work = Work.on_policy(settings.regime, settings.start, settings.sampler)
+    sizes = dict(
+        longest_prompt=max(map(len, train.prompt_ids)), block_size=0 if corpus is None else settings.data.block_size
+    )
+    memory = estimate(settings, pair, work, precision=precision, **sizes)
     chooses = settings.callbacks["record"].export == "best"
     found = collect(
         pair,
@@ -48,8 +53,7 @@ def begin(
         corpus,
         work,
         model=settings.model,
-        linear_loss=settings.linear_loss,
-        precision=precision,
+        memory=memory,
         monitor=settings.callbacks["checkpoints"].monitor if chooses else None,
     )
     if not plain["preflight"]:

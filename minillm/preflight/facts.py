@@ -10,11 +10,11 @@ from transformers import PreTrainedModel
 
 from minillm.data import Corpus, PromptSet, Sources
 from minillm.data.prompts import HELD_OUT
-from minillm.linear_loss import LinearLoss
+from minillm.machine import usable_memory
 from minillm.models import ModelPair, Pair, PrunedTeacher
 from minillm.models.vocabulary import Vocabulary
+from minillm.planning import Memory
 from minillm.preflight.agreement import Agreement
-from minillm.preflight.memory import Memory, estimate
 from minillm.preflight.work import Work
 
 _MANY = 0.2  # share of prompts or references from which on their loss is worth a warning
@@ -68,7 +68,8 @@ class Preflight:
     validation: PromptFacts
     corpus: CorpusFacts | None
     work: Work
-    memory: Memory
+    memory: Memory | None
+    usable: float  # what the device has for this process
     agreement: Agreement | None = None
     warnings: tuple[str, ...] = ()
 
@@ -97,14 +98,13 @@ def collect(
     work: Work,
     *,
     model: ModelPair,
-    linear_loss: LinearLoss,
-    precision: str,
+    memory: Memory | None,
     monitor: str | None,
 ) -> Preflight:
     """From what has been loaded; fast, and nothing is computed by the models.
 
     Args:
-        model: the settings that `pair` was loaded by. precision: the trainer's. monitor: the figure of the validation
+        model: the settings that `pair` was loaded by. memory: see `estimate`. monitor: the figure of the validation
             that chooses the best weights, None where nothing is chosen.
     """
     teacher = pair.teacher
@@ -119,15 +119,8 @@ def collect(
         validation=facts[1],
         corpus=None if corpus is None else CorpusFacts(*corpus.blocks_NL.shape),
         work=work,
-        memory=estimate(
-            pair,
-            work,
-            linear_loss,
-            longest_prompt=facts[0].longest,
-            block_size=0 if corpus is None else sources.block_size,
-            precision=precision,
-            offload=teacher is not None and teacher.offload,
-        ),
+        memory=memory,
+        usable=usable_memory(pair.student.device),
     )
     return replace(preflight, warnings=tuple(_warnings(preflight, monitor)))
 
@@ -159,9 +152,9 @@ def _warnings(found: Preflight, monitor: str | None) -> list[str]:
             + ("Rouge-L is against the teacher's greedy answers" if found.teacher else "there is no Rouge-L")
             + "; name a data.val_file with them or another monitor."
         )
-    if memory.total > memory.usable:
+    if memory and memory.total > found.usable:
         texts.append(
-            f"About {memory.total:.1f} GB are needed and {memory.usable:.1f} are there: lower "
+            f"About {memory.total:.1f} GB are needed and {found.usable:.1f} are there: lower "
             "regime.microbatch_tokens, sampler.batch_size or regime.rollouts, or see model.teacher.offload and "
             "regime.teacher_states."
         )

@@ -10,9 +10,9 @@ from pathlib import Path
 from minillm.console import show_facts
 from minillm.models.vocabulary import Tokens
 from minillm.preflight.facts import ModelFacts, Preflight, PromptFacts
-from minillm.preflight.memory import Memory
 
 TITLE, SECOND_LOOK = "Preflight", "Worth a second look"
+_SHOWN = 1e-3  # of all memory
 
 
 def show(found: Preflight) -> None:
@@ -33,7 +33,8 @@ def write(found: Preflight, run_dir: Path) -> None:
     (run_dir / "preflight.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
     facts = asdict(found)
-    facts["memory"]["total"] = found.memory.total
+    if found.memory:
+        facts["memory"]["total"] = found.memory.total
     if found.agreement:  # JSON knows no NaN
         values = facts["agreement"].items()
         facts["agreement"] = {name: value if math.isfinite(value) else str(value) for name, value in values}
@@ -77,7 +78,7 @@ def _lines(found: Preflight) -> list[tuple[str, str]]:
         kl = found.agreement
         text = f"reverse KL {kl.reverse_kl:.3g}, forward KL {kl.forward_kl:.3g} nats a token"
         lines.append(("agreement", f"{text}, on {kl.samples} answers of the student ({kl.tokens} tokens)"))
-    return [*lines, ("steps", _steps(found)), *_memory(found.memory)]
+    return [*lines, ("steps", _steps(found)), *_memory(found)]
 
 
 def _vocabulary(found: Preflight) -> str:
@@ -122,10 +123,17 @@ def _steps(found: Preflight) -> str:
     return f"{text}; {epochs:.3g} passes over the prompts"
 
 
-def _memory(memory: Memory) -> list[tuple[str, str]]:
-    phases = [(name, getattr(memory, name)) for name in ("always", "rollout", "update")]
-    sums = [(name, ", ".join(f"{what} {_gb(size)}" for what, size in sizes.items())) for name, sizes in phases if sizes]
-    return [("memory", f"about {_gb(memory.total)} GB at the peak, of {_gb(memory.usable)} GB"), *sums]
+def _memory(found: Preflight) -> list[tuple[str, str]]:
+    memory = found.memory
+    if memory is None:
+        return [("memory", "cannot be told for this family")]
+    phases = [(name, getattr(memory, name)) for name in ("rollout", "update")]
+    sums = [
+        (name, ", ".join(f"{what} {_gb(size)}" for what, size in sizes.items() if size > memory.total * _SHOWN))
+        for name, sizes in phases
+        if sizes
+    ]
+    return [("memory", f"about {_gb(memory.total)} GB at the peak, of {_gb(found.usable)} GB"), *sums]
 
 
 def _count(n: int) -> str:

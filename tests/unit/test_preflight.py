@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from minillm.data import Record, Sources, rows_at
-from minillm.linear_loss import LinearLoss
 from minillm.models import ModelPair, pair_of, solo
 from minillm.modules import OnPolicy, SupervisedStart
+from minillm.planning import Memory
 from minillm.preflight import Work, agreement, collect, show, write
 from minillm.sampling import Sampler
 from minillm.seeding import row_uniforms, seed_for
@@ -23,6 +23,7 @@ RECORDS = [
 ]
 VALIDATION = [Record("v:1", "fish bird", references=("tree",))]
 SAMPLER = Sampler(alpha=0.2, max_new_tokens=6, batch_size=3)
+MEMORY = Memory({"student": 2e-5, "teacher": 3e-5, "caches": 1e-5}, {"student": 2e-5, "teacher": 3e-5})
 REGIME = OnPolicy(rollouts=4, minibatch_size=2, microbatch_tokens=64, inner_epochs=3, max_steps=15)
 
 
@@ -30,7 +31,8 @@ def gathered(pair, *, work=None, records=RECORDS, validation=VALIDATION, monitor
     sources = Sources(**dict(template="chat", max_prompt_tokens=30, max_response_tokens=5) | sources)
     prompts = sources.prompts(records, validation, pair)
     work = work or Work.on_policy(REGIME, SupervisedStart(), SAMPLER)
-    settings = dict(model=ModelPair("s", "t"), linear_loss=LinearLoss(), precision="32-true", monitor=monitor)
+    memory = MEMORY if pair.teacher else Memory({}, {"student": 2e-5, "activations": 1e-5})
+    settings = dict(model=ModelPair("s", "t"), memory=memory, monitor=monitor)
     return collect(pair, sources, *prompts, None, work, **settings), prompts[0]
 
 
@@ -151,7 +153,7 @@ def test_what_deserves_a_second_look(pair, options, text):
 
 
 def test_too_little_memory_is_told_with_what_to_lower(pair, monkeypatch):
-    monkeypatch.setattr("minillm.preflight.memory.usable_memory", lambda device: 1e-6)
+    monkeypatch.setattr("minillm.preflight.facts.usable_memory", lambda device: 1e-6)
     (text,) = gathered(pair)[0].warnings
     assert "GB are needed and 0.0 are there: lower regime.microbatch_tokens" in text
 
@@ -189,13 +191,13 @@ def test_a_model_alone_has_a_page_without_what_is_not_there(tmp_path, capsys):
     alone = solo(make_model(), make_tokenizer())
     work = Work(steps=30, steps_per_round=1, round_size=4, minibatch_size=4, answer_tokens=5, microbatch_tokens=64)
     found, _ = gathered(alone, work=work, monitor=None)
-    assert found.teacher is None and found.memory.rollout == {} and "teacher" not in found.memory.always
+    assert found.teacher is None and found.memory.rollout == {}
     show(found)
     write(found, tmp_path)
     for text in (capsys.readouterr().out, (tmp_path / "preflight.md").read_text()):
         assert "30 optimizer steps of 4 answers; 10 passes over the prompts" in " ".join(text.split())
         assert "31 rows; an answer stops at id 0" in text
-        assert not any(word in text for word in ("teacher", "rollout", "agreement", "KV"))
+        assert not any(word in text for word in ("teacher", "rollout", "agreement"))
 
 
 def test_the_page_is_short_and_says_it_all(pair, found, tmp_path, capsys):

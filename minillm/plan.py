@@ -1,0 +1,239 @@
+"""python -m minillm.plan experiment=... devices=64 device_memory=80: what a run would need. See conf/plan.yaml.
+
+No GPU, no hub and no weights: shapes are those of the models' yaml.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import hydra
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+
+from minillm import cli, planning
+from minillm.build import Settings, check_config
+from minillm.checks import collect, describe, matches
+from minillm.console import say
+from minillm.errors import ConfigError
+from minillm.modules import OnPolicy
+from minillm.planning import STRATEGIES, Blueprint, Case, Layout, Rates, page
+
+_KINDS = {
+    "devices": int, "device_memory": float, "reserve": float, "layout": str, "tensor_devices": int | None,
+    "scale_batch": bool, "prompt_tokens": int | None, "answer_tokens": int | None, "train_prompts": int,
+    "json": str | None, "table": bool, "experiments": list[str], "table_devices": list[int],
+}  # fmt: skip
+_POSITIVE = ("devices", "device_memory", "tensor_devices", "prompt_tokens", "answer_tokens", "train_prompts")
+
+
+@dataclass(frozen=True)
+class Question:
+    """A checked config: the training settings, the case on one device, the layouts to try in order."""
+
+    settings: Settings
+    case: Case
+    layouts: tuple[Layout, ...]
+    rates: Rates
+    keys: dict
+    name: str
+    scaled: int
+
+
+def check_plan(cfg: DictConfig, strategy: str = "single") -> Question:
+    """Raises ConfigError with every problem: of the planner's keys, of the training config, of the two together.
+
+    Args:
+        strategy: the choice of the config group, which `layout=auto` follows.
+    """
+    plain = OmegaConf.to_container(cfg, resolve=False)
+    keys = {name: plain.pop(name) for name in _KINDS}
+    rates_node = plain.pop("rates")
+    # Where the run would be does not matter, nor whether it has been there; devices are the planner's.
+    plain["run"]["dir"] = "runs/.plan"
+    plain["strategy"] = {"_target_": "minillm.parallel.Parallel"}  # the layout is chosen here
+    problems = [
+        f"{name}={keys[name]!r}: wanted {describe(kind)}"
+        for name, kind in _KINDS.items()
+        if not matches(keys[name], kind)
+    ]
+    if not problems:
+        problems += [
+            f"{name}={keys[name]}: wanted a positive number"
+            for name in _POSITIVE
+            if keys[name] is not None and keys[name] <= 0
+        ]
+        if not 0 <= keys["reserve"] < keys["device_memory"]:
+            problems.append(f"reserve={keys['reserve']}: wanted 0 to less than device_memory={keys['device_memory']}")
+        if keys["layout"] not in ("auto", *STRATEGIES):
+            problems.append(f"layout={keys['layout']}: wanted auto or one of {', '.join(STRATEGIES)}")
+    rates = collect(problems, "rates", rates_node)
+    settings = shapes = None
+    try:
+        settings = check_config(OmegaConf.create(plain))
+        shapes, missing = planning.architectures(settings.model)
+        problems += missing
+    except ConfigError as error:
+        problems += error.problems
+    if problems:
+        raise ConfigError(problems)
+    case = _case(settings, shapes, plain["trainer"]["precision"])
+    if keys["layout"] == "auto" and strategy in STRATEGIES[1:]:
+        keys["layout"] = strategy
+    layouts = _layouts(keys, rates, case, problems)
+    case, scaled = _scaled(case, keys, layouts)
+    for layout in layouts:
+        problems += _uneven(case.with_layout(layout))
+    if problems:
+        raise ConfigError(dict.fromkeys(problems))
+    return Question(settings, case, tuple(layouts), rates, keys, plain["run"]["name"], scaled)
+
+
+def _case(settings: Settings, shapes: dict, precision: str) -> Case:
+    model, regime, data = settings.model, settings.regime, settings.data
+    half = precision != "32-true"  # auto is bf16-mixed on the GPUs this is for
+    weights = "bfloat16" if model.dtype == "auto" else model.dtype
+    dtypes = {"student": "float32" if model.dtype == "auto" else weights, "teacher": weights}
+    prints = {
+        name: Blueprint(shape.config(), getattr(torch, dtypes[name]), model.attention) for name, shape in shapes.items()
+    }
+    on_policy = isinstance(regime, OnPolicy)
+    return Case(
+        student=replace(prints["student"], lora=model.lora, recompute=model.gradient_checkpointing),
+        teacher=prints.get("teacher"),
+        objective=settings.objective,
+        regulariser=settings.regulariser,
+        linear_loss=settings.linear_loss,
+        optim=settings.optim,
+        sampler=settings.sampler,
+        prompt=data.max_prompt_tokens,
+        answer=settings.sampler.max_new_tokens if on_policy else max(1, data.longest - data.max_prompt_tokens),
+        block=data.block_size if settings.regulariser.on else 0,
+        rollouts=regime.rollouts if on_policy else 0,
+        minibatch=regime.minibatch_size,
+        microbatch_tokens=regime.microbatch_tokens if on_policy else regime.microbatch_size * data.longest,
+        microbatch_rows=regime.microbatch_size,
+        keep_states=on_policy and regime.teacher_states == "keep",
+        offload=bool(model.teacher and model.teacher.offload),
+        half=half,
+    )
+
+
+def _layouts(keys: dict, rates: Rates, case: Case, problems: list[str]) -> list[Layout]:
+    """To be tried in order; problems of a layout that was asked for by name."""
+    devices, tensor, asked = keys["devices"], keys["tensor_devices"], keys["layout"]
+    names = ["single" if devices == 1 else "ddp", "fsdp", "fsdp_tp"] if asked == "auto" else [asked]
+    sizes = [tensor] if tensor else [2**k for k in range(1, 1 + int(math.log2(rates.devices_per_node)))]
+    found = []
+    for name in names:
+        for size in sizes if name == "fsdp_tp" else [1 if asked == "auto" else tensor or 1]:
+            wrong = planning.layout.check_split(case, size) if name == "fsdp_tp" else []
+            try:
+                layout = Layout(name, devices, size)
+            except ConfigError as error:
+                wrong += error.problems
+            if not wrong:
+                found.append(layout)
+            elif asked != "auto" and (name != "fsdp_tp" or size == sizes[0]):
+                problems += wrong
+    return found
+
+
+def _scaled(case: Case, keys: dict, layouts: list[Layout]) -> tuple[Case, int]:
+    """With scale_batch the case of one answer a group of devices, and how many times larger it is."""
+    groups = max((each.data for each in layouts), default=1)
+    if not keys["scale_batch"] or groups <= case.minibatch:
+        return case, 1
+    times = math.ceil(groups / case.minibatch)
+    corpus = replace(case.regulariser, batch_size=case.regulariser.batch_size * times)
+    return replace(case, minibatch=case.minibatch * times, rollouts=case.rollouts * times, regulariser=corpus), times
+
+
+def _uneven(case: Case) -> list[str]:
+    """Rows that cannot be shared out evenly; with fewer rows than groups some are idle, which the page says."""
+    data = case.layout.data
+    sizes = {"regime.minibatch_size": case.minibatch, "regime.rollouts": case.rollouts}
+    return [
+        f"devices={case.layout.devices}: {data} groups do not divide {name}={size}; use a divisor, or change {name}"
+        for name, size in sizes.items()
+        if size > data and size % data
+    ]
+
+
+def make_plan(question: Question) -> page.Plan:
+    """By the first layout that fits; where none does, by the one that needs least. Seconds to a minute."""
+    budget = question.keys["device_memory"] - question.keys["reserve"]
+    needed = {}
+    for layout in question.layouts:
+        with planning.fake_device(question.case.with_layout(layout)) as device:
+            memory = device.memory()
+            if memory.total <= budget:
+                return _plan(question, device, memory, budget)
+            needed[layout] = memory.total
+    with planning.fake_device(question.case.with_layout(min(needed, key=needed.get))) as device:
+        return _plan(question, device, device.memory(), budget)
+
+
+def _plan(question: Question, device: planning.Device, memory: planning.Memory, budget: float) -> page.Plan:
+    case, keys, settings = device.case, question.keys, question.settings
+    regime, model = settings.regime, settings.model
+    on_policy = isinstance(regime, OnPolicy)
+    speed = planning.speed(
+        case,
+        device.updates.sizes,
+        question.rates,
+        steps=regime.max_steps if on_policy else regime.steps(keys["train_prompts"]),
+        steps_per_round=regime.steps_per_rollout if on_policy else 1,
+        prompt=keys["prompt_tokens"] or case.prompt,
+        answer=keys["answer_tokens"] or case.answer,
+        launches=device.rollouts.calls if device.rollouts else 0,
+    )
+    return page.Plan(
+        name=question.name,
+        case=case,
+        sizes=device.updates.sizes,
+        memory=memory,
+        device_memory=keys["device_memory"],
+        reserve=keys["reserve"],
+        microbatch_rows=device.largest_microbatch(budget),
+        rollout_rows=device.largest_rollout(budget) if device.rollouts else 0,
+        speed=speed,
+        rates=question.rates,
+        sources={name: getattr(getattr(model, name), "source", "-") for name in device.updates.sizes},
+        scaled=question.scaled,
+    )
+
+
+def print_table(keys: DictConfig, overrides: list[str]) -> None:
+    """One line for each experiment on each number of devices; `overrides` go to all of them."""
+    rest = [each for each in overrides if each.split("=")[0] not in ("table", "experiment", "devices")]
+    print(f"| {' | '.join(page.HEADINGS)} |\n|{' --- |' * len(page.HEADINGS)}", flush=True)
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(cli.CONF), version_base="1.3"):
+        for name in keys.experiments:
+            for devices in keys.table_devices:
+                cfg = compose("plan", [*rest, f"experiment={name}", f"devices={devices}"])
+                print(page.line(make_plan(check_plan(cfg))), flush=True)
+
+
+@hydra.main(config_path="../conf", config_name="plan", version_base="1.3")
+def main(cfg: DictConfig) -> None:
+    hydra_cfg = HydraConfig.get()
+    if cfg.table is True:
+        print_table(cfg, list(hydra_cfg.overrides.task))
+        return
+    plan = make_plan(check_plan(cfg, hydra_cfg.runtime.choices["strategy"]))
+    page.show(plan)
+    if cfg.json:
+        Path(cfg.json).write_text(json.dumps(page.figures(plan), indent=2) + "\n")
+        say(f"Wrote {cfg.json}")
+
+
+if __name__ == "__main__":
+    cli.run(main, "plan")

@@ -1,0 +1,89 @@
+"""The project's model of memory: what a device needs in its two phases, and how much more would fit."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from minillm.planning.case import Case
+from minillm.planning.layout import Meshes
+from minillm.planning.networks import rows_alone
+from minillm.planning.rollout import FakeRollout
+from minillm.planning.update import FakeUpdate
+
+GB = 1e9
+
+
+@dataclass(frozen=True)
+class Memory:
+    """GB (1e9 bytes) by purpose at the peak of each phase; `rollout` is empty where the data gives the answers. The
+    libraries themselves and validation are not counted."""
+
+    rollout: dict[str, float]
+    update: dict[str, float]
+
+    @property
+    def total(self) -> float:
+        return max(sum(self.rollout.values()), sum(self.update.values()))
+
+
+class Device:
+    """A rank of a case on tensors without data; see `fake_device`."""
+
+    def __init__(self, case: Case, meshes: Meshes | None):
+        self.case = case
+        self.updates = FakeUpdate(case, meshes)
+        kept = {name: size for name, size in self.updates.resting.items() if case.layout.sharded or name == "optimizer"}
+        self.rollouts = FakeRollout(case, meshes, kept) if case.rollouts else None
+
+    def memory(self) -> Memory:
+        """As the case is configured."""
+        rollout = self.rollouts.peak(self.case.decoding_rows) if self.rollouts else {}
+        return Memory(_gb(rollout), _gb(self.updates.peak(self.case.rows)))
+
+    def largest_microbatch(self, budget: float) -> int:
+        """Rows of answers, at most those of the rank's mini-batch; 0 where not one fits."""
+        return largest(lambda rows: sum(self.updates.peak(rows).values()) / GB, self.case.local_minibatch, budget)
+
+    def largest_rollout(self, budget: float) -> int:
+        """Rows decoded at a time, at most those of the rank."""
+        return largest(lambda rows: sum(self.rollouts.peak(rows).values()) / GB, self.case.local_rollouts, budget)
+
+
+@contextmanager
+def fake_device(case: Case) -> Iterator[Device]:
+    with case.layout.meshes() as meshes, FakeTensorMode(), rows_alone(), warnings.catch_warnings():
+        # OPT's layers return a view; nobody writes into it.
+        warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view")
+        yield Device(case, meshes)
+
+
+def measure(case: Case) -> Memory:
+    """Some seconds, whatever the sizes: nothing is computed and nothing allocated."""
+    with fake_device(case) as device:
+        return device.memory()
+
+
+def largest(peak: Callable[[int], float], limit: int, budget: float) -> int:
+    """The largest n of 0 to `limit` whose peak, which grows with n about linearly, is within the budget; from 32 on it
+    may be 3% less."""
+    low, high = (1, peak(1)), (limit, peak(limit))
+    if high[1] <= budget:
+        return limit
+    if low[1] > budget:
+        return 0
+    while high[0] - low[0] > max(1, low[0] // 32):
+        slope = (high[1] - low[1]) / (high[0] - low[0])
+        guess = low[0] + int((budget - low[1]) / slope) if slope > 0 else low[0]
+        guess = min(max(guess, low[0] + 1), high[0] - 1)
+        at = (guess, peak(guess))
+        low, high = (at, high) if at[1] <= budget else (low, at)
+    return low[0]
+
+
+def _gb(sizes: dict[str, int]) -> dict[str, float]:
+    return {name: size / GB for name, size in sizes.items() if size >= 1}

@@ -1,0 +1,166 @@
+"""What a plan says, for a person: a page, a line of a table, plain numbers."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+from minillm.console import show_facts
+from minillm.planning.case import Case
+from minillm.planning.memory import Memory
+from minillm.planning.networks import Sizes
+from minillm.planning.speed import Rates, Speed
+
+HEADINGS = ("run", "devices", "strategy", "GB rollout", "GB update", "largest micro-batch", "largest rollout batch",
+            "busy in updates", "tokens/s", "days")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Plan:
+    """GB are 1e9 bytes; rows are of one device. `microbatch_rows` of `columns` tokens and `rollout_rows` are the
+    largest that fit beside the rest; 0: not even one."""
+
+    name: str
+    case: Case
+    sizes: dict[str, Sizes]
+    memory: Memory
+    device_memory: float
+    reserve: float
+    microbatch_rows: int
+    rollout_rows: int
+    speed: Speed
+    rates: Rates
+    sources: dict[str, str]
+    scaled: int = 1
+
+    @property
+    def fits(self) -> bool:
+        return self.memory.total <= self.device_memory - self.reserve
+
+    @property
+    def busy(self) -> int:
+        """Devices that have an answer of each mini-batch."""
+        return min(self.case.layout.data, self.case.minibatch) * self.case.layout.tensor
+
+
+def show(plan: Plan) -> None:
+    sizes = plan.sizes
+    rows = [
+        ("source", [plan.sources[name] for name in sizes]),
+        ("parameters", [f"{each.parameters / 1e6:,.1f} M" for each in sizes.values()]),
+        ("trained", [f"{each.trained / 1e6:,.1f} M" for each in sizes.values()]),
+    ]
+    show_facts("Models", tuple(sizes), rows, [("layout", _layout(plan))])
+    phases = {"rollout": plan.memory.rollout, "update": plan.memory.update}
+    phases = {name: phase for name, phase in phases.items() if phase}
+    purposes = sorted({each for phase in phases.values() for each in phase if phase[each] >= _SHOWN}, key=_order)
+    table = [(each, [_gb(phase.get(each, 0)) for phase in phases.values()]) for each in purposes]
+    table.append(("all", [_gb(sum(phase.values())) for phase in phases.values()]))
+    state = "fits" if plan.fits else "DOES NOT FIT"
+    budget = f"{state}: {_gb(plan.memory.total)} of {plan.device_memory - plan.reserve:g} GB (device_memory - reserve)"
+    show_facts("Memory of a device, GB at the peak", tuple(phases), table, [("", budget)])
+    show_facts("What would fit", (), (), _fits(plan))
+    show_facts("Time", (), (), _time(plan))
+    rates = [(name, f"{value:g}") for name, value in asdict(plan.rates).items()]
+    show_facts("Assumed (rates.*)", (), (), rates)
+
+
+def line(plan: Plan) -> str:
+    """A row under HEADINGS, in Markdown."""
+    case, layout = plan.case, plan.case.layout
+    strategy = layout.strategy + (f" x{layout.tensor}" if layout.tensor > 1 else "")
+    texts = [
+        plan.name,
+        f"{layout.devices:,}",
+        strategy if plan.fits else f"**{strategy}: does not fit**",
+        _gb(sum(plan.memory.rollout.values())),
+        _gb(sum(plan.memory.update.values())),
+        f"{plan.microbatch_rows} x {case.columns}" + (" (all)" if plan.microbatch_rows == case.local_minibatch else ""),
+        f"{plan.rollout_rows}" + (" (all)" if plan.rollout_rows == case.local_rollouts else ""),
+        f"{plan.busy:,}",
+        f"{plan.speed.rate:,.0f}",
+        f"{plan.speed.days:.2g}",
+    ]
+    return f"| {' | '.join(texts)} |"
+
+
+def figures(plan: Plan) -> dict:
+    """For a JSON file."""
+    case, layout = plan.case, asdict(plan.case.layout)
+    return {
+        "run": plan.name,
+        "layout": layout | {"data": case.layout.data, "busy": plan.busy, "scaled": plan.scaled},
+        "models": {name: asdict(each) | {"source": plan.sources[name]} for name, each in plan.sizes.items()},
+        "memory_gb": asdict(plan.memory) | {"total": plan.memory.total},
+        "device_memory_gb": plan.device_memory,
+        "reserve_gb": plan.reserve,
+        "fits": plan.fits,
+        "largest": {
+            "microbatch_rows": plan.microbatch_rows,
+            "microbatch_tokens": plan.microbatch_rows * case.columns,
+            "rollout_rows": plan.rollout_rows,
+        },
+        "seconds_a_round": plan.speed.seconds,
+        "decoded_tokens_a_second": plan.speed.decoding_rate,
+        "tokens_a_second": plan.speed.rate,
+        "rounds": plan.speed.rounds,
+        "days": plan.speed.days,
+        "rates": asdict(plan.rates),
+    }
+
+
+def _layout(plan: Plan) -> str:
+    case, layout = plan.case, plan.case.layout
+    text = f"{layout.strategy} on {layout.devices:,} devices"
+    if layout.tensor > 1:
+        text += f", {layout.data:,} groups of {layout.tensor}"
+    text += f"; {case.minibatch:,} answers a mini-batch: {case.local_minibatch} a group"
+    if plan.scaled > 1:
+        text += f"; mini-batch, rollouts and corpus {plan.scaled} times those of the config (scale_batch=true)"
+    elif layout.data > case.minibatch:
+        text += (
+            f"; {layout.devices - plan.busy:,} devices idle in updates: fewer devices, a larger regime.minibatch_size, "
+            "or scale_batch=true"
+        )
+    return text
+
+
+def _fits(plan: Plan) -> list[tuple[str, str]]:
+    case = plan.case
+    if not plan.microbatch_rows or (case.rollouts and not plan.rollout_rows):
+        advice = "model.gradient_checkpointing=true, lora=default, more devices or another layout"
+        return [("nothing", f"not even one row of {case.columns + 1} tokens: see {advice}")]
+    tokens = plan.microbatch_rows * case.columns
+    every = " (all of a device's mini-batch)" if plan.microbatch_rows == case.local_minibatch else ""
+    lines = [("micro-batch", f"{plan.microbatch_rows} rows of {case.columns} tokens{every}: "
+              f"regime.microbatch_tokens={tokens}; planned with {case.rows} rows")]  # fmt: skip
+    if case.rollouts:
+        every = " (all of a device's rollout)" if plan.rollout_rows == case.local_rollouts else ""
+        lines.append(("rollout", f"sampler.batch_size={plan.rollout_rows}{every}; planned with {case.decoding_rows}"))
+    return lines
+
+
+def _time(plan: Plan) -> list[tuple[str, str]]:
+    speed = plan.speed
+    parts = ", ".join(f"{name} {value:.3g}" for name, value in speed.seconds.items())
+    lines = [("a round", f"{speed.round:.3g} s: {parts}")]
+    if speed.decoding_rate:
+        lines.append(("tokens", f"{speed.decoding_rate:,.0f} a second in rollouts, {speed.rate:,.0f} over all"))
+    else:
+        lines.append(("tokens", f"{speed.rate:,.0f} of answers a second"))
+    lines.append(("the run", f"{speed.days:.3g} days: {speed.rounds:,} rounds, without validation and checkpoints"))
+    return lines
+
+
+_SHOWN = 0.005  # GB
+_PURPOSES = ("student", "gradients", "optimizer", "activations", "half-type weights", "gathered", "backward", "teacher",
+             "teacher's states", "teacher's pass", "caches", "loss", "other")  # fmt: skip
+
+
+def _order(purpose: str) -> int:
+    return _PURPOSES.index(purpose)
+
+
+def _gb(size: float) -> str:
+    if size < _SHOWN:
+        return "-"
+    return f"{size:.1f}" if size >= 10 else f"{size:.2f}"

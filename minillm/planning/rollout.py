@@ -1,0 +1,114 @@
+"""The memory of a rollout: prompts read, and two steps of decoding with a whole cache, on tensors without data."""
+
+from __future__ import annotations
+
+import torch
+from transformers import DynamicCache
+
+from minillm.draw import Distribution, draw
+from minillm.linear_loss import Side
+from minillm.losses import raise_half
+from minillm.models import LanguageModel, RollingCache
+from minillm.planning.case import Case
+from minillm.planning.layout import Meshes, split
+from minillm.planning.ledger import HALF, Ledger
+from minillm.planning.networks import local_bytes, precision
+
+CACHES = "caches"
+
+
+class FakeRollout:
+    """One rank's models, whole (under fsdp_tp each layer's own part) beside the shards that they were gathered from;
+    made under FakeTensorMode.
+
+    Args:
+        kept: bytes by purpose of what waits for the update: shards and moments.
+    """
+
+    def __init__(self, case: Case, meshes: Meshes | None, kept: dict[str, int]):
+        self.case, self.ledger = case, Ledger()
+        networks = {"student": case.student.make(trained=True), "teacher": case.teacher.make(trained=False)}
+        rows = min(each.get_output_embeddings().weight.shape[0] for each in networks.values())
+        self.models = {name: LanguageModel(each, rows) for name, each in networks.items()}
+        for network in networks.values():
+            network.eval()
+            split(network, meshes)
+        self.weights = {name: local_bytes(each.parameters()) for name, each in networks.items()}
+        for name, size in kept.items():
+            self.ledger.add(name, size)
+        with self.ledger:
+            for name, network in networks.items():
+                self.ledger.claim(network.parameters(), "gathered" if case.layout.sharded else name)
+            head = networks["teacher"].get_output_embeddings()
+            if case.layout.sharded:  # they are whole anyway, and counted with the shards
+                parts = (head, networks["teacher"].get_input_embeddings())
+                around = {id(each): each for part in parts for each in part.parameters()}
+                self.ledger.add("gathered", -local_bytes(around.values()))
+
+    @torch.no_grad()
+    def peak(self, rows: int) -> dict[str, int]:
+        """Bytes by purpose with so many rows decoded at a time."""
+        case, ledger = self.case, self.ledger
+        with ledger, precision(case.half, cast_once=True):
+            ledger.restart()
+            record = self._record()
+            self._decode(rows)
+        if not case.teacher_decodes:
+            with ledger, precision(case.half):
+                self._score()
+        del record
+        return {name: size for name, size in ledger.peak.items() if size}
+
+    def _record(self) -> list[torch.Tensor]:
+        """Of this rank's answers. Beside it, only afterwards, comes that of all ranks: the update's."""
+        case = self.case
+        with self.ledger.purpose("teacher's states"):
+            record = [torch.zeros(case.local_rollouts, case.answer, dtype=torch.long)]
+            if case.keep_states:
+                width = case.teacher.config.hidden_size
+                record.append(torch.zeros(case.local_rollouts, case.answer, width, dtype=case.state_dtype))
+        return record
+
+    def _decode(self, rows: int) -> None:
+        case, ledger = self.case, self.ledger
+        models = [model for name, model in self.models.items() if name == "student" or case.teacher_decodes]
+        # Prompts of unequal length need a mask.
+        lengths, caches, heads = [case.prompt - 1] * (rows - 1) + [case.prompt], [], []
+        for model in models:
+            head = model.head(case.sampler.temperature)
+            with ledger.purpose(HALF):
+                heads.append(head.to(torch.bfloat16) if case.half else head)
+            cache = RollingCache(rows, case.prompt, case.answer, refills=rows < case.local_rollouts)
+            prompt = DynamicCache()
+            with ledger.purpose("activations"):
+                hidden_BPH = model.hidden(torch.zeros(rows, case.prompt, dtype=torch.long), prompt)
+            with ledger.purpose(CACHES):
+                ledger.claim((each for layer in prompt.layers for each in (layer.keys, layer.values)), CACHES)
+                cache.admit(prompt, lengths)
+            caches.append((cache, hidden_BPH[:, -1].clone()))
+            del prompt, hidden_BPH
+        began = ledger.calls
+        for _ in range(2):  # a step's distributions stay until those of the next are there
+            with ledger.purpose("loss"):  # as wide as the vocabulary
+                parts = [
+                    Distribution(raise_half(head.columns(hidden_BH)))
+                    for head, (_, hidden_BH) in zip(heads, caches, strict=True)
+                ]
+                shares = [1 - case.sampler.alpha, case.sampler.alpha][: len(parts)]
+                ids_B, _ = draw(list(zip(parts, shares, strict=True)), torch.zeros(rows, dtype=torch.float64))
+            with ledger.purpose("activations"):
+                caches = [
+                    (cache, model.next_hidden(ids_B, cache, torch.tensor(cache.starts)))
+                    for model, (cache, _) in zip(models, caches, strict=True)
+                ]
+        self.calls = (ledger.calls - began) // 2
+
+    def _score(self) -> None:
+        """The teacher's pass over a micro-batch of answers, where it took no part in decoding."""
+        case, rows = self.case, self.case.rows
+        ids_BS = torch.zeros(rows, case.columns, dtype=torch.long)
+        with self.ledger.purpose("activations"):
+            hidden_NH = self.models["teacher"].hidden(ids_BS)[:, case.prompt - 1 :].flatten(0, 1)
+        with self.ledger.purpose("loss"):
+            side = Side(hidden_NH, self.models["teacher"].head())
+            case.linear_loss.values(side, None, torch.zeros(len(hidden_NH), dtype=torch.long))

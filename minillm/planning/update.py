@@ -1,0 +1,142 @@
+"""The memory of an update: the package's own losses and models run on tensors without data."""
+
+from __future__ import annotations
+
+import torch
+
+from minillm.linear_loss import Side
+from minillm.models import LanguageModel
+from minillm.objectives import MiniLLM
+from minillm.packing import MicroBatch
+from minillm.planning.case import Case
+from minillm.planning.layout import Meshes, shard
+from minillm.planning.ledger import Ledger
+from minillm.planning.networks import Sizes, local_bytes, parameters, precision
+from minillm.types import Experience, Rollout
+
+STATES = "teacher's states"
+
+
+class FakeUpdate:
+    """One rank's models and optimizer, sharded as the case says; made under FakeTensorMode.
+
+    One micro-batch of answers and one of the corpus stand for all. AdamW's moments are there, and the gradients too
+    where a micro-batch came before. Clipping and the fused step take no memory to speak of.
+    """
+
+    def __init__(self, case: Case, meshes: Meshes | None):
+        self.case = case
+        network = case.student.make(trained=True)
+        rows = [network.get_output_embeddings().weight.shape[0]]
+        teacher = None if case.teacher is None else case.teacher.make(trained=False)
+        if teacher is not None:
+            rows.append(teacher.get_output_embeddings().weight.shape[0])
+        self.n_vocab = min(rows)
+        self.sizes = {"student": Sizes.of(network, case.student)}
+        if teacher is not None:
+            self.sizes["teacher"] = Sizes.of(teacher, case.teacher)
+        self.root = shard(network, meshes, root=True)
+        self.student = LanguageModel(network, self.n_vocab)
+        self.teacher = None if teacher is None else LanguageModel(teacher, self.n_vocab)
+        if teacher is not None and meshes is not None:
+            shard(teacher, meshes, root=False)
+        self.trained = parameters(network, trained=True)
+        self.ledger, self.optimizers = Ledger(), []
+        self._settle()
+
+    def _settle(self) -> None:
+        """What is there before the first micro-batch."""
+        case, ledger, network = self.case, self.ledger, self.student.network
+        with ledger, ledger.purpose("optimizer"):
+            ledger.claim(network.parameters(), "student")
+            for each in self.trained:  # an optimizer each: some are sharded over two dimensions, some over one
+                optimizer = case.optim.build([each])
+                each.grad = torch.zeros_like(each)
+                optimizer.step()
+                each.grad = None
+                self.optimizers.append(optimizer)
+        self.resting = {name: ledger.live[name] for name in ("student", "optimizer")}
+        if self.teacher is not None:
+            with ledger:
+                ledger.claim(self.teacher.network.parameters(), "teacher")
+            if case.offload and case.rollouts:
+                ledger.add("teacher", -local_bytes(self.teacher.body()))
+            self.resting |= {"teacher": ledger.live["teacher"]}
+            ledger.add(STATES, case.states * case.state_dtype.itemsize)
+
+    def peak(self, rows: int) -> dict[str, int]:
+        """Bytes by purpose with so many rows in a micro-batch of answers."""
+        case, ledger = self.case, self.ledger
+        with ledger, precision(case.half):
+            ledger.restart()
+            if rows < case.local_minibatch:
+                with ledger.purpose("gradients"):
+                    for each in self.trained:
+                        each.grad = torch.zeros_like(each)
+            self._answers(rows)
+            if blocks := case.blocks(rows):
+                self._corpus(blocks)
+            for each in self.trained:
+                each.grad = None
+        return {name: size for name, size in ledger.peak.items() if size}
+
+    def _answers(self, rows: int) -> None:
+        case = self.case
+        ids_BP = torch.zeros(rows, case.prompt, dtype=torch.long)
+        ids_BR = torch.zeros(rows, case.answer, dtype=torch.long)
+        states = torch.arange(rows * case.columns).view(rows, case.columns)[:, case.prompt - 1 :].reshape(-1)
+        tokens = torch.arange(rows * case.answer)
+        values = [torch.zeros(rows, case.answer) for _ in range(5)]
+        rollout = Rollout(ids_BP, ids_BP.bool(), ids_BR, ids_BR.bool(), *values[:2])
+        if isinstance(case.objective, MiniLLM):
+            rollout = Experience(**vars(rollout), advantages_BR=values[2], single_weights_BR=values[3],
+                                 long_weights_BR=values[4])  # fmt: skip
+        ids_BS = torch.cat([ids_BP, ids_BR], dim=1)[:, :-1].contiguous()
+        micro = MicroBatch(rollout, torch.arange(rows), ids_BS, states, tokens)
+
+        def objective(values, part):
+            if isinstance(case.objective, MiniLLM):
+                return case.objective.loss(values, rollout.terms(micro.take).rows(part), torch.tensor(1))
+            return case.objective.loss(values, torch.tensor(1))
+
+        wanted = case.objective.wanted
+        teacher = None
+        with torch.no_grad(), self.ledger.purpose("teacher's pass"):
+            if wanted and case.states:
+                hidden_NH = torch.zeros(len(micro), case.teacher.config.hidden_size, dtype=case.state_dtype)
+                teacher = Side(hidden_NH, self.teacher.head())
+            elif wanted:
+                teacher = micro.side(self.teacher)
+        ids_N = micro.take(ids_BR)
+        self._pass(lambda: micro.side(self.student), teacher, ids_N, wanted, objective)
+
+    def _corpus(self, blocks: int) -> None:
+        ids_ML = torch.zeros(blocks, self.case.block, dtype=torch.long)
+        regulariser = self.case.regulariser
+
+        def side(model: LanguageModel) -> Side:
+            return Side(model.hidden(ids_ML[:, :-1]).flatten(0, 1), model.head())
+
+        with torch.no_grad(), self.ledger.purpose("teacher's pass"):
+            teacher = side(self.teacher) if regulariser.wanted else None
+        self._pass(
+            lambda: side(self.student),
+            teacher,
+            ids_ML[:, 1:].flatten(),
+            regulariser.wanted,
+            lambda values, part: regulariser.loss(values, 1),
+        )
+
+    def _pass(self, side, teacher, ids_N, wanted, objective) -> None:
+        ledger = self.ledger
+
+        def forward() -> torch.Tensor:
+            with ledger.purpose("activations"):
+                student = side()
+            with ledger.purpose("loss"):
+                return self.case.linear_loss(student, teacher, ids_N, wanted, objective).loss
+
+        loss = self.root(forward)
+        with ledger.purpose("backward"):
+            loss.backward()
+        ledger.claim((each.grad for each in self.trained if each.grad is not None), "gradients")

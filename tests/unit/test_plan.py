@@ -1,0 +1,115 @@
+"""The command: every key is read, wrong ones come all at once, the page and the file say what was planned."""
+
+import json
+
+import pytest
+import yaml
+
+from minillm import plan as module
+from minillm.errors import ConfigError
+from minillm.plan import check_plan, make_plan
+from minillm.planning import Layout, page
+from tests.conf.test_compose import CONF, composed
+from tests.conftest import make_model
+
+SMALL = [
+    "experiment=opt_1b3_minillm", "data.max_prompt_tokens=6", "sampler.max_new_tokens=6", "data.block_size=8",
+    "regime.microbatch_tokens=24", "reserve=0", "device_memory=0.1",
+    *(f"model.{side}.architecture.{key}" for side in ("student", "teacher")
+      for key in ("layers=1", "width=32", "heads=4", "kv_heads=4", "ffn=64", "vocabulary=50")),
+]  # fmt: skip
+
+
+def question(*overrides, strategy="single"):
+    return check_plan(composed(*overrides, config="plan"), strategy)
+
+
+def test_every_key_is_read():
+    keys = yaml.safe_load((CONF / "plan.yaml").read_text())
+    assert set(keys) - {"defaults", "hydra", "rates"} == set(module._KINDS)
+
+
+def test_the_layouts_that_are_tried():
+    assert [each.strategy for each in question(*SMALL, "devices=1").layouts] == ["single", "fsdp"]
+    tried = question(*SMALL, "devices=8").layouts
+    assert tried == (Layout("ddp", 8), Layout("fsdp", 8), Layout("fsdp_tp", 8, 2), Layout("fsdp_tp", 8, 4))
+    assert question(*SMALL, "layout=fsdp_tp", "tensor_devices=4").layouts == (Layout("fsdp_tp", 8, 4),)
+    assert question(*SMALL, strategy="fsdp").layouts == (Layout("fsdp", 8),)  # the config group's choice
+
+
+@pytest.mark.parametrize(
+    ("overrides", "texts"),
+    [
+        (["layout=zero"], ["layout=zero: wanted auto or one of single, ddp, fsdp, fsdp_tp"]),
+        (["devices=24"], ["24 groups do not divide regime.minibatch_size=64", "do not divide regime.rollouts=256"]),
+        (["devices=many", "rates.overlap=3", "sampler.alpha=2", "seed=x"],
+         ["devices='many': wanted an integer", "rates.overlap=3", "sampler.alpha=2", "seed='x'"]),
+        (["devices=0", "reserve=90"], ["devices=0: wanted a positive number", "reserve=90: wanted 0 to less than"]),
+        (["model.teacher=a/b", "model.student=c/d"],
+         ["model.teacher.source=a/b: its shape is not known here; add `architecture`", "model.student.source=c/d"]),
+        (["layout=single"], ["layout=single with devices=8"]),
+        (["layout=fsdp_tp", "tensor_devices=3"], ["tensor_devices=3: wanted a divisor of devices=8", "heads (32)"]),
+        (["layout=ddp", "tensor_devices=2"], ["tensor_devices=2 with layout=ddp"]),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_planned(overrides, texts):
+    with pytest.raises(ConfigError) as caught:
+        question("experiment=opt_1b3_minillm", *overrides)
+    for text in texts:
+        assert text in str(caught.value)
+
+
+def test_gpt2_cannot_be_split():
+    with pytest.raises(ConfigError, match="the student is GPT-2, whose fused layers cannot be split"):
+        question("experiment=gpt2_120m_minillm", "layout=fsdp_tp")
+
+
+def test_a_directory_tells_its_own_shape(tmp_path):
+    make_model("llama").save_pretrained(tmp_path)
+    case = question("experiment=opt_1b3_minillm", f"model.teacher={tmp_path}").case
+    assert case.teacher.config.hidden_size == 32 and case.student.config.hidden_size == 2048
+
+
+def test_a_plan_is_shown_and_written(capsys, tmp_path):
+    made = make_plan(question(*SMALL, "devices=2"))
+    assert made.fits and made.case.layout == Layout("ddp", 2)
+    assert (made.microbatch_rows, made.rollout_rows) == (32, 128)  # all of a device's
+    page.show(made)
+    text = " ".join(capsys.readouterr().out.split())
+    for part in (
+        "ddp on 2 devices; 64 answers a mini-batch: 32 a group",
+        "runs/opt_1b3_start/student runs/opt_13b_teacher/student",
+        "32 rows of 11 tokens (all of a device's mini-batch): regime.microbatch_tokens=352; planned with 2 rows",
+        "sampler.batch_size=128 (all of a device's rollout); planned with 32",
+        "fits:",
+        "peak_tflops 989",
+    ):
+        assert part in text, part
+    figures = json.loads(json.dumps(page.figures(made)))
+    assert figures["largest"] == {"microbatch_rows": 32, "microbatch_tokens": 352, "rollout_rows": 128}
+    assert figures["rates"]["overlap"] == 0.0 and figures["days"] == pytest.approx(made.speed.days)
+    assert page.line(made).count("|") == len(page.HEADINGS) + 1
+
+
+def test_more_groups_than_answers():
+    idle = question(*SMALL, "devices=128", "layout=ddp")
+    assert idle.scaled == 1 and make_plan(idle).busy == 64
+    scaled = question(*SMALL, "devices=128", "layout=ddp", "scale_batch=true")
+    assert (scaled.scaled, scaled.case.minibatch, scaled.case.rollouts) == (2, 128, 512)
+    assert scaled.case.regulariser.batch_size == 128
+
+
+def test_what_does_not_fit_says_so(capsys):
+    made = make_plan(question(*SMALL, "devices=1", "device_memory=0.0001"))
+    assert not made.fits and made.microbatch_rows == 0
+    page.show(made)
+    assert "DOES NOT FIT" in capsys.readouterr().out and "does not fit" in page.line(made)
+
+
+def test_the_table_has_a_line_for_each_run(capsys):
+    keys = composed(*SMALL, "experiments=[opt_1b3_minillm_nopt]", "table_devices=[1,2]", config="plan")
+    module.print_table(keys, [*SMALL, "table=true", "devices=4"])
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 4 and lines[0] == f"| {' | '.join(page.HEADINGS)} |"
+    assert [line.split(" | ")[1:3] for line in lines[2:]] == [["1", "single"], ["2", "ddp"]]
+    assert all(line.startswith("| opt_1b3_minillm_nopt |") for line in lines[2:])
