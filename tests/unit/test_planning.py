@@ -157,8 +157,11 @@ def test_what_changes_a_plan():
         and half.update["activations"] < base.update["activations"]
     )
     assert "teacher's states" not in measure(case_of(shape, keep_states=False)).update
-    alone = measure(case_of(shape, sampler=Sampler(alpha=0.0, max_new_tokens=224, batch_size=8)))
+    small = dict(microbatch_tokens=255, linear_loss=LinearLoss(0.1))  # so that scoring is not the peak
+    alone = measure(case_of(shape, sampler=Sampler(alpha=0.0, max_new_tokens=224, batch_size=8), **small))
     assert alone.rollout["caches"] < 0.6 * base.rollout["caches"]
+    scored = measure(case_of(shape, sampler=Sampler(alpha=0.0, max_new_tokens=224, batch_size=1)))
+    assert "caches" not in scored.rollout and scored.rollout["activations"] > 2 * alone.rollout.get("activations", 0)
     blocks = measure(
         case_of(shape, regulariser=PretrainLoss(batch_size=8), block=512, microbatch_tokens=4096, minibatch=8)
     )
