@@ -18,10 +18,11 @@ from rich.markup import escape
 from rich.table import Table
 
 from minillm import cli
+from minillm.changes import NOTHING, within
 from minillm.chart import draw, short
 from minillm.console import say
 from minillm.errors import ConfigError, DataError, nearest
-from minillm.runs import RunFiles, counts, find_runs, higher_is_better
+from minillm.runs import RunFiles, find_runs, higher_is_better
 
 _SHOWN = 6  # settings in the table where they are not named
 _USUAL = ("val/reverse_kl", "val/rouge_l", "val/loss")
@@ -43,7 +44,11 @@ def differing(runs: Sequence[RunFiles]) -> list[str]:
     """Settings of which there are two values or more, in the order of the config; runs without a config say nothing."""
     known = [run.settings for run in runs if run.settings]
     keys = dict.fromkeys(key for settings in known for key in settings)
-    return [key for key in keys if counts(key) and len({repr(settings.get(key, "absent")) for settings in known}) > 1]
+    return [
+        key
+        for key in keys
+        if not within(key, NOTHING) and len({repr(settings.get(key, "absent")) for settings in known}) > 1
+    ]
 
 
 def value_of(run: RunFiles, figure: str) -> float | None:

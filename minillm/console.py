@@ -55,5 +55,6 @@ def show_facts(
 
 
 def say(text: str) -> None:
-    """One line, markup taken literally."""
-    get_console().print(escape(text), highlight=False)
+    """One line, markup taken literally; only a terminal folds it."""
+    console = get_console()
+    console.print(escape(text), highlight=False, soft_wrap=not console.is_terminal)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,15 +16,14 @@ from typing import Any
 import yaml
 from omegaconf import OmegaConf
 
+from minillm.changes import flat
+
 STOPPED = "stopped_early"  # in metrics.json: the optimizer step at which the median rule ended the run
 TRIALS = ".trials"  # in the directory of a sweep: how each of its trials ended
 ERROR = "error.txt"  # why a trial of a sweep failed
 LOG = "screen.log"  # what a trial of a sweep wrote on screen
 # Which way is better; of other figures nothing is known.
 _HIGHER = {"rouge_l": True, "exact_match": True, "distinct_4": True, "reverse_kl": False, "loss": False}
-# Settings that change no number of a run, or that cannot but differ between two.
-_APART = ("run.", "logger.", "callbacks.progress", "callbacks.median")
-_APART_KEYS = ("resume", "preflight", "profile", "optimized_metric", "linear_loss.chunk_mb")
 
 
 @dataclass(frozen=True)
@@ -113,32 +112,6 @@ def read_rows(file: Path) -> Iterator[dict[str, float]]:
             continue
         if "progress/optimizer_step" in values:
             yield values
-
-
-def flat(node: Mapping, prefix: str = "") -> dict[str, Any]:
-    """{"a": {"b": 1}} as {"a.b": 1}; an empty mapping stays one."""
-    out = {}
-    for key, value in node.items():
-        if isinstance(value, Mapping) and value:
-            out |= flat(value, f"{prefix}{key}.")
-        else:
-            out[f"{prefix}{key}"] = value
-    return out
-
-
-def counts(key: str) -> bool:
-    """Does a setting make a run another one?"""
-    return not key.startswith(_APART) and key not in _APART_KEYS
-
-
-def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Of two runs' settings, those that make them different runs."""
-    absent = "absent"
-    return [
-        f"{key} was {before.get(key, absent)}, now it is {now.get(key, absent)}"
-        for key in sorted(before.keys() | now.keys())
-        if counts(key) and before.get(key, absent) != now.get(key, absent)
-    ]
 
 
 def higher_is_better(figure: str) -> bool | None:

@@ -25,10 +25,11 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.types import Quote, QuotedString
 from omegaconf import DictConfig, OmegaConf
 
+from minillm.changes import LONGER, changes, flat
 from minillm.console import say
 from minillm.errors import Interrupted
 from minillm.files import write_whole
-from minillm.runs import ERROR, LOG, STOPPED, TRIALS, differences, flat, read_figures, read_settings
+from minillm.runs import ERROR, LOG, STOPPED, TRIALS, read_figures, read_settings
 
 ROOT = Path(__file__).parents[1]
 DONE = ("finished", "stopped early")
@@ -114,9 +115,12 @@ def _found(plain: dict, run_dir: Path, number: int) -> Outcome | None:
         before, figures = read_settings(run_dir), read_figures(run_dir)
     except ValueError as error:
         return Outcome(number, run_dir.name, "refused", str(error))
-    if before is not None and (found := differences(before, flat(plain))):
-        text = f"{run_dir} was made with other settings: {'; '.join(found)}. Delete it or choose another run.name"
+    found = [] if before is None else changes(before, flat(plain))
+    if other := [str(each) for each in found if not each.effect]:
+        text = f"{run_dir} was made with other settings: {'; '.join(other)}. Delete it or choose another run.name"
         return Outcome(number, run_dir.name, "refused", text)
+    if any(each.effect == LONGER for each in found):
+        return None
     return None if figures is None else _done(plain, run_dir, number, figures, skipped=True)
 
 

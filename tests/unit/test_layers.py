@@ -6,7 +6,20 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).parents[2] / "minillm"
 LAYERS = [
-    {"types", "errors", "losses", "seeding", "machine", "console", "draw", "files", "preemption", "secret", "ranks"},
+    {
+        "types",
+        "errors",
+        "losses",
+        "seeding",
+        "machine",
+        "console",
+        "draw",
+        "files",
+        "preemption",
+        "secret",
+        "ranks",
+        "changes",
+    },
     {"objectives", "linear_loss", "models", "data", "optim", "parallel", "saved"},
     {"sampling", "packing", "scoring", "metrics", "evaluation"},
     {"modules", "callbacks", "loggers", "datamodule", "runs"},

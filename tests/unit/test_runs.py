@@ -1,10 +1,8 @@
 """Run directories are read as they are found: half written, broken, of other runs."""
 
-import json
-
 import pytest
 
-from minillm.runs import RunFiles, differences, find_runs, flat, higher_is_better, read_figures, read_rows
+from minillm.runs import RunFiles, find_runs, higher_is_better, read_figures, read_rows
 
 HEADER = "progress/optimizer_step,val/reverse_kl,train/loss\n"
 
@@ -51,13 +49,6 @@ def test_runs_are_found_at_any_depth_but_not_inside_of_runs(tmp_path):
         (tmp_path / name).mkdir(parents=True)
         (tmp_path / name / "config.yaml").write_text("")
     assert [str(each.relative_to(tmp_path)) for each in find_runs(tmp_path)] == ["a", "sweep/x", "sweep/y"]
-
-
-def test_differences_name_what_makes_another_run():
-    before = flat({"seed": 0, "run": {"name": "a"}, "optim": {"betas": [0.9, 0.95], "rate": 1e-3}, "resume": None})
-    now = flat({"seed": 1, "run": {"name": "b"}, "optim": {"betas": [0.9, 0.95]}, "resume": "auto"})
-    assert differences(before, now) == ["optim.rate was 0.001, now it is absent", "seed was 0, now it is 1"]
-    assert differences(before, json.loads(json.dumps(before))) == []
 
 
 @pytest.mark.parametrize(

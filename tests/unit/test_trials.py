@@ -13,7 +13,7 @@ from omegaconf import OmegaConf, open_dict
 
 import minillm.loggers
 from minillm import trials
-from minillm.runs import flat
+from minillm.changes import flat
 from minillm.trials import command_of, error_in, tag, trial_name
 from tests.conf.test_compose import CONF
 
@@ -120,7 +120,7 @@ def leave(folder: Path, settings, figures=None):
         ({}, {"val/reverse_kl": 0.5, "stopped_early": 4}, "stopped early", 0.5, ""),
         ({}, {"val/reverse_kl": float("nan")}, "finished", None, "no finite val/reverse_kl in metrics.json"),
         ({"run": {"name": "other"}, "resume": "auto"}, {"val/reverse_kl": 0.5}, "finished", 0.5, ""),
-        ({"seed": 7}, {"val/reverse_kl": 0.5}, "refused", None, "other settings: seed was 7, now it is 0"),
+        ({"seed": 7}, {"val/reverse_kl": 0.5}, "refused", None, "other settings: seed was 7, is 0 now"),
         ({"seed": 7}, None, "refused", None, "Delete it or choose another run.name"),
         ({}, "{", "refused", None, "metrics.json: not JSON"),
     ],
