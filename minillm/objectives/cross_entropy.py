@@ -53,9 +53,11 @@ class CrossEntropy:
 class PretrainLoss:
     """The config group `regulariser`: coefficient * L_PT on a pre-training corpus (paper, Algorithm 1).
 
-    `batch_size` is the number of corpus blocks in one optimizer step, over all devices; coefficient 0 turns it off.
+    `batch_size` is the number of corpus blocks in one optimizer step, over all devices; coefficient 0 turns it off, and
+    so does `enabled`, whatever numbers an experiment sets.
     """
 
+    enabled: bool = True
     coefficient: float = 1.0
     kd_ratio: float = 0.0
     batch_size: int = 64
@@ -69,7 +71,7 @@ class PretrainLoss:
 
     @property
     def on(self) -> bool:
-        return self.coefficient > 0
+        return self.enabled and self.coefficient > 0
 
     @property
     def wanted(self) -> tuple[str, ...]:

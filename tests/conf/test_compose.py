@@ -86,6 +86,8 @@ def test_presets_set_the_regulariser_and_an_explicit_one_wins():
     assert not settings("objective=reference", "regulariser=none").regulariser.on
     assert settings("objective=reference", "regulariser=pretrain").regulariser.kd_ratio == 0.0
     assert settings("experiment=demo").objective == settings("objective=paper").objective
+    assert settings("experiment=demo").regulariser.on
+    assert not settings("experiment=demo", "regulariser=none").regulariser.on
 
 
 def test_the_paper_preset_is_the_class_default_and_the_reference_differs_in_every_row():
