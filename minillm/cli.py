@@ -10,6 +10,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NoReturn
 
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
@@ -34,13 +35,10 @@ def run(main: Callable[[], None], config_name: str) -> None:
     try:
         main()
         if in_a_worker():
-            # Threads of the process groups may still want the interpreter, and Python 3.11 aborts where one comes late.
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(0)
+            _leave(0)
     except Interrupted as error:
         if rank():
-            sys.exit(error.status)
+            _leave(error.status)
         fail(str(error), error.status)
     except MinillmError as error:
         fail(f"Error: {error}", error.status)
@@ -60,6 +58,16 @@ def fail(text: str, status: int = 1) -> None:
         stand_back()
         text = f"rank {rank()}: {text}"
     print(text, file=sys.stderr)
+    _leave(status)
+
+
+def _leave(status: int) -> NoReturn:
+    """In one of several processes at once: threads of their groups may still want the interpreter, and Python 3.11
+    aborts where one comes late."""
+    if in_a_worker():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
     sys.exit(status)
 
 
