@@ -158,23 +158,25 @@ def run_chain(run_dir: Path, stages: list[Stage]) -> dict[str, dict]:
             inputs = {
                 each: records[each]["result"] if each in records else fingerprint(Path(each)) for each in stage.reads
             }
-            made = records.get(stage.name)
+            made, seconds = records.get(stage.name), None
             if made and folder.exists():
                 _refuse_another(stage, made, inputs, folder)
                 if made["result"] and (folder / stage.result).exists():
                     say(f"{title}: there since {made['finished']}")
                     continue
-            # Before it begins: what is cut off may only go on with the same command and inputs.
-            records[stage.name] = {"command": list(stage.command), "inputs": inputs, "result": None}
-            write_whole(file, json.dumps(records, indent=2) + "\n")
-            seconds = _call(stage, run_dir, title, lock)
+            # A file is a command's last act; a kill may have come before it was recorded.
+            if not (made and (folder / stage.result).is_file()):
+                # Before it begins: what is cut off may only go on with the same command and inputs.
+                records[stage.name] = {"command": list(stage.command), "inputs": inputs, "result": None}
+                write_whole(file, json.dumps(records, indent=2) + "\n")
+                seconds = round(_call(stage, run_dir, title, lock), 1)
             records[stage.name] |= {
                 "result": fingerprint(folder / stage.result),
-                "seconds": round(seconds, 1),
+                "seconds": seconds,
                 "finished": time.strftime("%Y-%m-%d %H:%M:%S"),
             }
             write_whole(file, json.dumps(records, indent=2) + "\n")
-            say(f"{title}: {seconds:.0f} s")
+            say(f"{title}: {'was there, is recorded now' if seconds is None else f'{seconds:.0f} s'}")
     return records
 
 

@@ -72,6 +72,15 @@ def test_what_was_cut_off_goes_on_only_as_it_was_begun(tmp_path):
         run_chain(tmp_path, stages(tmp_path, write("a", "1")))
 
 
+def test_a_result_that_a_kill_left_unrecorded_is_taken(tmp_path):
+    stage = stages(tmp_path, write("a", "1"))
+    done = run_chain(tmp_path, stage)["a"]
+    begun = {"a": done | {"result": None}}
+    (tmp_path / "chain.json").write_text(json.dumps(begun))
+    again = run_chain(tmp_path, stage)["a"]
+    assert made(tmp_path, "a") == 1 and again["result"] == done["result"] and again["seconds"] is None
+
+
 def test_two_chains_do_not_meet_even_where_a_stage_outlives_its_own(tmp_path):
     left = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True)
     assert left.stdout.readline() == "held\n"
