@@ -58,8 +58,14 @@ def on_policy(world: Path, family: str = "llama", dtype: str = "float64") -> lis
 
 def scenarios(world: Path) -> dict[str, list[str]]:
     base = on_policy(world)
-    # One corpus block and small micro-batches: some rank has nothing of its own in a pass of all.
-    lean = ["regime.teacher_states=recompute", "model.gradient_checkpointing=true", "sampler=student"]
+    # Answers that end long before others; one corpus block and small micro-batches: some rank has nothing of its own in
+    # a pass of all.
+    lean = [
+        "regime.teacher_states=recompute",
+        "model.gradient_checkpointing=true",
+        "sampler=student",
+        "sampler.max_new_tokens=40",
+    ]
     lean += ["regulariser=pretrain_kd", "regulariser.batch_size=1", "regime.microbatch_tokens=9"]
     kd = ["regime=supervised", "objective=kd", "regime.minibatch_size=4", "regime.microbatch_size=4"]
     kd += ["regime.epochs=null", "regime.max_steps=6"]
