@@ -67,7 +67,7 @@ def scenarios(world: Path) -> dict[str, list[str]]:
         "sampler.max_new_tokens=40",
     ]
     lean += ["regulariser=pretrain_kd", "regulariser.batch_size=1", "regime.microbatch_tokens=9"]
-    kd = ["regime=supervised", "objective=kd", "regime.minibatch_size=4", "regime.microbatch_size=4"]
+    kd = ["regime=supervised", "objective=kd", "regime.minibatch_size=4", "regime.microbatch_size=1"]
     kd += ["regime.epochs=null", "regime.max_steps=6"]
     return {
         "base": base,
