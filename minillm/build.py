@@ -153,7 +153,7 @@ def build(cfg: DictConfig, settings: Settings) -> Run:
     corpus = None if documents is None else settings.data.corpus(documents, pair)
     page = None
     if ckpt_path is None and rank() == 0:
-        page = preflight.begin(settings, plain, pair, train_prompts, val_prompts, corpus, precision)
+        page = preflight.begin(settings, plain, pair, train_prompts, val_prompts, corpus, precision, device)
     make = _supervised if supervised else _on_policy
     module, datamodule = make(settings, pair, train_prompts, val_prompts, corpus, plain["seed"])
     if ckpt_path:

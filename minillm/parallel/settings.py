@@ -72,6 +72,12 @@ class Parallel:
         """Groups of devices that work on rows of their own."""
         return self.world_size // self.tensor_parallel_size
 
+    def __str__(self) -> str:
+        """For a person."""
+        split = f", layers split over {self.tensor_parallel_size}" if self.kind == "fsdp_tp" else ""
+        nodes = f" on {self.num_nodes} nodes" if self.num_nodes > 1 else ""
+        return f"{self.world_size}{nodes}, {self.kind}{split}"
+
     @property
     def sharded(self) -> bool:
         return self.kind in ("fsdp", "fsdp_tp")

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from typing import TYPE_CHECKING
+
+import torch
 
 from minillm.data import Corpus, PromptSet
 from minillm.models import Pair
@@ -28,12 +31,13 @@ def begin(
     validation: PromptSet,
     corpus: Corpus | None,
     precision: str,
+    device: torch.device,
 ) -> Preflight | None:
     """The page of a run that begins, shown; with preflight=false None, and only its warnings are logged.
 
     Args:
-        settings, plain: the run's, as objects and as plain values. precision: the trainer's, chosen already. The rest
-            is what they have loaded.
+        settings, plain: the run's, as objects and as plain values. precision, device: the trainer's. The rest is what
+            they have loaded.
     """
     if isinstance(settings.regime, Supervised):
         longest = settings.data.longest
@@ -60,7 +64,10 @@ def begin(
         for text in found.warnings:
             log.warning(text)
         return None
-    if pair.teacher is not None:
+    if settings.strategy.world_size > 1:
+        found = replace(found, devices=str(settings.strategy))
+    # Weights that are shared out later are on the CPU until then, where large models would answer for an hour.
+    if pair.teacher is not None and pair.student.device.type == device.type:
         sizes = dict(max_new_tokens=work.answer_tokens, max_tokens=work.microbatch_tokens)
         found = found.with_agreement(agreement(pair, train, seed=plain["seed"], **sizes))
     show(found)

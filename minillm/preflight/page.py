@@ -78,6 +78,10 @@ def _lines(found: Preflight) -> list[tuple[str, str]]:
         kl = found.agreement
         text = f"reverse KL {kl.reverse_kl:.3g}, forward KL {kl.forward_kl:.3g} nats a token"
         lines.append(("agreement", f"{text}, on {kl.samples} answers of the student ({kl.tokens} tokens)"))
+    if found.devices:
+        lines.append(
+            ("devices", f"{found.devices}; memory is told as for one, by python -m minillm.plan for each of them")
+        )
     return [*lines, ("steps", _steps(found)), *_memory(found)]
 
 
