@@ -10,7 +10,7 @@ import pytest
 from tests.integration.commands import grown, start
 from tests.integration.test_resume import rows
 
-STEPS, KILLS, SECONDS = 2000, 8, 900  # of training, at most so many kills, at most so long
+STEPS, KILLS, SECONDS = 6000, 8, 900  # of training, at most so many kills, at most so long
 
 LONG = [
     f"regime.max_steps={STEPS}", "callbacks.validation.every=500", "callbacks.checkpoints.every=50",
@@ -26,12 +26,11 @@ def test_soak(tmp_path, overrides, record_property):
     while process.poll() is None:
         time.sleep(1)
         if grown(tmp_path / "whole" / "runs" / "cut" / "metrics.csv", 20_000):  # beyond the first hundred rounds
-            try:
-                watched = psutil.Process(process.pid)
-                memory.append(watched.memory_info().rss)
-                files.append(watched.num_fds())
-            except psutil.NoSuchProcess:
-                break
+            watched = psutil.Process(process.pid)  # not waited for yet, so it is there, if only as a zombie
+            rss, n_files = watched.memory_info().rss, watched.num_fds()
+            if n_files:
+                memory.append(rss)
+                files.append(n_files)
     assert process.wait() == 0, process.stderr.read()
     early, late = (sum(part) / len(part) for part in (memory[: len(memory) // 4], memory[-len(memory) // 4 :]))
     assert len(memory) > 10 and late < 1.05 * early and max(files) - min(files) <= 4
