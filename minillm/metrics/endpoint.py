@@ -153,8 +153,6 @@ class Endpoint:
             size += len(block)
             if time.monotonic() > deadline:
                 raise TimeoutError(f"the body took more than timeout={self.timeout:g} s")
-        if size < _LARGEST and getattr(response, "length", None):
-            raise ConnectionError(f"the body ended {response.length} bytes early")
         return b"".join(blocks).decode("utf-8", errors="replace")
 
     def _refused(self, error: urllib.error.HTTPError) -> NoReturn:

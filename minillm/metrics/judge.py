@@ -12,7 +12,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, Literal
 
-from minillm.errors import ConfigError, DataError, JudgeError
+from minillm.errors import ConfigError, DataError, JudgeError, MinillmError
 from minillm.metrics.endpoint import Endpoint, Unanswered
 from minillm.metrics.replies import ReplyCache, question_key
 from minillm.metrics.verdict import QUESTION, REMINDER, read_scores, score_ratio
@@ -179,9 +179,20 @@ class _Work:
         self._unanswered = 0  # questions in a row
 
     def rate(self, key: str, item: Item) -> Rating:
+        """As `Judge.rate`; what it raises stops the other threads before their next question."""
+        try:
+            return self._rate(key, item)
+        except MinillmError:
+            self.stop.set()
+            raise
+
+    def _rate(self, key: str, item: Item) -> Rating:
         replies, asked, problem = self.cache.replies(key), 0, None
         scores = next(filter(None, map(read_scores, replies)), None)
         while scores is None and len(replies) < self.judge.asks and problem is None:
+            if self.stop.is_set():
+                problem = "stopped"
+                break
             try:
                 reply = self.endpoint.chat(self.judge._question(item, len(replies)), self.stop)
             except Unanswered as error:
