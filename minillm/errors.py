@@ -45,6 +45,10 @@ class StorageError(MinillmError, OSError):
     """A file that cannot be written: a full disk, a quota, no permission."""
 
 
+class JudgeError(MinillmError, RuntimeError):
+    """A judge's endpoint that refuses the work, or that no longer answers."""
+
+
 class Interrupted(MinillmError):
     """A signal asked the run to stop; raised only where its state can be saved whole."""
 

@@ -18,6 +18,11 @@ _SHAPES = {  # what the services' tokens begin with
 _SHORTEST = 8  # a shorter value of the environment would be found in innocent texts
 
 
+def names_secret(variable: str) -> bool:
+    """Whether the value of an environment variable of this name is looked for in configs."""
+    return re.fullmatch(r"\w+", variable) is not None and _NAMES.search(variable) is not None
+
+
 def secret_problems(plain: dict, command: str = "") -> list[str]:
     """Keys of a config whose text holds a secret, by the environment's variables or by its form; never the text."""
     secrets = {value: name for name, value in os.environ.items() if _NAMES.search(name) and len(value) >= _SHORTEST}
