@@ -52,8 +52,8 @@ def calibration_figures(
     """ECE = sum_c n_c / N |accuracy_c - confidence_c| over equal-width bins of the confidence, the largest probability
     of a record (Guo et al. 2017, arXiv 1706.04599); the label chosen is the first with that probability.
 
-    Bins are those of torchmetrics' MulticlassCalibrationError (norm l1): closed below, and a confidence of exactly 1 is
-    a bin of its own, [1, 1], which is only listed where it is not empty. Two labels leave the bins below 1/2 empty.
+    Bins are those of torchmetrics' MulticlassCalibrationError (norm l1): closed below, and a confidence of 1, as
+    float32, is in a bin of its own, [1, 1], listed only where it is not empty. With two labels the bins below 1/2 are.
     `options`: see `bootstrap`.
 
     Raises:
@@ -62,9 +62,9 @@ def calibration_figures(
     probabilities_NK, labels_N = torch.as_tensor(probabilities_NK).cpu(), torch.as_tensor(labels_N).cpu()
     _check(probabilities_NK, labels_N, n_bins)
     confidence_N, choice_N = probabilities_NK.max(dim=-1)
-    # In their own type, as torchmetrics does: a rounded edge would move what lies on it.
-    edges = torch.linspace(0, 1, n_bins + 1, dtype=confidence_N.dtype)
-    bin_N = torch.bucketize(confidence_N, edges, right=True).numpy() - 1
+    # In float32, as torchmetrics does: otherwise what lies on an edge, or next to 1, could be in another bin.
+    edges = torch.linspace(0, 1, n_bins + 1, dtype=torch.float32)
+    bin_N = torch.bucketize(confidence_N.float(), edges, right=True).numpy() - 1
     confidence_N, right_N = confidence_N.double().numpy(), (choice_N == labels_N).double().numpy()
 
     n = len(right_N)
