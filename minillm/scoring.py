@@ -77,9 +77,8 @@ def rollout_divergence(
         ours, theirs = micro.side(student), micro.side(teacher)
         ids_N = micro.take(rollout.response_ids_BR)
         reverse = linear_loss.values(ours, theirs, ids_N, (REVERSE_KL,))
-        forward = linear_loss.values(
-            theirs, ours, ids_N, (REVERSE_KL,)
-        )  # KL[p || q] is the reverse KL with roles changed
+        # KL[p || q] is the reverse KL with the roles changed.
+        forward = linear_loss.values(theirs, ours, ids_N, (REVERSE_KL,))
         found = (reverse.logprobs_N, forward.logprobs_N, reverse.reverse_kl_N, forward.reverse_kl_N)
         out = [values_BR.to(values_N) for values_BR, values_N in zip(out, found, strict=True)]
         for values_BR, values_N in zip(out, found, strict=True):
