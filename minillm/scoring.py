@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -53,3 +53,34 @@ def rollout_reverse_kl(
         kl_BR = kl_BR.to(values_N)
         kl_BR.view(-1)[micro.token_N] = values_N
     return kl_BR
+
+
+@dataclass(frozen=True)
+class Divergence:
+    """Student q and teacher p at each answered position, T = 1, nats: log q and log p of the chosen token, and exact
+    KL[q || p] and KL[p || q] over the whole vocabulary. [B, R] each; 0 outside the mask."""
+
+    student_logprobs_BR: Tensor
+    teacher_logprobs_BR: Tensor
+    reverse_kl_BR: Tensor
+    forward_kl_BR: Tensor
+
+
+@torch.no_grad()
+def rollout_divergence(
+    student: LanguageModel, teacher: LanguageModel, rollout: Rollout, linear_loss: LinearLoss, *, max_tokens: int
+) -> Divergence:
+    """By one forward pass of each model, `max_tokens` at a time."""
+    shape = rollout.response_mask_BR.shape
+    out = [torch.zeros(shape, device=rollout.response_ids_BR.device) for _ in range(4)]
+    for micro in micro_batches(rollout, max_tokens):
+        ours, theirs = micro.side(student), micro.side(teacher)
+        ids_N = micro.take(rollout.response_ids_BR)
+        reverse = linear_loss.values(ours, theirs, ids_N, (REVERSE_KL,))
+        # KL[p || q] is the reverse KL with the roles changed.
+        forward = linear_loss.values(theirs, ours, ids_N, (REVERSE_KL,))
+        found = (reverse.logprobs_N, forward.logprobs_N, reverse.reverse_kl_N, forward.reverse_kl_N)
+        out = [values_BR.to(values_N) for values_BR, values_N in zip(out, found, strict=True)]
+        for values_BR, values_N in zip(out, found, strict=True):
+            values_BR.view(-1)[micro.token_N] = values_N
+    return Divergence(*out)

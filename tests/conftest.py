@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("WANDB_MODE", "disabled")
@@ -10,10 +11,12 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pytest
 import torch
+import torch.distributed as dist
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from minillm.models import Architecture, LanguageModel, Pair
+from minillm.parallel import Group
 
 WORDS = [
     *"the a of to and in is what name list write tell why".split(),
@@ -85,3 +88,46 @@ def tokenizer() -> PreTrainedTokenizerFast:
 @pytest.fixture
 def pair() -> Pair:
     return make_pair()
+
+
+@pytest.fixture
+def ranks(monkeypatch):
+    """Three ranks as threads: what each sends is seen by all at a barrier."""
+    size, meeting, box = 3, threading.Barrier(3), {}
+    mine = threading.local()
+
+    def exchange(value):
+        box[mine.rank] = value
+        meeting.wait()
+        everyone = [box[rank] for rank in range(size)]
+        meeting.wait()
+        return everyone
+
+    def all_gather_object(out, value, group=None):
+        out[:] = exchange(value)
+
+    def all_gather(out, tensor, group=None):
+        for to, each in zip(out, exchange(tensor.clone()), strict=True):
+            to.copy_(each)
+
+    def all_reduce(tensor, group=None):
+        tensor.copy_(torch.stack(exchange(tensor.clone())).sum(0))
+
+    for function in (all_gather_object, all_gather, all_reduce):
+        monkeypatch.setattr(dist, function.__name__, function)
+
+    def run(work):
+        results = [None] * size
+
+        def one(rank):
+            mine.rank = rank
+            results[rank] = work(Group(rank, size))
+
+        threads = [threading.Thread(target=one, args=(rank,)) for rank in range(size)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        return results
+
+    return run

@@ -1,5 +1,6 @@
 """Records to ids: prompts, references and the pre-training corpus."""
 
+from minillm.data.choices import BOOLQ, SST2, ChoiceTask, read_choices
 from minillm.data.corpus import Corpus, build_corpus
 from minillm.data.documents import Documents, read_documents
 from minillm.data.order import rows_at
@@ -8,6 +9,9 @@ from minillm.data.records import Record, read_records
 from minillm.data.sources import Sources, training_keys
 
 __all__ = [
+    "BOOLQ",
+    "SST2",
+    "ChoiceTask",
     "Corpus",
     "Documents",
     "PromptSet",
@@ -15,6 +19,7 @@ __all__ = [
     "Sources",
     "build_corpus",
     "build_prompts",
+    "read_choices",
     "read_documents",
     "read_records",
     "rows_at",

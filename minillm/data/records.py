@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,10 +35,25 @@ def read_records(source: str) -> list[Record]:
     Raises:
         DataError: naming source, line and key of up to ten problems; or that nothing is there.
     """
+    return parse_rows(source, _rows(source), _record, "the key instruction or messages")
+
+
+def parse_rows(
+    source: str, rows: Iterable[tuple[str, object]], parse: Callable[[str, dict], Record], wanted: str
+) -> list[Record]:
+    """`parse` of every (`file:line`, row); a row that could not be read is a DataError and comes up here.
+
+    Raises:
+        DataError: up to ten problems of rows; or that no row is there, where one with `wanted` should be.
+    """
     records, problems = [], []
-    for where, row in _rows(source):
+    for where, row in rows:
         try:
-            records.append(_record(where, row))
+            if isinstance(row, DataError):
+                raise row
+            if not isinstance(row, dict):
+                raise DataError(f"{where}: wanted a JSON object, got {type(row).__name__}")
+            records.append(parse(where, row))
         except DataError as problem:
             problems.append(str(problem))
     if problems:
@@ -46,9 +61,7 @@ def read_records(source: str) -> list[Record]:
         lines = "\n".join(f"  {problem}" for problem in problems[:_SHOWN])
         raise DataError(f"{source}: {len(problems)} unusable rows:\n{lines}{rest}")
     if not records:
-        raise DataError(
-            f"{source}: no records; wanted at least one JSON object a line with the key instruction or messages"
-        )
+        raise DataError(f"{source}: no records; wanted at least one JSON object a line with {wanted}")
     return records
 
 
@@ -108,11 +121,7 @@ def _hub_rows(source: str) -> Iterator[tuple[str, object]]:
         yield f"{source}:{number}", row
 
 
-def _record(where: str, row: object) -> Record:
-    if isinstance(row, DataError):
-        raise row
-    if not isinstance(row, dict):
-        raise DataError(f"{where}: wanted a JSON object, got {type(row).__name__}")
+def _record(where: str, row: dict) -> Record:
     if "messages" in row:
         return _chat_record(where, row["messages"])
     if "instruction" not in row:

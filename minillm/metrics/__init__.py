@@ -1,6 +1,33 @@
-"""Metrics on texts and tokens: one file each, pure (the judge asks an endpoint), usable without the rest."""
+"""Metrics on texts and tokens: one file each, pure (the judge asks an endpoint). Definitions: docs/evaluation.md."""
 
-from minillm.metrics.diversity import distinct_n
+from minillm.metrics.calibration import Calibration, ReliabilityBin, calibration_figures, label_probabilities
+from minillm.metrics.diversity import distinct, distinct_n
+from minillm.metrics.exposure import ExposureCurve, PrefixKL, exposure_curve, exposure_interval
+from minillm.metrics.intervals import Spread, bootstrap, over_seeds
+from minillm.metrics.length import LengthFigures, by_length, length_figures, reference_length
+from minillm.metrics.position import PositionMeans, position_means
 from minillm.metrics.rouge import exact_match, rouge_l
 
-__all__ = ["distinct_n", "exact_match", "rouge_l"]
+__all__ = [
+    "Calibration",
+    "ExposureCurve",
+    "LengthFigures",
+    "PositionMeans",
+    "PrefixKL",
+    "ReliabilityBin",
+    "Spread",
+    "bootstrap",
+    "by_length",
+    "calibration_figures",
+    "distinct",
+    "distinct_n",
+    "exact_match",
+    "exposure_curve",
+    "exposure_interval",
+    "label_probabilities",
+    "length_figures",
+    "over_seeds",
+    "position_means",
+    "reference_length",
+    "rouge_l",
+]

@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from minillm.metrics.diversity import distinct_n
+from minillm.metrics import distinct, distinct_n
 
 
 @pytest.mark.parametrize(
@@ -48,3 +48,19 @@ def test_where_no_answer_is_long_enough_the_share_is_zero(answers):
 
 def test_answers_may_come_from_a_generator():
     assert distinct_n((tokens for tokens in [(1, 2), (1, 2)]), 2) == pytest.approx(1 / 2)
+
+
+def test_one_to_four_at_once_even_from_a_generator():
+    answers = [[1, 2, 1, 2, 1, 2], [2, 1, 2, 1, 3]]
+    assert distinct(answer for answer in answers) == {f"distinct_{n}": distinct_n(answers, n) for n in (1, 2, 3, 4)}
+    assert list(distinct(answers, 2)) == ["distinct_1", "distinct_2"]
+
+
+@pytest.mark.parametrize("answers", [[], [[]], [[], []]])
+def test_nothing_has_no_diversity(answers):
+    assert set(distinct(answers).values()) == {0.0}
+
+
+def test_a_model_that_only_ends_and_one_that_repeats_itself():
+    assert list(distinct([[0]] * 8).values()) == [1 / 8, 0.0, 0.0, 0.0]
+    assert distinct([[7] * 100_000])["distinct_4"] == pytest.approx(1 / 99_997)

@@ -1,11 +1,9 @@
 """Shares and their sums, on one rank and, in threads of one process, on three."""
 
-import threading
 from itertools import chain
 
 import pytest
 import torch
-import torch.distributed as dist
 
 from minillm.parallel import ALONE, Group
 
@@ -25,49 +23,6 @@ def test_alone_everything_is_what_it_was():
     assert ALONE.total({"a": torch.tensor(2.5)}) == {"a": 2.5}
     ALONE.add_up([rows])
     assert rows.tolist() == [[0, 1], [2, 3], [4, 5]]
-
-
-@pytest.fixture
-def ranks(monkeypatch):
-    """Three ranks as threads: what each sends is seen by all at a barrier."""
-    size, meeting, box = 3, threading.Barrier(3), {}
-    mine = threading.local()
-
-    def exchange(value):
-        box[mine.rank] = value
-        meeting.wait()
-        everyone = [box[rank] for rank in range(size)]
-        meeting.wait()
-        return everyone
-
-    def all_gather_object(out, value, group=None):
-        out[:] = exchange(value)
-
-    def all_gather(out, tensor, group=None):
-        for to, each in zip(out, exchange(tensor.clone()), strict=True):
-            to.copy_(each)
-
-    def all_reduce(tensor, group=None):
-        tensor.copy_(torch.stack(exchange(tensor.clone())).sum(0))
-
-    for function in (all_gather_object, all_gather, all_reduce):
-        monkeypatch.setattr(dist, function.__name__, function)
-
-    def run(work):
-        results = [None] * size
-
-        def one(rank):
-            mine.rank = rank
-            results[rank] = work(Group(rank, size))
-
-        threads = [threading.Thread(target=one, args=(rank,)) for rank in range(size)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        return results
-
-    return run
 
 
 def test_joining_undoes_sharing(ranks):

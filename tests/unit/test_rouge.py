@@ -1,9 +1,10 @@
-"""Rouge-L against all subsequences tried one by one; exact match after normalisation."""
+"""Rouge-L against all subsequences tried one by one and against rouge-score; exact match after normalisation."""
 
 import random
 from itertools import combinations
 
 import pytest
+from rouge_score.rouge_scorer import RougeScorer
 
 from minillm.metrics.rouge import exact_match, rouge_l
 
@@ -72,3 +73,37 @@ def test_exact_match_normalises_case_punctuation_and_space_only(answer, referenc
 
 def test_one_equal_reference_is_enough_and_the_score_is_not_a_count():
     assert exact_match("cat", ["dog", "Cat", "cat!"]) == 100.0
+
+
+TEXT = """On a day in May the foxes' walking tour began; 12 of them walked, others ran. "Running, why?" they asked - and
+sang café songs: the river, the trees, a boat. Nobody knew what they were singing, but everyone listened.""".split()
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_rouge_l_is_that_of_rouge_score(seed):
+    draw = random.Random(seed)
+    answer, *references = (" ".join(draw.choices(TEXT, k=draw.randint(0, 150))) for _ in range(3))
+    library = RougeScorer(["rougeL"], use_stemmer=True)
+    expected = max(library.score(reference, answer)["rougeL"].fmeasure for reference in references)
+    assert rouge_l(answer, references) == pytest.approx(100 * expected, abs=1e-9)
+
+
+def test_answers_of_100_kb_are_measured_too():
+    words = " ".join(random.Random(0).choices(TEXT, k=20_000))  # the whole table of the two would take gigabytes
+    assert len(words) > 100_000
+    assert rouge_l(words, [words]) == exact_match(words, [words]) == 100.0
+    assert 0 < rouge_l(words, ["the foxes walked"]) < 1
+    assert rouge_l("x" * 100_000, ["the foxes walked"]) == 0.0
+
+
+def test_other_scripts_have_no_words_for_rouge_but_match_exactly():
+    assert rouge_l("猫が好き", ["猫が好き"]) == 0.0 and exact_match("猫が好き", ["猫が好き"]) == 100.0
+    assert exact_match("猫が好き。", ["猫が好き"]) == 0.0  # only ASCII punctuation goes
+    assert rouge_l("猫 7", ["7"]) == 100.0
+    assert exact_match("Привет, МИР", ["привет мир"]) == 100.0
+
+
+def test_empty_answers_are_defined():
+    assert rouge_l("", [""]) == rouge_l("", ["a"]) == rouge_l("a", [""]) == rouge_l("?!", ["..."]) == 0.0
+    assert all(isinstance(rouge_l(text, ["a"]), float) for text in ("", "a", "b"))
+    assert exact_match("", [""]) == exact_match("?!", [""]) == 100.0

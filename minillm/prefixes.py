@@ -1,0 +1,113 @@
+"""Answers sampled by one model, several a prompt, and what student and teacher say at every token of them.
+
+Axes: B answers, R response positions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+from minillm.data import PromptSet
+from minillm.data.prompts import pad
+from minillm.linear_loss import LinearLoss
+from minillm.metrics import PrefixKL
+from minillm.models import LanguageModel
+from minillm.parallel import ALONE, Group
+from minillm.sampling import decode
+from minillm.scoring import Divergence, rollout_divergence
+from minillm.seeding import seed_for
+from minillm.types import Rollout
+
+
+@dataclass(frozen=True)
+class Sample:
+    """An answer to the prompt of that row number, with its end token where it has one."""
+
+    prompt: int
+    tokens: tuple[int, ...]
+
+
+def sample_answers(
+    model: LanguageModel,
+    prompts: PromptSet,
+    *,
+    seed: int,
+    n_samples: int = 10,
+    max_new_tokens: int,
+    batch_size: int,
+    stop_ids: tuple[int, ...],
+    group: Group = ALONE,
+    interrupt: Callable[[], None] | None = None,
+) -> list[Sample]:
+    """`n_samples` answers to every prompt at temperature 1, those of one prompt together.
+
+    A random stream depends on seed, prompt and sample only. Student and teacher get the same streams, so that what
+    differs between their samples is the models and not the luck. The ranks of `group` share the work, and each gets all
+    answers; `interrupt`: see `decode`.
+    """
+    numbers = group.share([(row, sample) for row in range(len(prompts)) for sample in range(n_samples)])
+    if not numbers:
+        return group.join([])
+    rollout = decode(
+        model,
+        None,
+        prompts.batch([row for row, _ in numbers]).to(model.device),
+        seeds=[seed_for(seed, "prefix", row, sample) for row, sample in numbers],
+        batch_size=batch_size,
+        stop_ids=stop_ids,
+        pad_id=prompts.pad_id,
+        max_new_tokens=max_new_tokens,
+        interrupt=interrupt,
+    )
+    ids, counts = rollout.response_ids_BR.tolist(), rollout.response_mask_BR.sum(-1).tolist()
+    return group.join(
+        [Sample(row, tuple(ids[at][: counts[at]])) for at, (row, _) in enumerate(numbers)],
+    )
+
+
+def divergence(
+    student: LanguageModel,
+    teacher: LanguageModel,
+    prompts: PromptSet,
+    samples: Sequence[Sample],
+    *,
+    max_tokens: int = 2048,
+    group: Group = ALONE,
+) -> Divergence:
+    """[B, R] on the CPU: both models at every token of the samples, whoever drew them; see `rollout_divergence`. The
+    ranks of `group` share the work, and each gets all values."""
+    mine = group.share(samples)
+    rows: list[list[list[float]]] = []
+    if mine:
+        batch = prompts.batch([sample.prompt for sample in mine])
+        rollout = Rollout(batch.ids_BP, batch.mask_BP, *pad([sample.tokens for sample in mine], 0, left=False))
+        found = rollout_divergence(student, teacher, rollout.to(student.device), LinearLoss(), max_tokens=max_tokens)
+        values_BFR = torch.stack([getattr(found, field.name).double() for field in fields(Divergence)], dim=1)
+        rows = [
+            values_FR[:, : len(sample.tokens)].tolist()
+            for values_FR, sample in zip(values_BFR.cpu(), mine, strict=True)
+        ]
+    rows = group.join(rows)
+    width = max((len(sample.tokens) for sample in samples), default=0)
+    values_BFR = torch.zeros(len(rows), len(fields(Divergence)), width, dtype=torch.float64)
+    for values_FR, row in zip(values_BFR, rows, strict=True):
+        values_FR[:, : len(row[0])] = torch.tensor(row, dtype=torch.float64)
+    return Divergence(*values_BFR.unbind(1))
+
+
+def sample_mask(samples: Sequence[Sample]) -> Tensor:
+    """[B, R] bool: the tokens that the samples have."""
+    return pad([sample.tokens for sample in samples], 0, left=False)[1]
+
+
+def prefix_kl(
+    student: LanguageModel, teacher: LanguageModel, prompts: PromptSet, samples: Sequence[Sample], **options
+) -> PrefixKL:
+    """KL[p || q] at the prefixes of the samples: one side of `metrics.exposure_curve`. `options`: see `divergence`."""
+    found = divergence(student, teacher, prompts, samples, **options)
+    prompt_B = torch.tensor([sample.prompt for sample in samples], dtype=torch.long)
+    return PrefixKL(found.forward_kl_BR, sample_mask(samples), prompt_B)
