@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import time
 from dataclasses import dataclass
@@ -28,7 +29,7 @@ from minillm.objectives import CrossEntropy, MiniLLM, PretrainLoss
 from minillm.optim import Optim
 from minillm.parallel import Parallel, agree, barrier, environment, lightning_strategy
 from minillm.ranks import rank
-from minillm.resume import check_weights, compare_settings
+from minillm.resume import DATA, check_weights, compare_data, compare_settings, data_digests
 from minillm.rules import GROUPS, SETTINGS, check_writable, cross_field_problems, root_problems
 from minillm.sampling import Sampler
 from minillm.saved import CheckpointFile, newest_good
@@ -151,6 +152,9 @@ def build(cfg: DictConfig, settings: Settings) -> Run:
     train_prompts, val_prompts = settings.data.prompts(*records, pair, answered=supervised)
     check_monitor(settings, pair, val_prompts)
     corpus = None if documents is None else settings.data.corpus(documents, pair)
+    digests = data_digests(train_prompts, val_prompts, corpus)
+    if ckpt_path:
+        compare_data(run_dir, digests)
     page = None
     if ckpt_path is None and rank() == 0:
         page = preflight.begin(settings, plain, pair, train_prompts, val_prompts, corpus, precision, device)
@@ -164,6 +168,7 @@ def build(cfg: DictConfig, settings: Settings) -> Run:
     if rank() == 0:
         run_dir.mkdir(parents=True, exist_ok=True)
         write_whole(run_dir / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
+        write_whole(run_dir / DATA, json.dumps(digests, indent=2) + "\n")
         if page:
             preflight.write(page, run_dir)
     if plain["logger"].get("_target_") and rank() == 0:

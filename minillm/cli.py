@@ -76,7 +76,7 @@ def _quieten() -> None:
 
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-    for name in ("lightning.pytorch", "lightning.fabric", "absl", "alembic"):
+    for name in ("absl", "alembic"):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="lightning")
     os.environ.setdefault("WANDB_SILENT", "true")
@@ -95,7 +95,10 @@ def _explain(error: HydraException, config_name: str) -> str:
         return refused
     known = _known_keys(config_name)
     if key in known:
-        return f"{key}: not a key of what these options compose; +{key}=... adds it"
+        return (
+            f"{key}: not a key of what these options compose; another choice of a group has it. Where it is meant all "
+            f"the same: +{key}=..."
+        )
     return f"{key}: no such key; {nearest(key, known)}"
 
 

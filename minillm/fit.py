@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 
 from lightning.pytorch.loggers import WandbLogger
@@ -22,6 +23,8 @@ def fit(cfg: DictConfig, *, command: str, began: float) -> dict[str, float]:
     Raises:
         MinillmError: see `check_config` and `build`.
     """
+    for name in ("lightning.pytorch", "lightning.fabric"):  # they turn themselves up when they are imported
+        logging.getLogger(name).setLevel(logging.ERROR)
     job = {"cfg": OmegaConf.to_container(cfg, resolve=True), "command": command, "began": began}
     if in_a_worker():
         join()

@@ -54,6 +54,10 @@ class Optim:
             ),
         )
 
+    def __str__(self) -> str:
+        """For a person."""
+        return f"{self.learning_rate:g}, {self.schedule} after {self.warmup_steps} steps of warm-up"
+
     def build(self, parameters: Iterable[nn.Parameter]) -> torch.optim.AdamW:
         return torch.optim.AdamW(
             [{"params": group} for group in by_mesh(parameters)],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from omegaconf import OmegaConf
@@ -10,9 +11,12 @@ from yaml import YAMLError
 
 from minillm.changes import changes, flat, within
 from minillm.console import say
-from minillm.errors import ConfigError, ModelError
+from minillm.data import Corpus, PromptSet
+from minillm.errors import ConfigError, ModelError, check
 from minillm.modules import StudentModule
 from minillm.saved import differences, load_saved
+
+DATA = "data.json"  # in the run directory
 
 
 def compare_settings(run_dir: Path, plain: dict) -> None:
@@ -37,6 +41,27 @@ def compare_settings(run_dir: Path, plain: dict) -> None:
     if refused:
         advice = f"{run_dir}: going on would change the numbers; set it back, or choose another run.name"
         raise ConfigError([*refused, advice])
+
+
+def data_digests(train: PromptSet, validation: PromptSet, corpus: Corpus | None) -> dict[str, str]:
+    """What tells one content from another, as it is after filtering and tokenisation."""
+    found = {"data.train_file": train.digest(), "data.val_file": validation.digest()}
+    return found | ({} if corpus is None else {"data.corpus_file": corpus.digest()})
+
+
+def compare_data(run_dir: Path, digests: dict[str, str]) -> None:
+    """Raises ConfigError: a file that the run was begun with holds other rows now."""
+    file = run_dir / DATA
+    before = json.loads(file.read_text()) if file.exists() else {}
+    check(
+        *(
+            (
+                before.get(key, digest) == digest,
+                f"{key}: other rows than the run in {run_dir} was begun with; put them back",
+            )
+            for key, digest in digests.items()
+        )
+    )
 
 
 def check_weights(file: Path, module: StudentModule) -> None:

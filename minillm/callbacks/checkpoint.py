@@ -79,7 +79,8 @@ class Checkpoints(BoundaryCallback):
         figures, sign = validation.newest, _SIGN[self.monitor]
         if self.monitor not in figures:  # refused by the build where the best is exported
             return
-        if self.best is None or sign * figures[self.monitor] > sign * self.best["figures"][self.monitor]:
+        # Of equal ones the later: a figure that never moves should not keep the untrained student.
+        if self.best is None or sign * figures[self.monitor] >= sign * self.best["figures"][self.monitor]:
             best = {"step": module.step, "figures": dict(figures)}
             if self._save(trainer, self.best_file, weights_only=True, must=trainer.should_stop):
                 self.best = best

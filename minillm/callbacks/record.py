@@ -105,6 +105,7 @@ class RunRecord(L.Callback):
         state = whole_state(student, keep=trainer.is_global_zero)
         if not trainer.is_global_zero:
             return
+        which = f", of step {best['step']}" if self.export == "best" and checkpoints and checkpoints.best else ""
         adapter = ", adapter/" if is_adapted(student) else ""
         card = self.card | {"weights": self.export}
         try:
@@ -124,5 +125,10 @@ class RunRecord(L.Callback):
         write_whole(self.run_dir / "metrics.json", json.dumps(figures, indent=2) + "\n")
         say(
             f"Wrote {self.run_dir}: metrics.json, metrics.csv, samples/, checkpoints/{adapter}, "
-            f"student/ ({self.export} weights)"
+            f"student/ ({self.export} weights{which})"
         )
+        if which and best["step"] == 0 and module.step:
+            say(
+                f"WARNING: no validation was better in {checkpoints.monitor} than the first, so that student/ has the "
+                "weights the run began with; callbacks.record.export=last exports the newest"
+            )

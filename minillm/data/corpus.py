@@ -48,6 +48,13 @@ class Corpus:
 
     blocks_NL: np.ndarray
 
+    def digest(self) -> str:
+        """Of its size and of a thousand blocks all over it."""
+        some = self.blocks_NL[:: max(1, len(self.blocks_NL) // 1000)]
+        return hashlib.sha256(f"{self.blocks_NL.shape}".encode() + np.ascontiguousarray(some).tobytes()).hexdigest()[
+            :24
+        ]
+
     def batch(self, seed: int, step: int, size: int) -> Tensor:
         """[size, L] int64: the blocks of optimizer step `step`, in an order that is shuffled anew each pass."""
         rows = rows_at(seed, step * size, size, len(self.blocks_NL))

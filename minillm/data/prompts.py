@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -43,6 +45,10 @@ class PromptSet:
 
     def __len__(self) -> int:
         return len(self.records)
+
+    def digest(self) -> str:
+        """Of the ids, in their order."""
+        return hashlib.sha256(json.dumps([self.prompt_ids, self.reference_ids]).encode()).hexdigest()[:24]
 
     @property
     def has_references(self) -> bool:

@@ -65,7 +65,8 @@ class Supervised:
             *((value > 0, f"{name}={value}: wanted a positive number") for name, value in given.items()),
             (
                 (self.epochs is None) != (self.max_steps is None),
-                f"epochs={self.epochs}, max_steps={self.max_steps}: wanted one of them, the other null",
+                f"epochs={self.epochs}, max_steps={self.max_steps}: wanted one of them, the other null, for example "
+                "regime.epochs=null",
             ),
         )
         check(

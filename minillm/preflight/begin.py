@@ -60,6 +60,13 @@ def begin(
         memory=memory,
         monitor=settings.callbacks["checkpoints"].monitor if chooses else None,
     )
+    found = replace(found, rate=str(settings.optim))
+    if settings.optim.warmup_steps >= work.steps:
+        text = (
+            f"optim.warmup_steps={settings.optim.warmup_steps}: the run has {work.steps} optimizer steps, so that the "
+            f"learning rate never reaches {settings.optim.learning_rate:g}"
+        )
+        found = replace(found, warnings=(*found.warnings, text))
     if not plain["preflight"]:
         for text in found.warnings:
             log.warning(text)

@@ -70,6 +70,7 @@ class Preflight:
     work: Work
     memory: Memory | None
     usable: float  # what the device has for this process
+    rate: str = ""  # learning rate, schedule and warm-up
     devices: str | None = None  # where they are several
     agreement: Agreement | None = None
     warnings: tuple[str, ...] = ()

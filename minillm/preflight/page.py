@@ -82,7 +82,7 @@ def _lines(found: Preflight) -> list[tuple[str, str]]:
         lines.append(
             ("devices", f"{found.devices}; memory is told as for one, by python -m minillm.plan for each of them")
         )
-    return [*lines, ("steps", _steps(found)), *_memory(found)]
+    return [*lines, ("steps", _steps(found)), ("rate", found.rate), *_memory(found)]
 
 
 def _vocabulary(found: Preflight) -> str:

@@ -86,6 +86,8 @@ def test_presets_set_the_regulariser_and_an_explicit_one_wins():
     assert not settings("objective=reference", "regulariser=none").regulariser.on
     assert settings("objective=reference", "regulariser=pretrain").regulariser.kd_ratio == 0.0
     assert settings("experiment=demo").objective == settings("objective=paper").objective
+    assert settings("regime=supervised", "objective=sft").optim.schedule == "cosine"
+    assert settings("regime=supervised", "objective=kd", "optim=adamw").optim.schedule == "constant"
     assert settings("experiment=demo").regulariser.on
     assert not settings("experiment=demo", "regulariser=none").regulariser.on
 

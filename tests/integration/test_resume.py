@@ -11,6 +11,7 @@ from omegaconf import open_dict
 from transformers import AutoModelForCausalLM
 
 from minillm.build import build, check_config
+from minillm.errors import ConfigError
 from minillm.callbacks import Validation
 from minillm.callbacks.boundary import find
 from tests.conf.test_compose import CONF
@@ -119,3 +120,25 @@ def test_training_moves_towards_the_teacher(tmp_path, overrides):
     ]
     figures = find(train(tmp_path / "long", longer).trainer, Validation).final_figures()
     assert figures["val/reverse_kl"] < 0.8 * figures["val/reverse_kl_raw"]
+
+
+def test_a_run_does_not_go_on_with_other_rows(tmp_path, world, overrides):
+    """The same name of a file, the same number of rows."""
+    file = tmp_path / "train.jsonl"
+    lines = (world / "train.jsonl").read_text().splitlines()
+    file.write_text("\n".join(lines) + "\n")
+    options = [*overrides, f"data.train_file={file}"]
+    with pytest.raises(Killed):
+        train(tmp_path / "run", options, kill_after=2)
+    file.write_text("\n".join(reversed(lines)) + "\n")
+    with pytest.raises(ConfigError, match="data.train_file: other rows than the run .* was begun with"):
+        train(tmp_path / "run", options, resume="auto")
+
+
+def test_of_equal_validations_the_later_weights_are_kept(tmp_path, overrides):
+    """Rouge-L of a model that never hits a word stays at 0."""
+    options = ["callbacks.checkpoints.monitor=rouge_l", "callbacks.validation.max_new_tokens=1"]
+    run = train(tmp_path, [*overrides, *options])
+    figures = run.trainer.callbacks[1].final_figures()
+    assert figures["val/rouge_l"] == figures["val/rouge_l_raw"]
+    assert json.loads((tmp_path / "metrics.json").read_text())["best/step"] == 6
