@@ -32,7 +32,7 @@ from minillm.ranks import rank
 from minillm.resume import DATA, check_weights, compare_data, compare_settings, data_digests
 from minillm.rules import GROUPS, SETTINGS, check_writable, cross_field_problems, root_problems
 from minillm.sampling import Sampler
-from minillm.saved import CheckpointFile, newest_good
+from minillm.saved import CheckpointFile, checkpoints_in, newest_good
 from minillm.secret import secret_problems
 
 log = logging.getLogger(__name__)
@@ -119,10 +119,11 @@ def build(cfg: DictConfig, settings: Settings) -> Run:
     strategy = settings.strategy
     check_writable(run_dir)
     ckpt_path = None
-    if plain["resume"]:  # one rank looks, and puts damaged files out of the way
-        ckpt_path = agree(newest_good(run_dir / "checkpoints") if rank() == 0 else None)
-    if ckpt_path:
+    folder = run_dir / "checkpoints"
+    if plain["resume"] and checkpoints_in(folder):
         compare_settings(run_dir, plain)
+        # Only then, and by one rank: it puts damaged files out of the way.
+        ckpt_path = agree(newest_good(folder) if rank() == 0 else None)
     precision = choose_precision(plain["trainer"]["precision"], plain["trainer"].get("accelerator", "auto"))
     trainer = construct(
         plain["trainer"] | {"precision": precision},

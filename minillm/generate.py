@@ -168,7 +168,13 @@ def _join(work: Generation, chunks: range) -> Path | None:
         return None
     for part in parts:
         part.unlink(missing_ok=True)
+    n_rows, n_cut = 0, 0
+    with open(work.answers_file, encoding="utf-8") as stream:
+        for line in stream:
+            n_rows, n_cut = n_rows + 1, n_cut + json.loads(line)["truncated"]
     say(f"Wrote {work.answers_file}: train on it with data.train_file={work.answers_file}")
+    if n_cut:
+        say(f"{n_cut} of {n_rows} answers were cut off at max_new_tokens; training gives them no end")
     return work.answers_file
 
 

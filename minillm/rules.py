@@ -41,8 +41,14 @@ def root_problems(plain: dict) -> list[str]:
         given = plain[prefix[:-1]] if prefix else plain
         problems += [f"{prefix}{key}: no such key; {nearest(key, keys)}" for key in given if key not in keys]
     name = plain["run"]["name"]
-    if not isinstance(name, str) or not name or re.search(r"[=,\[\](){}\s]", name) or name.startswith(("/", ".")):
-        problems.append(f"run.name={name!r}: wanted a relative path without = , spaces or brackets")
+    if (
+        not isinstance(name, str)
+        or not name
+        or re.search(r"[=,\[\](){}\s]", name)
+        or name.startswith(("/", "."))
+        or ".." in name
+    ):
+        problems.append(f"run.name={name!r}: wanted a relative path without .. = , spaces or brackets")
     run_dir = Path(plain["run"]["dir"])
     if (run_dir / "config.yaml").exists() and not plain["resume"]:
         problems.append(

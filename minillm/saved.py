@@ -87,6 +87,12 @@ def differences(weights: dict[str, Tensor], wanted: dict[str, Tensor]) -> str:
     return ", ".join(f"{len(names)} weights {kind} ({names[0]})" for kind, names in kinds.items() if names)
 
 
+def checkpoints_in(folder: Path) -> list[Path]:
+    """To go on from, the newest first."""
+    files = [folder / name for name in ("last.ckpt", "previous.ckpt")]
+    return [file for file in files if file.is_file()]
+
+
 def newest_good(folder: Path) -> Path | None:
     """last.ckpt, or previous.ckpt if that is damaged or gone; None where there is no checkpoint.
 
@@ -95,7 +101,7 @@ def newest_good(folder: Path) -> Path | None:
     Raises:
         ModelError: there are checkpoints and all are damaged.
     """
-    files = [file for name in ("last.ckpt", "previous.ckpt") if (file := folder / name).is_file()]
+    files = checkpoints_in(folder)
     bad: list[tuple[Path, str]] = []
     for file in files:
         if wrong := damage(file):

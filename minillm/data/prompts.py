@@ -81,7 +81,7 @@ def build_prompts(
     with `answered` those that have no response.
 
     References longer than `max_response_tokens`, or than `max_tokens` together with their prompt, are cut there,
-    without an end token.
+    without an end token; nor is there one for those that are truncated already.
 
     Raises:
         DataError: nothing is left.
@@ -106,14 +106,14 @@ def build_prompts(
             whole = ()
             if record.references:
                 text_ids = tokenizer(record.references[0], add_special_tokens=False)["input_ids"]
-                whole = (*text_ids, tokenizer.eos_token_id)
+                whole = tuple(text_ids) if record.truncated else (*text_ids, tokenizer.eos_token_id)
             room = max_response_tokens if max_tokens is None else min(max_response_tokens, max_tokens - len(prompt))
             reference = whole[:room]
             if max(reference, default=0) >= n_vocab:
                 dropped["a token outside the shared vocabulary"] += 1
             else:
                 kept.append((record, tuple(prompt), reference))
-                n_cut += len(whole) > len(reference)
+                n_cut += record.truncated or len(whole) > len(reference)
     reasons = ", ".join(f"{count} {reason}" for reason, count in dropped.items())
     log.info("%s: %d kept of %d%s", name, len(kept), len(records), f" (dropped: {reasons})" if reasons else "")
     if not kept:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from minillm.errors import DataError
@@ -22,6 +22,7 @@ class Record:
     input: str = ""
     references: tuple[str, ...] = ()
     history: tuple[tuple[str, str], ...] = ()
+    truncated: bool = False  # the first reference was cut off: there is no end to learn
 
     @property
     def question(self) -> str:
@@ -122,8 +123,11 @@ def _hub_rows(source: str) -> Iterator[tuple[str, object]]:
 
 
 def _record(where: str, row: dict) -> Record:
+    truncated = row.get("truncated", False)
+    if not isinstance(truncated, bool):
+        raise DataError(f"{where}: key truncated: wanted true or false, got {truncated!r}")
     if "messages" in row:
-        return _chat_record(where, row["messages"])
+        return replace(_chat_record(where, row["messages"]), truncated=truncated)
     if "instruction" not in row:
         raise DataError(f"{where}: key instruction (or messages) is missing; got {', '.join(row) or 'no keys'}")
     instruction = _text(where, "instruction", row["instruction"])
@@ -132,7 +136,8 @@ def _record(where: str, row: dict) -> Record:
     output = row.get("output")
     outputs = [] if output is None else output if isinstance(output, list) else [output]
     references = tuple(_text(where, "output", text) for text in outputs)
-    return Record(where, instruction, _text(where, "input", row.get("input", "")), tuple(filter(None, references)))
+    question = _text(where, "input", row.get("input", ""))
+    return Record(where, instruction, question, tuple(filter(None, references)), truncated=truncated)
 
 
 def _chat_record(where: str, messages: object) -> Record:

@@ -54,7 +54,7 @@ class Checkpoint:
     bits: Bits | None = None
 
     def __post_init__(self):
-        usable = isinstance(self.source, str) and bool(self.source.strip())
+        usable = isinstance(self.source, str) and self.source.strip() not in ("", "???")
         missing = missing_for(self.bits)
         check(
             (usable, f"source={self.source!r}: wanted a hub id, a directory, a .gguf file or package:NAME"),

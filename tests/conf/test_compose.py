@@ -26,6 +26,7 @@ NEEDS = {  # choices that go together with another
     "recipe=start": ["model=gpt2_120m"],
     "recipe=sft": ["model=gpt2_120m"],
     "model=pair": ["+checkpoint@model.student=gpt2", "+checkpoint@model.teacher=gpt2_xl"],
+    "model=own": ["model.student.source=a/b", "model.teacher.source=c/d"],
     "model=narrow_student": ["regime=supervised", "objective=sft"],
     "strategy=fsdp_tp": ["strategy.devices=2"],
     "model=narrow_teacher": ["regime=supervised", "objective=sft"],

@@ -10,6 +10,7 @@ from hydra import compose, initialize_config_dir
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import minillm.generate
+from minillm.data import read_records
 from minillm.errors import ConfigError
 from minillm.generate import check_generation, generate
 from tests.conf.test_compose import CONF
@@ -45,6 +46,13 @@ def test_one_sampled_response_a_prompt_in_the_schema_of_training_data(tmp_path, 
     assert all(len(tokenizer(row["output"]).input_ids) <= 6 for row in rows)
     generate(work(world, tmp_path / "other", "seed=11"), "cpu")
     assert answers(tmp_path / "other") != answers(tmp_path)
+
+
+def test_what_was_cut_off_is_counted_and_trained_on_without_an_end(tmp_path, world, capsys):
+    generate(work(world, tmp_path, "max_new_tokens=2"), "cpu")
+    records = read_records(str(tmp_path / "answers.jsonl"))
+    n_cut = sum(record.truncated for record in records)
+    assert n_cut > 0 and f"{n_cut} of 12 answers were cut off at max_new_tokens" in capsys.readouterr().out
 
 
 def test_a_stopped_run_goes_on_and_ends_the_same(tmp_path, world, monkeypatch):

@@ -11,9 +11,9 @@ from omegaconf import open_dict
 from transformers import AutoModelForCausalLM
 
 from minillm.build import build, check_config
-from minillm.errors import ConfigError
 from minillm.callbacks import Validation
 from minillm.callbacks.boundary import find
+from minillm.errors import ConfigError
 from tests.conf.test_compose import CONF
 
 

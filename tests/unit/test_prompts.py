@@ -63,6 +63,12 @@ def test_references_end_with_eos_and_are_cut_at_the_limit():
     assert batch.reference_ids_BR.tolist() == [[4, 5, 6], [4, 5, 0]] and batch.reference_mask_BR.all()
 
 
+def test_an_answer_that_was_cut_off_has_no_end_to_learn():
+    rows = [Record("a", "1", references=("4 5",), truncated=True), Record("b", "2", references=("4 5",))]
+    made = prompts(rows)
+    assert made.reference_ids == ((4, 5), (4, 5, 0)) and made.references_cut == 1
+
+
 def test_prompt_and_reference_together_have_a_limit_of_their_own():
     rows = [Record("a", "1", references=("4 5 6",)), Record("b", "2 3 4", references=("4 5 6",))]
     made = prompts(rows, max_response_tokens=4, max_tokens=5)

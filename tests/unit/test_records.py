@@ -159,3 +159,15 @@ def test_the_builtin_files_are_disjoint_by_instruction_and_input_and_none_is_emp
         keys[source] = {(row["instruction"].strip(), row["input"].strip()) for row in rows}
         assert len(keys[source]) == len(rows) == len(read_records(source))
     assert not keys["builtin"] & keys["builtin:validation"]
+
+
+def test_a_row_may_say_that_its_answer_was_cut_off(tmp_path):
+    file = tmp_path / "rows.jsonl"
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    rows = [{"instruction": "a", "output": "b", "truncated": True}, {"instruction": "a", "output": "b"},
+            {"messages": turns, "truncated": True}]  # fmt: skip
+    file.write_text("\n".join(map(json.dumps, rows)))
+    assert [record.truncated for record in read_records(str(file))] == [True, False, True]
+    file.write_text(json.dumps(rows[0] | {"truncated": "yes"}))
+    with pytest.raises(DataError, match="rows.jsonl:1: key truncated: wanted true or false, got 'yes'"):
+        read_records(str(file))
