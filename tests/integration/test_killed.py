@@ -1,10 +1,10 @@
 """Killed with SIGKILL at any moment, resumed: losses, samples, weights and the student equal an uninterrupted run's."""
 
+import multiprocessing
 import os
 import random
 import signal
 import time
-import traceback
 
 import pytest
 import torch
@@ -75,18 +75,29 @@ MOMENTS = {
 }
 
 
-def forked(moment, run_dir, overrides, resume=None):
+SUPERVISED_MOMENTS = MOMENTS | {
+    "second micro-batch": lambda: before(SupervisedDistillation, "training_step", 6),
+    "update": lambda: before(Optim, "clip", 4),
+}
+
+# Children come from a server that has imported the libraries and computed nothing: a fork of a process whose threads
+# compute may hang.
+SERVER = multiprocessing.get_context("forkserver")
+SERVER.set_forkserver_preload(["tests.integration.test_resume"])
+
+
+def run(moment, run_dir, overrides, resume):
+    SUPERVISED_MOMENTS[moment]()
+    train(run_dir, overrides, resume=resume)
+
+
+def killed(moment, run_dir, overrides, resume=None):
     """The run in a process of its own that dies at the moment; whether it died of it."""
-    child = os.fork()
-    if child == 0:
-        try:
-            moment()
-            train(run_dir, overrides, resume=resume)
-        except BaseException:
-            traceback.print_exc()
-        os._exit(1)
-    status = os.waitpid(child, 0)[1]
-    return os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
+    child = SERVER.Process(target=run, args=(moment, run_dir, overrides, resume))
+    child.start()
+    child.join(timeout=120)
+    assert child.exitcode is not None, child.kill()
+    return child.exitcode == -signal.SIGKILL
 
 
 @pytest.fixture(scope="module")
@@ -118,7 +129,7 @@ def same(cut, whole):
 @pytest.mark.slow
 @pytest.mark.parametrize("moment", MOMENTS)
 def test_killed_once(tmp_path, options, whole, moment):
-    assert forked(MOMENTS[moment], tmp_path, options)
+    assert killed(moment, tmp_path, options)
     assert not (tmp_path / "metrics.json").exists()
     assert not [file for file in (tmp_path / "checkpoints").glob("*.ckpt") if damage(file)]
     train(tmp_path, options, resume="auto")
@@ -127,7 +138,7 @@ def test_killed_once(tmp_path, options, whole, moment):
 
 def test_killed_at_one_moment_after_another(tmp_path, options, whole):
     died = [
-        forked(MOMENTS[moment], tmp_path, options, resume="auto")
+        killed(moment, tmp_path, options, resume="auto")
         for moment in ("last.ckpt half written", "between checkpoint and row", "rollout", "metrics.json")
     ]
     assert died[:2] == [True, True] and died[-1]
@@ -140,13 +151,9 @@ def test_killed_at_one_moment_after_another(tmp_path, options, whole):
     "moment", ["second micro-batch", "update", "last.ckpt half written", "between checkpoint and row"]
 )
 def test_the_supervised_regime_killed_once(tmp_path, supervised, moment):
-    moments = MOMENTS | {
-        "second micro-batch": lambda: before(SupervisedDistillation, "training_step", 6),
-        "update": lambda: before(Optim, "clip", 4),
-    }
     options = [*supervised, "regime.max_steps=6", "callbacks.checkpoints.monitor=loss"]
     train(tmp_path / "whole", options)
-    assert forked(moments[moment], tmp_path / "cut", options)
+    assert killed(moment, tmp_path / "cut", options)
     train(tmp_path / "cut", options, resume="auto")
     same(tmp_path / "cut", tmp_path / "whole")
 
