@@ -41,6 +41,7 @@ class RunRecord(L.Callback):
         self._csv: MetricsCSV | None = None
         self._logged = 0  # rounds whose row is in the loggers
         self._rows = 0  # of metrics.csv, at the checkpoint this run goes on from
+        self._made: tuple[int, dict[str, float]] = (-1, {})  # the row of a round
         self._waiting: dict[str, float] | None = None  # the row that comes next there
 
     @property
@@ -77,9 +78,12 @@ class RunRecord(L.Callback):
         self._logged = module.round
 
     def _row(self) -> dict[str, float]:
+        if self._made[0] == self._module.round:  # for the checkpoint, a moment ago
+            return self._made[1]
         step = self._module.start_step + self._module.step
         progress = {STEP: step, "progress/round": self._module.round, "progress/wall_seconds": self.wall_seconds}
-        return self._module.metrics | progress
+        self._made = (self._module.round, self._module.metrics | progress)
+        return self._made[1]
 
     @staticmethod
     def _log(trainer, row: dict[str, float]) -> None:

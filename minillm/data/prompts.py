@@ -109,7 +109,9 @@ def build_prompts(
                 whole = tuple(text_ids) if record.truncated else (*text_ids, tokenizer.eos_token_id)
             room = max_response_tokens if max_tokens is None else min(max_response_tokens, max_tokens - len(prompt))
             reference = whole[:room]
-            if max(reference, default=0) >= n_vocab:
+            if answered and not reference:  # cut off before its first word
+                dropped["without a response (key output)"] += 1
+            elif max(reference, default=0) >= n_vocab:
                 dropped["a token outside the shared vocabulary"] += 1
             else:
                 kept.append((record, tuple(prompt), reference))
