@@ -6,9 +6,8 @@ from typing import TYPE_CHECKING
 
 from minillm.data import PromptSet
 from minillm.errors import check
-from minillm.models import Architecture, Pair
+from minillm.models import Architecture, Pair, split_problems
 from minillm.modules import OnPolicy
-from minillm.parallel import SPLITTABLE
 
 if TYPE_CHECKING:
     from minillm.build import Settings
@@ -47,22 +46,10 @@ def check_split(settings: Settings, pair: Pair) -> None:
     shapes = {side: Architecture.of(network.config) for side, network in sides.items()}
     check(
         *(
-            (
-                shape.type in SPLITTABLE,
-                f"strategy=fsdp_tp: the layers of {shape.type} (model.{side}) cannot be split by torch's plans; wanted "
-                f"one of {', '.join(SPLITTABLE)}, or strategy=fsdp",
-            )
+            (False, f"strategy.tensor_parallel_size={size}, model.{side}: {problem}")
             for side, shape in shapes.items()
-        ),
-        *(
-            (
-                getattr(shape, name) % size == 0,
-                f"strategy.tensor_parallel_size={size} does not divide the {getattr(shape, name)} {what} of "
-                f"model.{side}; use a divisor",
-            )
-            for side, shape in shapes.items()
-            for name, what in (("heads", "heads"), ("kv_heads", "key-value heads"), ("ffn", "feed-forward columns"))
-        ),
+            for problem in split_problems(shape, size)
+        )
     )
 
 

@@ -22,8 +22,10 @@ from minillm.build import Settings, check_config
 from minillm.checks import collect, describe, matches
 from minillm.console import say
 from minillm.errors import ConfigError
+from minillm.models import Architecture, split_problems
 from minillm.modules import OnPolicy
-from minillm.planning import STRATEGIES, Blueprint, Case, Layout, Rates, page
+from minillm.parallel import KINDS, Parallel
+from minillm.planning import Blueprint, Case, Rates, page
 
 _KINDS = {
     "devices": int, "device_memory": float, "reserve": float, "layout": str, "tensor_devices": int | None,
@@ -39,7 +41,7 @@ class Question:
 
     settings: Settings
     case: Case
-    layouts: tuple[Layout, ...]
+    layouts: tuple[Parallel, ...]
     rates: Rates
     keys: dict
     name: str
@@ -71,8 +73,8 @@ def check_plan(cfg: DictConfig, strategy: str = "single") -> Question:
         ]
         if not 0 <= keys["reserve"] < keys["device_memory"]:
             problems.append(f"reserve={keys['reserve']}: wanted 0 to less than device_memory={keys['device_memory']}")
-        if keys["layout"] not in ("auto", *STRATEGIES):
-            problems.append(f"layout={keys['layout']}: wanted auto or one of {', '.join(STRATEGIES)}")
+        if keys["layout"] not in ("auto", *KINDS):
+            problems.append(f"layout={keys['layout']}: wanted auto or one of {', '.join(KINDS)}")
     rates = collect(problems, "rates", rates_node)
     settings = shapes = None
     try:
@@ -84,7 +86,7 @@ def check_plan(cfg: DictConfig, strategy: str = "single") -> Question:
     if problems:
         raise ConfigError(problems)
     case = _case(settings, shapes, plain["trainer"]["precision"])
-    if keys["layout"] == "auto" and strategy in STRATEGIES[1:]:
+    if keys["layout"] == "auto" and strategy in KINDS[1:]:
         keys["layout"] = strategy
     layouts = _layouts(keys, rates, case, problems)
     case, scaled = _scaled(case, keys, layouts)
@@ -125,7 +127,7 @@ def _case(settings: Settings, shapes: dict, precision: str) -> Case:
     )
 
 
-def _layouts(keys: dict, rates: Rates, case: Case, problems: list[str]) -> list[Layout]:
+def _layouts(keys: dict, rates: Rates, case: Case, problems: list[str]) -> list[Parallel]:
     """To be tried in order; problems of a layout that was asked for by name."""
     devices, tensor, asked = keys["devices"], keys["tensor_devices"], keys["layout"]
     names = ["single" if devices == 1 else "ddp", "fsdp", "fsdp_tp"] if asked == "auto" else [asked]
@@ -133,11 +135,12 @@ def _layouts(keys: dict, rates: Rates, case: Case, problems: list[str]) -> list[
     found = []
     for name in names:
         for size in sizes if name == "fsdp_tp" else [1 if asked == "auto" else tensor or 1]:
-            wrong = planning.layout.check_split(case, size) if name == "fsdp_tp" else []
+            wrong = _unsplit(case, size) if name == "fsdp_tp" else []
             try:
-                layout = Layout(name, devices, size)
+                layout = Parallel(name, devices, tensor_parallel_size=size)
             except ConfigError as error:
-                wrong += error.problems
+                given = f"layout={name}, devices={devices}" + (f", tensor_devices={size}" if size > 1 else "")
+                wrong += [f"{given}: {problem}" for problem in error.problems]
             if not wrong:
                 found.append(layout)
             elif asked != "auto" and (name != "fsdp_tp" or size == sizes[0]):
@@ -145,9 +148,19 @@ def _layouts(keys: dict, rates: Rates, case: Case, problems: list[str]) -> list[
     return found
 
 
-def _scaled(case: Case, keys: dict, layouts: list[Layout]) -> tuple[Case, int]:
+def _unsplit(case: Case, size: int) -> list[str]:
+    sides = {"student": case.student, "teacher": case.teacher}
+    shapes = {side: Architecture.of(blueprint.config) for side, blueprint in sides.items() if blueprint is not None}
+    return [
+        f"layout=fsdp_tp, tensor_devices={size}, model.{side}: {problem}"
+        for side, shape in shapes.items()
+        for problem in split_problems(shape, size)
+    ]
+
+
+def _scaled(case: Case, keys: dict, layouts: list[Parallel]) -> tuple[Case, int]:
     """With scale_batch the case of one answer a group of devices, and how many times larger it is."""
-    groups = max((each.data for each in layouts), default=1)
+    groups = max((each.data_parallel_size for each in layouts), default=1)
     if not keys["scale_batch"] or groups <= case.minibatch:
         return case, 1
     times = math.ceil(groups / case.minibatch)
@@ -157,10 +170,10 @@ def _scaled(case: Case, keys: dict, layouts: list[Layout]) -> tuple[Case, int]:
 
 def _uneven(case: Case) -> list[str]:
     """Rows that cannot be shared out evenly; with fewer rows than groups some are idle, which the page says."""
-    data = case.layout.data
+    data = case.layout.data_parallel_size
     sizes = {"regime.minibatch_size": case.minibatch, "regime.rollouts": case.rollouts}
     return [
-        f"devices={case.layout.devices}: {data} groups do not divide {name}={size}; use a divisor, or change {name}"
+        f"devices={case.layout.world_size}: {data} groups do not divide {name}={size}; use a divisor, or change {name}"
         for name, size in sizes.items()
         if size > data and size % data
     ]

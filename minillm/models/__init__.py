@@ -1,6 +1,6 @@
 """Loading a student and a frozen teacher from stock transformers checkpoints."""
 
-from minillm.models.architecture import Architecture
+from minillm.models.architecture import Architecture, split_problems
 from minillm.models.checkpoint import Attention, Checkpoint, Dtype, choose_dtype, device_of
 from minillm.models.head import Head
 from minillm.models.kv_cache import RollingCache
@@ -28,4 +28,5 @@ __all__ = [
     "keep_layers",
     "pair_of",
     "solo",
+    "split_problems",
 ]

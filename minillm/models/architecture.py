@@ -8,6 +8,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from minillm.errors import ModelError, check
+from minillm.parallel import SPLITTABLE
 
 
 @dataclass(frozen=True)
@@ -109,6 +110,15 @@ def decoder_layers(network: PreTrainedModel) -> tuple[str, nn.ModuleList]:
         if isinstance(module, nn.ModuleList) and len(module) == n_layers and name.startswith(network.base_model_prefix):
             return name, module
     raise ModelError(f"{network.config.model_type}: found no stack of {n_layers} layers; this family is not supported")
+
+
+def split_problems(shape: Architecture, size: int) -> list[str]:
+    """Why a model's layers cannot be split over `size` tensor-parallel devices, see `parallel.shard`."""
+    if shape.type not in SPLITTABLE:
+        families = ", ".join(SPLITTABLE)
+        return [f"layers of {shape.type} cannot be split by torch's plans; wanted one of {families}, or fsdp"]
+    parts = (("heads", shape.heads), ("key-value heads", shape.kv_heads), ("feed-forward columns", shape.ffn))
+    return [f"{size} does not divide its {n} {what}; use a divisor" for what, n in parts if n % size]
 
 
 def without_dropout(config: PretrainedConfig) -> None:

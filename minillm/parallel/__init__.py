@@ -1,14 +1,16 @@
 """Many devices: who does which rows, weights in parts, processes. Nothing else imports torch.distributed."""
 
+from minillm.parallel.fake import fake_mesh
 from minillm.parallel.gradients import by_mesh, clip_gradients, gradient_norm, own_part
 from minillm.parallel.group import ALONE, Group
 from minillm.parallel.launch import agree, barrier, environment, join, launch, leave
-from minillm.parallel.settings import Parallel
+from minillm.parallel.settings import KINDS, Parallel
 from minillm.parallel.sharding import SPLITTABLE, DeviceMesh, gathered, shard, whole_state
 from minillm.parallel.strategies import Replicated, Sharded, group_of, lightning_strategy
 
 __all__ = [
     "ALONE",
+    "KINDS",
     "SPLITTABLE",
     "DeviceMesh",
     "Group",
@@ -20,6 +22,7 @@ __all__ = [
     "by_mesh",
     "clip_gradients",
     "environment",
+    "fake_mesh",
     "gathered",
     "gradient_norm",
     "group_of",

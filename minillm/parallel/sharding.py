@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import unset_fake_temporarily
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, OffloadPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
@@ -37,15 +38,16 @@ def shard(
 ) -> None:
     """Change `trunk`, whose forward gives hidden states, in place: each of its `layers` is gathered for its own use,
     the rest of the weights for a whole call. `whole` ones stay so. Gradients are summed over the data dimension."""
-    if mesh[TENSOR].size() > 1:
+    with unset_fake_temporarily():  # a mesh has real numbers; what is made of weights without data has none
+        if mesh[TENSOR].size() > 1:
+            for layer in layers:
+                parallelize_module(layer, mesh[TENSOR], _plan(layer))
+                _fewer_heads(layer, mesh[TENSOR].size())
+        policy = CPUOffloadPolicy(pin_memory=mesh.device_type != "cpu") if cpu_offload else OffloadPolicy()
         for layer in layers:
-            parallelize_module(layer, mesh[TENSOR], _plan(layer))
-            _fewer_heads(layer, mesh[TENSOR].size())
-    policy = CPUOffloadPolicy(pin_memory=mesh.device_type != "cpu") if cpu_offload else OffloadPolicy()
-    for layer in layers:
-        fully_shard(layer, mesh=mesh[DATA], offload_policy=policy)
-    whole = set(whole)
-    fully_shard(trunk, mesh=mesh[DATA], offload_policy=policy, ignored_params=whole)
+            fully_shard(layer, mesh=mesh[DATA], offload_policy=policy)
+        whole = set(whole)
+        fully_shard(trunk, mesh=mesh[DATA], offload_policy=policy, ignored_params=whole)
     for each in whole:
         each.data = each.data.to(mesh.device_type)
     for unit in _units(trunk):

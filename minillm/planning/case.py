@@ -10,7 +10,7 @@ import torch
 from minillm.linear_loss import LinearLoss
 from minillm.objectives import CrossEntropy, MiniLLM, PretrainLoss
 from minillm.optim import Optim
-from minillm.planning.layout import Layout
+from minillm.parallel import Parallel
 from minillm.planning.networks import Blueprint
 from minillm.sampling import Sampler
 
@@ -44,9 +44,9 @@ class Case:
     keep_states: bool = True
     offload: bool = False
     half: bool = False
-    layout: Layout = field(default_factory=Layout)
+    layout: Parallel = field(default_factory=Parallel)
 
-    def with_layout(self, layout: Layout) -> Case:
+    def with_layout(self, layout: Parallel) -> Case:
         return replace(self, layout=layout)
 
     @property
@@ -61,7 +61,7 @@ class Case:
         return math.ceil(self.local_minibatch / self.rows) + (math.ceil(self.local_blocks / blocks) if blocks else 0)
 
     def _share(self, rows: int) -> int:
-        return math.ceil(rows / self.layout.data)
+        return math.ceil(rows / self.layout.data_parallel_size)
 
     @property
     def local_rollouts(self) -> int:

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from minillm.parallel import DeviceMesh, fake_mesh
 from minillm.planning.case import Case
-from minillm.planning.layout import Meshes
 from minillm.planning.networks import rows_alone
 from minillm.planning.rollout import FakeRollout
 from minillm.planning.update import FakeUpdate
@@ -34,11 +34,11 @@ class Memory:
 class Device:
     """A rank of a case on tensors without data; see `fake_device`."""
 
-    def __init__(self, case: Case, meshes: Meshes | None):
+    def __init__(self, case: Case, mesh: DeviceMesh | None):
         self.case = case
-        self.updates = FakeUpdate(case, meshes)
-        kept = {name: size for name, size in self.updates.resting.items() if case.layout.sharded or name == "optimizer"}
-        self.rollouts = FakeRollout(case, meshes, kept) if case.rollouts else None
+        self.updates = FakeUpdate(case, mesh)
+        models = {"student": self.updates.student, "teacher": self.updates.teacher}
+        self.rollouts = FakeRollout(case, models, self.updates.moments) if case.rollouts else None
 
     def memory(self) -> Memory:
         """As the case is configured."""
@@ -56,10 +56,10 @@ class Device:
 
 @contextmanager
 def fake_device(case: Case) -> Iterator[Device]:
-    with case.layout.meshes() as meshes, FakeTensorMode(), rows_alone(), warnings.catch_warnings():
+    with fake_mesh(case.layout) as mesh, FakeTensorMode(), rows_alone(), warnings.catch_warnings():
         # OPT's layers return a view; nobody writes into it.
         warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view")
-        yield Device(case, meshes)
+        yield Device(case, mesh)
 
 
 def measure(case: Case) -> Memory:

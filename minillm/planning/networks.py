@@ -16,9 +16,8 @@ from torch.overrides import TorchFunctionMode
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel, masking_utils
 
 from minillm.models import Architecture, Checkpoint, FromScratch, Lora, ModelPair, PrunedTeacher
-from minillm.models.architecture import without_dropout
+from minillm.models.architecture import decoder_layers, without_dropout
 from minillm.models.recompute import recompute_activations
-from minillm.planning.layout import decoder_layers
 
 
 @dataclass(frozen=True)
@@ -94,7 +93,8 @@ class Sizes:
     @classmethod
     def of(cls, network: PreTrainedModel, blueprint: Blueprint) -> Sizes:
         shape, head = Architecture.of(network.config), network.get_output_embeddings().weight.numel()
-        inside = list(decoder_layers(network).parameters())
+        _, layers = decoder_layers(network)
+        inside = list(layers.parameters())
         return cls(
             parameters=sum(each.numel() for each in network.parameters()),
             trained=sum(each.numel() for each in parameters(network, trained=True)),

@@ -39,7 +39,7 @@ class Plan:
     @property
     def busy(self) -> int:
         """Devices that have an answer of each mini-batch."""
-        return min(self.case.layout.data, self.case.minibatch) * self.case.layout.tensor
+        return min(self.case.layout.data_parallel_size, self.case.minibatch) * self.case.layout.tensor_parallel_size
 
 
 def show(plan: Plan) -> None:
@@ -67,10 +67,10 @@ def show(plan: Plan) -> None:
 def line(plan: Plan) -> str:
     """A row under HEADINGS, in Markdown."""
     case, layout = plan.case, plan.case.layout
-    strategy = layout.strategy + (f" x{layout.tensor}" if layout.tensor > 1 else "")
+    strategy = layout.kind + (f" x{layout.tensor_parallel_size}" if layout.tensor_parallel_size > 1 else "")
     texts = [
         plan.name,
-        f"{layout.devices:,}",
+        f"{layout.world_size:,}",
         strategy if plan.fits else f"**{strategy}: does not fit**",
         _gb(sum(plan.memory.rollout.values())),
         _gb(sum(plan.memory.update.values())),
@@ -85,10 +85,17 @@ def line(plan: Plan) -> str:
 
 def figures(plan: Plan) -> dict:
     """For a JSON file."""
-    case, layout = plan.case, asdict(plan.case.layout)
+    case, layout = plan.case, plan.case.layout
     return {
         "run": plan.name,
-        "layout": layout | {"data": case.layout.data, "busy": plan.busy, "scaled": plan.scaled},
+        "layout": {
+            "strategy": layout.kind,
+            "devices": layout.world_size,
+            "tensor": layout.tensor_parallel_size,
+            "data": layout.data_parallel_size,
+            "busy": plan.busy,
+            "scaled": plan.scaled,
+        },
         "models": {name: asdict(each) | {"source": plan.sources[name]} for name, each in plan.sizes.items()},
         "memory_gb": asdict(plan.memory) | {"total": plan.memory.total},
         "device_memory_gb": plan.device_memory,
@@ -110,16 +117,16 @@ def figures(plan: Plan) -> dict:
 
 def _layout(plan: Plan) -> str:
     case, layout = plan.case, plan.case.layout
-    text = f"{layout.strategy} on {layout.devices:,} devices"
-    if layout.tensor > 1:
-        text += f", {layout.data:,} groups of {layout.tensor}"
+    text = f"{layout.kind} on {layout.world_size:,} devices"
+    if layout.tensor_parallel_size > 1:
+        text += f", {layout.data_parallel_size:,} groups of {layout.tensor_parallel_size}"
     text += f"; {case.minibatch:,} answers a mini-batch: {case.local_minibatch} a group"
     if plan.scaled > 1:
         text += f"; mini-batch, rollouts and corpus {plan.scaled} times those of the config (scale_batch=true)"
-    elif layout.data > case.minibatch:
+    elif layout.data_parallel_size > case.minibatch:
         text += (
-            f"; {layout.devices - plan.busy:,} devices idle in updates: fewer devices, a larger regime.minibatch_size, "
-            "or scale_batch=true"
+            f"; {layout.world_size - plan.busy:,} devices idle in updates: fewer devices, a larger "
+            "regime.minibatch_size, or scale_batch=true"
         )
     return text
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
+
 import torch
 from transformers import DynamicCache
 
@@ -10,53 +12,42 @@ from minillm.linear_loss import Side
 from minillm.losses import raise_half
 from minillm.models import LanguageModel, RollingCache
 from minillm.planning.case import Case
-from minillm.planning.layout import Meshes, split
 from minillm.planning.ledger import HALF, Ledger
-from minillm.planning.networks import local_bytes, precision
+from minillm.planning.networks import precision
 
 CACHES = "caches"
 
 
 class FakeRollout:
-    """One rank's models, whole (under fsdp_tp each layer's own part) beside the shards that they were gathered from;
-    made under FakeTensorMode.
+    """One rank's `student` and `teacher`; those in parts are gathered meanwhile. Used under FakeTensorMode.
 
     Args:
-        kept: bytes by purpose of what waits for the update: shards and moments.
+        moments: bytes of the optimizer's, that wait for the update.
     """
 
-    def __init__(self, case: Case, meshes: Meshes | None, kept: dict[str, int]):
-        self.case, self.ledger = case, Ledger()
-        networks = {"student": case.student.make(trained=True), "teacher": case.teacher.make(trained=False)}
-        rows = min(each.get_output_embeddings().weight.shape[0] for each in networks.values())
-        self.models = {name: LanguageModel(each, rows) for name, each in networks.items()}
-        for network in networks.values():
-            network.eval()
-            split(network, meshes)
-        self.weights = {name: local_bytes(each.parameters()) for name, each in networks.items()}
-        for name, size in kept.items():
-            self.ledger.add(name, size)
+    def __init__(self, case: Case, models: dict[str, LanguageModel], moments: int):
+        self.case, self.models, self.ledger = case, models, Ledger()
+        self.ledger.add("optimizer", moments)
         with self.ledger:
-            for name, network in networks.items():
-                self.ledger.claim(network.parameters(), "gathered" if case.layout.sharded else name)
-            head = networks["teacher"].get_output_embeddings()
-            if case.layout.sharded:  # they are whole anyway, and counted with the shards
-                parts = (head, networks["teacher"].get_input_embeddings())
-                around = {id(each): each for part in parts for each in part.parameters()}
-                self.ledger.add("gathered", -local_bytes(around.values()))
+            for name, model in models.items():
+                self.ledger.claim(model.network.parameters(), name)
 
     @torch.no_grad()
     def peak(self, rows: int) -> dict[str, int]:
         """Bytes by purpose with so many rows decoded at a time."""
         case, ledger = self.case, self.ledger
-        with ledger, precision(case.half, cast_once=True):
+        with ledger, ExitStack() as whole:
             ledger.restart()
+            for model in self.models.values():
+                whole.enter_context(model.gathered())
+                whole.enter_context(model.caching())
             record = self._record()
-            self._decode(rows)
-        if not case.teacher_decodes:
-            with ledger, precision(case.half):
-                self._score()
-        del record
+            with precision(case.half, cast_once=True):
+                self._decode(rows)
+            if not case.teacher_decodes:
+                with precision(case.half):
+                    self._score()
+            del record
         return {name: size for name, size in ledger.peak.items() if size}
 
     def _record(self) -> list[torch.Tensor]:

@@ -99,8 +99,8 @@ def speed(
     """
     layout = case.layout
     student, teacher = sizes["student"], sizes.get("teacher")
-    tensor, travel = layout.tensor, rates.travel(layout.devices)
-    share = (layout.data - 1) / layout.data
+    tensor, travel = layout.tensor_parallel_size, rates.travel(layout.world_size)
+    share = (layout.data_parallel_size - 1) / layout.data_parallel_size
     seconds = {}
     if case.rollouts:
         if layout.sharded:
@@ -128,7 +128,7 @@ def speed(
     if layout.sharded:  # weights forward and backward, gradients once
         gathered = 2 * student.parameters * student.itemsize + student.trained * student.itemsize
         moved = case.local_microbatches * share * gathered / tensor / travel
-    elif layout.data > 1:
+    elif layout.data_parallel_size > 1:
         moved = 2 * share * student.trained * student.itemsize / travel
     moved += _exchanged(case, student, passes * (tokens + blocks), rates)
     if moved:
@@ -138,7 +138,7 @@ def speed(
 
 
 def _rollout(case: Case, sizes: dict[str, Sizes], rates: Rates, prompt: float, answer: float, launches: int) -> float:
-    tensor, rows = case.layout.tensor, case.decoding_rows
+    tensor, rows = case.layout.tensor_parallel_size, case.decoding_rows
     models = [sizes["student"], *([sizes["teacher"]] if case.teacher_decodes else [])]
     read = multiplied = exchanged = prompts = 0.0
     for each in models:
@@ -154,6 +154,6 @@ def _rollout(case: Case, sizes: dict[str, Sizes], rates: Rates, prompt: float, a
 
 def _exchanged(case: Case, model: Sizes, tokens: float, rates: Rates) -> float:
     """Seconds of tensor parallel sums: one a layer's half, as much forward as backward; `tokens` counts 2 a pass."""
-    tensor = case.layout.tensor
+    tensor = case.layout.tensor_parallel_size
     size = 2 if case.half else model.itemsize
     return tokens * model.layers * model.width * size * 2 * (tensor - 1) / tensor / rates.travel(tensor)

@@ -8,8 +8,8 @@ from minillm.linear_loss import Side
 from minillm.models import LanguageModel
 from minillm.objectives import MiniLLM
 from minillm.packing import MicroBatch
+from minillm.parallel import DeviceMesh
 from minillm.planning.case import Case
-from minillm.planning.layout import Meshes, shard
 from minillm.planning.ledger import Ledger
 from minillm.planning.networks import Sizes, local_bytes, parameters, precision
 from minillm.types import Experience, Rollout
@@ -24,7 +24,7 @@ class FakeUpdate:
     where a micro-batch came before. Clipping and the fused step take no memory to speak of.
     """
 
-    def __init__(self, case: Case, meshes: Meshes | None):
+    def __init__(self, case: Case, mesh: DeviceMesh | None):
         self.case = case
         network = case.student.make(trained=True)
         rows = [network.get_output_embeddings().weight.shape[0]]
@@ -35,11 +35,12 @@ class FakeUpdate:
         self.sizes = {"student": Sizes.of(network, case.student)}
         if teacher is not None:
             self.sizes["teacher"] = Sizes.of(teacher, case.teacher)
-        self.root = shard(network, meshes, root=True)
         self.student = LanguageModel(network, self.n_vocab)
         self.teacher = None if teacher is None else LanguageModel(teacher, self.n_vocab)
-        if teacher is not None and meshes is not None:
-            shard(teacher, meshes, root=False)
+        if mesh is not None:  # as the training module does it
+            self.student.share_out(mesh, keep_head=False, cpu_offload=False)
+            if teacher is not None:
+                self.teacher.share_out(mesh, keep_head=True, cpu_offload=False)
         self.trained = parameters(network, trained=True)
         self.ledger, self.optimizers = Ledger(), []
         self._settle()
@@ -55,13 +56,12 @@ class FakeUpdate:
                 optimizer.step()
                 each.grad = None
                 self.optimizers.append(optimizer)
-        self.resting = {name: ledger.live[name] for name in ("student", "optimizer")}
+        self.moments = ledger.live["optimizer"]
         if self.teacher is not None:
             with ledger:
                 ledger.claim(self.teacher.network.parameters(), "teacher")
             if case.offload and case.rollouts:
                 ledger.add("teacher", -local_bytes(self.teacher.body()))
-            self.resting |= {"teacher": ledger.live["teacher"]}
             ledger.add(STATES, case.states * case.state_dtype.itemsize)
 
     def peak(self, rows: int) -> dict[str, int]:
@@ -130,13 +130,11 @@ class FakeUpdate:
     def _pass(self, side, teacher, ids_N, wanted, objective) -> None:
         ledger = self.ledger
 
-        def forward() -> torch.Tensor:
-            with ledger.purpose("activations"):
-                student = side()
-            with ledger.purpose("loss"):
-                return self.case.linear_loss(student, teacher, ids_N, wanted, objective).loss
-
-        loss = self.root(forward)
+        with ledger.purpose("activations"):
+            student = side()
+        with ledger.purpose("loss"):
+            loss = self.case.linear_loss(student, teacher, ids_N, wanted, objective).loss
+        del student  # only the graph holds it
         with ledger.purpose("backward"):
             loss.backward()
         ledger.claim((each.grad for each in self.trained if each.grad is not None), "gradients")

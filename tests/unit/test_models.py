@@ -6,7 +6,16 @@ import pytest
 import torch
 
 from minillm.errors import ConfigError, ModelError
-from minillm.models import Architecture, Checkpoint, LanguageModel, ModelPair, PrunedTeacher, keep_layers, pair_of
+from minillm.models import (
+    Architecture,
+    Checkpoint,
+    LanguageModel,
+    ModelPair,
+    PrunedTeacher,
+    keep_layers,
+    pair_of,
+    split_problems,
+)
 from minillm.models.vocabulary import compare_vocabularies, stop_ids
 from tests.conftest import FAMILIES, make_model, make_tokenizer
 
@@ -238,6 +247,20 @@ def test_offload_moves_all_but_the_head(tied):
     model.offload = True
     with model.body_away():  # on a CPU it is at home already
         assert model.head()(torch.zeros(1, 32)).shape == (1, 31)
+
+
+def test_what_keeps_layers_from_being_split():
+    shape = Architecture("llama", 2, 48, 6, 2, 40, 31, True)
+    assert split_problems(shape, 2) == []
+    assert split_problems(shape, 4) == [
+        "4 does not divide its 6 heads; use a divisor",
+        "4 does not divide its 2 key-value heads; use a divisor",
+    ]
+    assert split_problems(shape.shrunk(heads=6, kv_heads=6, ffn=40), 3) == [
+        "3 does not divide its 40 feed-forward columns; use a divisor"
+    ]
+    [problem] = split_problems(Architecture("gpt2", 2, 48, 6, 6, 40, 31, True), 2)
+    assert problem.startswith("layers of gpt2 cannot be split by torch's plans; wanted one of llama, mistral, opt")
 
 
 def test_compiled_passes_give_the_same_hidden_states():

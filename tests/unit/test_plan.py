@@ -7,8 +7,9 @@ import yaml
 
 from minillm import plan as module
 from minillm.errors import ConfigError
+from minillm.parallel import Parallel
 from minillm.plan import check_plan, make_plan
-from minillm.planning import Layout, page
+from minillm.planning import page
 from tests.conf.test_compose import CONF, composed
 from tests.conftest import make_model
 
@@ -30,11 +31,12 @@ def test_every_key_is_read():
 
 
 def test_the_layouts_that_are_tried():
-    assert [each.strategy for each in question(*SMALL, "devices=1").layouts] == ["single", "fsdp"]
+    assert [each.kind for each in question(*SMALL, "devices=1").layouts] == ["single", "fsdp"]
+    split = tuple(Parallel("fsdp_tp", 8, tensor_parallel_size=size) for size in (2, 4))
     tried = question(*SMALL, "devices=8").layouts
-    assert tried == (Layout("ddp", 8), Layout("fsdp", 8), Layout("fsdp_tp", 8, 2), Layout("fsdp_tp", 8, 4))
-    assert question(*SMALL, "layout=fsdp_tp", "tensor_devices=4").layouts == (Layout("fsdp_tp", 8, 4),)
-    assert question(*SMALL, strategy="fsdp").layouts == (Layout("fsdp", 8),)  # the config group's choice
+    assert tried == (Parallel("ddp", 8), Parallel("fsdp", 8), *split)
+    assert question(*SMALL, "layout=fsdp_tp", "tensor_devices=4").layouts == split[1:]
+    assert question(*SMALL, strategy="fsdp").layouts == (Parallel("fsdp", 8),)  # the config group's choice
 
 
 @pytest.mark.parametrize(
@@ -47,9 +49,12 @@ def test_the_layouts_that_are_tried():
         (["devices=0", "reserve=90"], ["devices=0: wanted a positive number", "reserve=90: wanted 0 to less than"]),
         (["model.teacher=a/b", "model.student=c/d"],
          ["model.teacher.source=a/b: its shape is not known here; add `architecture`", "model.student.source=c/d"]),
-        (["layout=single"], ["layout=single with devices=8"]),
-        (["layout=fsdp_tp", "tensor_devices=3"], ["tensor_devices=3: wanted a divisor of devices=8", "heads (32)"]),
-        (["layout=ddp", "tensor_devices=2"], ["tensor_devices=2 with layout=ddp"]),
+        (["layout=single"], ["layout=single, devices=8: devices=8, num_nodes=1: strategy=single is for one device"]),
+        (["layout=fsdp_tp", "tensor_devices=3"],
+         ["tensor_devices=3: tensor_parallel_size=3 does not divide the 8 devices",
+          "tensor_devices=3, model.student: 3 does not divide its 32 heads"]),
+        (["layout=ddp", "tensor_devices=2"],
+         ["layout=ddp, devices=8, tensor_devices=2: tensor_parallel_size=2: only strategy=fsdp_tp splits layers"]),
     ],
 )  # fmt: skip
 def test_what_cannot_be_planned(overrides, texts):
@@ -60,7 +65,7 @@ def test_what_cannot_be_planned(overrides, texts):
 
 
 def test_gpt2_cannot_be_split():
-    with pytest.raises(ConfigError, match="the student is GPT-2, whose fused layers cannot be split"):
+    with pytest.raises(ConfigError, match="model.student: layers of gpt2 cannot be split by torch's plans"):
         question("experiment=gpt2_120m_minillm", "layout=fsdp_tp")
 
 
@@ -72,7 +77,7 @@ def test_a_directory_tells_its_own_shape(tmp_path):
 
 def test_a_plan_is_shown_and_written(capsys, tmp_path):
     made = make_plan(question(*SMALL, "devices=2"))
-    assert made.fits and made.case.layout == Layout("ddp", 2)
+    assert made.fits and made.case.layout == Parallel("ddp", 2)
     assert (made.microbatch_rows, made.rollout_rows) == (32, 128)  # all of a device's
     page.show(made)
     text = " ".join(capsys.readouterr().out.split())

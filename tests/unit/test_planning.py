@@ -13,7 +13,8 @@ from minillm.models import Architecture, LanguageModel, RollingCache
 from minillm.objectives import MiniLLM, PretrainLoss
 from minillm.optim import Optim
 from minillm.packing import micro_batches
-from minillm.planning import Blueprint, Case, Layout, fake_device, largest, measure
+from minillm.parallel import Parallel
+from minillm.planning import Blueprint, Case, fake_device, largest, measure
 from minillm.sampling import Sampler, decode
 from minillm.types import PromptBatch, Rollout
 from tests.conftest import make_model
@@ -128,7 +129,7 @@ def test_shards_of_a_fake_group():
     """Of 4 devices each holds a quarter; what is gathered in an update is the root and few layers."""
     shape = Architecture("llama", 6, 128, 4, 4, 384, 512, tied=False)
     whole = measure(case_of(shape, microbatch_tokens=2 * 255, linear_loss=LinearLoss(0.1)))
-    parts = measure(case_of(shape, microbatch_tokens=2 * 255, linear_loss=LinearLoss(0.1), layout=Layout("fsdp", 4)))
+    parts = measure(case_of(shape, microbatch_tokens=2 * 255, linear_loss=LinearLoss(0.1), layout=Parallel("fsdp", 4)))
     for purpose in ("student", "optimizer", "gradients"):
         assert parts.update[purpose] == pytest.approx(whole.update[purpose] / 4, rel=0.01)
     with fake_device(case_of(shape)) as device:
@@ -142,8 +143,8 @@ def test_shards_of_a_fake_group():
 
 def test_tensor_parallel_layers_hold_their_part():
     shape = Architecture("opt", 4, 128, 4, 4, 512, 512, tied=True)
-    plain = measure(case_of(shape, layout=Layout("fsdp", 2), rollouts=8, minibatch=8))
-    split = measure(case_of(shape, layout=Layout("fsdp_tp", 4, 2), rollouts=8, minibatch=8))
+    plain = measure(case_of(shape, layout=Parallel("fsdp", 2), rollouts=8, minibatch=8))
+    split = measure(case_of(shape, layout=Parallel("fsdp_tp", 4, tensor_parallel_size=2), rollouts=8, minibatch=8))
     assert split.rollout["caches"] == pytest.approx(plain.rollout["caches"] / 2, rel=0.05)
     assert split.update["activations"] < 0.75 * plain.update["activations"]
 

@@ -6,7 +6,8 @@ import pytest
 
 from minillm.errors import ConfigError
 from minillm.objectives import PretrainLoss
-from minillm.planning import Layout, Rates, Sizes, speed
+from minillm.parallel import Parallel
+from minillm.planning import Rates, Sizes, speed
 from minillm.sampling import Sampler
 from tests.unit.test_planning import FAMILIES, case_of
 
@@ -46,14 +47,14 @@ def test_one_device():
 
 
 def test_devices_share_the_rows_and_exchange_gradients():
-    one, four, eight = of(case()), of(case(layout=Layout("ddp", 4))), of(case(layout=Layout("ddp", 8)))
+    one, four, eight = of(case()), of(case(layout=Parallel("ddp", 4))), of(case(layout=Parallel("ddp", 8)))
     assert four.seconds["update"] == pytest.approx(one.seconds["update"] / 4)
     assert four.seconds["communication"] == pytest.approx(2 * 2 * 3 / 4 * 4000 / 5e5)
     assert eight.seconds["communication"] == pytest.approx(2 * 2 * 7 / 8 * 4000 / 5e4)  # two nodes
 
 
 def test_shards_travel():
-    found = of(case(layout=Layout("fsdp", 2)))
+    found = of(case(layout=Parallel("fsdp", 2)))
     # The rollout's gathering, and for each micro-batch weights twice and gradients once.
     assert found.seconds["gathering"] == pytest.approx(1 / 2 * 4 * (1000 + 2000) / 5e5)
     assert found.seconds["communication"] == pytest.approx(2 * 1 / 2 * (2 * 4000 + 4000) / 5e5)
