@@ -55,10 +55,10 @@ class Settings:
     callbacks: dict[str, L.Callback]
 
     @property
-    def microbatches(self) -> int:
-        """Batches of the data module that make a round of the trainer's loop, over all devices."""
+    def accumulated(self) -> int:
+        """Batches of one rank whose gradients the trainer adds up; on-policy the module makes its own micro-batches."""
         devices = self.strategy.data_parallel_size
-        return self.regime.microbatches(devices) if isinstance(self.regime, Supervised) else devices
+        return self.regime.microbatches(devices) // devices if isinstance(self.regime, Supervised) else 1
 
 
 @dataclass(frozen=True)
@@ -131,7 +131,7 @@ def build(cfg: DictConfig, settings: Settings) -> Run:
         devices=strategy.devices_here,
         num_nodes=strategy.num_nodes,
         max_epochs=-1,
-        accumulate_grad_batches=settings.microbatches // strategy.data_parallel_size,
+        accumulate_grad_batches=settings.accumulated,
         logger=MetricsCSV(run_dir / "metrics.csv"),
         callbacks=[Interruption(), *settings.callbacks.values()],
         plugins=[CheckpointFile(), environment()],
@@ -213,7 +213,7 @@ def _supervised(settings: Settings, pair: Pair, train_prompts, val_prompts, corp
         train_prompts,
         val_prompts,
         minibatch_size=regime.minibatch_size,
-        microbatches=settings.microbatches,
+        microbatches=settings.accumulated * settings.strategy.data_parallel_size,
         seed=seed,
     )
     n_steps = regime.steps(len(train_prompts))

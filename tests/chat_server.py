@@ -8,6 +8,11 @@ from collections.abc import Callable, Iterable
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+from minillm.metrics.judge import Item, Judge
+
+KEY = "sk-" + "Secret7" * 4
 
 
 @dataclass
@@ -105,3 +110,25 @@ def serving(*script: Sent, **how):
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+def judges(folder: Path, monkeypatch) -> Callable[..., Judge]:
+    """Makes judges that are quick to give up, with their key in the environment."""
+    monkeypatch.setenv("JUDGE_API_KEY", KEY)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    quick = dict(key_variable="JUDGE_API_KEY", timeout=0.2, retries=2, backoff=0.01, longest_wait=1.0)
+
+    def make(base_url: str, **changes) -> Judge:
+        return Judge(**{"base_url": base_url, "model": "m", "cache_dir": folder / "replies", **quick, **changes})
+
+    return make
+
+
+def items(n: int = 1) -> list[Item]:
+    return [Item(f"id{i}", f"Question {i}?", f"reference {i}", f"answer {i}") for i in range(n)]
+
+
+def scores_of(body: dict) -> Sent:
+    """9 for what begins with "answer", 4 for a reference, wherever they stand."""
+    first, second = (part.split("\n")[1] for part in body["messages"][0]["content"].split("[Response of ")[1:])
+    return reply(" ".join("9" if text.startswith("answer") else "4" for text in (first, second)))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import threading
+from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("WANDB_MODE", "disabled")
@@ -70,6 +72,17 @@ def make_pair(family: str = "llama", *, vocabulary: int = 31, dtype=torch.float6
     student = make_model(family, vocabulary=vocabulary, seed=1, dtype=dtype)
     teacher = LanguageModel(make_model(family, vocabulary=vocabulary, seed=2, dtype=dtype)).frozen()
     return Pair(student, teacher, make_tokenizer(), vocabulary, (0, 4, 9, 20, 25))
+
+
+def write_texts(folder: Path) -> None:
+    """train.jsonl, val.jsonl and corpus.txt, of words that the tokenizer knows."""
+    for name, first, n in (("train", 0, 12), ("val", 12, 5)):
+        rows = [
+            {"instruction": f"{WORDS[i]} {WORDS[i + 3]}", "input": "", "output": f"{WORDS[i + 1]} {WORDS[i + 2]}"}
+            for i in range(first, first + n)
+        ]
+        (folder / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n")
+    (folder / "corpus.txt").write_text(" ".join(WORDS * 20))
 
 
 @pytest.fixture(scope="session", autouse=True)

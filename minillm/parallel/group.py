@@ -55,10 +55,6 @@ class Group:
         """Of all ranks."""
         return max(self.join([number]))
 
-    def any(self, flag: bool) -> bool:
-        """Whether it is set on some rank."""
-        return any(self.join([flag]))
-
     def total(self, values: Mapping[str, float | Tensor]) -> dict[str, float]:
         """Each figure summed over the ranks, in float64."""
         figures = {name: float(value) for name, value in values.items()}

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 
 from minillm.errors import check
 from minillm.ranks import started_processes
 
-KINDS = ("single", "ddp", "fsdp", "fsdp_tp")
+Kind = Literal["single", "ddp", "fsdp", "fsdp_tp"]
+KINDS = get_args(Kind)
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class Parallel:
         cpu_offload: with fsdp, the parts wait on the CPU while they are not in use.
     """
 
-    kind: Literal["single", "ddp", "fsdp", "fsdp_tp"] = "single"
+    kind: Kind = "single"
     devices: int | Literal["auto"] = 1
     num_nodes: int = 1
     tensor_parallel_size: int = 1

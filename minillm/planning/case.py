@@ -106,9 +106,3 @@ class Case:
     @property
     def teacher_decodes(self) -> bool:
         return self.sampler.alpha > 0
-
-    @property
-    def runs_teacher(self) -> bool:
-        """Whether an update needs more of it than its head."""
-        kept = self.rollouts > 0 and self.keep_states
-        return bool(self.regulariser.on and self.regulariser.wanted) or (bool(self.objective.wanted) and not kept)

@@ -1,11 +1,9 @@
 """A tiny pair, prompts and a corpus on disk, as a user would have them."""
 
-import json
-
 import pytest
 import torch
 
-from tests.conftest import WORDS, make_model, make_tokenizer
+from tests.conftest import make_model, make_tokenizer, write_texts
 
 
 @pytest.fixture(scope="session")
@@ -14,13 +12,7 @@ def world(tmp_path_factory):
     for name, seed, layers in (("student", 1, 1), ("teacher", 2, 2)):
         make_model(seed=seed, layers=layers, dtype=torch.float32).save_pretrained(folder / name)
         make_tokenizer().save_pretrained(folder / name)
-    for name, first, n in (("train", 0, 12), ("val", 12, 5)):
-        rows = [
-            {"instruction": f"{WORDS[i]} {WORDS[i + 3]}", "input": "", "output": f"{WORDS[i + 1]} {WORDS[i + 2]}"}
-            for i in range(first, first + n)
-        ]
-        (folder / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n")
-    (folder / "corpus.txt").write_text(" ".join(WORDS * 20))
+    write_texts(folder)
     return folder
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.conftest import WORDS, make_model, make_tokenizer
+from tests.conftest import make_model, make_tokenizer, write_texts
 
 ROOT = Path(__file__).parents[2]
 STRATEGIES = ("ddp", "fsdp", "fsdp_tp")
@@ -26,13 +26,7 @@ def parity_world(tmp_path_factory):
             network = make_model(family, seed=seed, tied=tied and name == "student")
             network.save_pretrained(folder / family / name)
             make_tokenizer().save_pretrained(folder / family / name)
-    for name, first, n in (("train", 0, 12), ("val", 12, 5)):
-        rows = [
-            {"instruction": f"{WORDS[i]} {WORDS[i + 3]}", "input": "", "output": f"{WORDS[i + 1]} {WORDS[i + 2]}"}
-            for i in range(first, first + n)
-        ]
-        (folder / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n")
-    (folder / "corpus.txt").write_text(" ".join(WORDS * 20))
+    write_texts(folder)
     return folder
 
 

@@ -1,52 +1,21 @@
 """The judge against a server on this machine that speaks the protocol: it counts, fails, stalls and talks nonsense."""
 
 import gc
-import json
-import logging
-import subprocess
-import sys
 import threading
 import time
-from dataclasses import asdict, replace
-from pathlib import Path
+from dataclasses import replace
 
 import pytest
 
-from minillm.checks import collect
-from minillm.errors import ConfigError, DataError, JudgeError, MinillmError, StorageError
-from minillm.metrics.judge import Item, Judge
+from minillm.errors import DataError, JudgeError
+from minillm.metrics.judge import Item
 from minillm.metrics.verdict import REMINDER
-from minillm.secret import secret_problems
-from tests.chat_server import Sent, failure, reply, serving
-
-KEY = "sk-" + "Secret7" * 4
-
-
-@pytest.fixture(autouse=True)
-def environment(monkeypatch):
-    monkeypatch.setenv("JUDGE_API_KEY", KEY)
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+from tests.chat_server import KEY, Sent, failure, items, judges, reply, scores_of, serving
 
 
 @pytest.fixture
-def make(tmp_path):
-    """A judge that is quick to give up."""
-    quick = dict(key_variable="JUDGE_API_KEY", timeout=0.2, retries=2, backoff=0.01, longest_wait=1.0)
-
-    def make(base_url: str, **changes) -> Judge:
-        return Judge(**{"base_url": base_url, "model": "m", "cache_dir": tmp_path / "replies", **quick, **changes})
-
-    return make
-
-
-def items(n: int = 1) -> list[Item]:
-    return [Item(f"id{i}", f"Question {i}?", f"reference {i}", f"answer {i}") for i in range(n)]
-
-
-def scores_of(body: dict) -> Sent:
-    """9 for what begins with "answer", 4 for a reference, wherever they stand."""
-    first, second = (part.split("\n")[1] for part in body["messages"][0]["content"].split("[Response of ")[1:])
-    return reply(" ".join("9" if text.startswith("answer") else "4" for text in (first, second)))
+def make(tmp_path, monkeypatch):
+    return judges(tmp_path, monkeypatch)
 
 
 def test_scores_come_back_to_the_one_that_they_were_given_to(make):
@@ -270,68 +239,6 @@ def test_questions_are_asked_side_by_side(make):
     assert server.most == 4 and ratings.scores == [(9, 4)] * 12
 
 
-def test_a_damaged_file_is_said_and_asked_again(make, tmp_path, capsys):
-    with serving(otherwise=scores_of) as (_, url):
-        make(url).rate(items(6))
-        files = sorted((tmp_path / "replies").rglob("*.json"))
-        assert len(files) == 6
-        text = files[0].read_text()
-        for file, damaged in zip(
-            files, [text[: len(text) // 2], "", "[]", '{"replies": [8]}', '{"replies": 8}'], strict=False
-        ):
-            file.write_text(damaged)
-        (files[0].parent / f".{files[0].name}.1").write_text("what a kill left")
-        ratings = make(url).rate(items(6))
-        assert ratings.scores == [(9, 4)] * 6 and ratings.counts()["asked"] == 5
-        said = capsys.readouterr().out
-        assert all(file.name in said for file in files[:5]) and files[5].name not in said
-        assert make(url).rate(items(6)).counts()["from_cache"] == 6
-
-
-def test_a_killed_process_pays_for_nothing_twice(make, tmp_path):
-    code = (
-        "import sys; from minillm.metrics.judge import Item, Judge\n"
-        "items = [Item(f'id{i}', f'Question {i}?', f'reference {i}', f'answer {i}') for i in range(30)]\n"
-        "Judge(sys.argv[1], 'm', sys.argv[2], 'JUDGE_API_KEY', concurrency=3).rate(items)"
-    )
-    reached, go_on = threading.Event(), threading.Event()
-    sent = []
-
-    def otherwise(body):
-        sent.append(body)
-        if len(sent) == 12:
-            reached.set()
-        if len(sent) >= 10 and not go_on.is_set():
-            go_on.wait(30)
-        return scores_of(body)
-
-    with serving(otherwise=otherwise) as (server, url):
-        process = subprocess.Popen(
-            [sys.executable, "-c", code, url, str(tmp_path / "replies")], cwd=Path(__file__).parents[2]
-        )
-        assert reached.wait(60)  # 9 are answered, 3 on their way
-        kept = len(list((tmp_path / "replies").rglob("*.json")))
-        process.kill()
-        process.wait()
-        go_on.set()
-        ratings = make(url, timeout=5.0).rate(items(30))
-    assert kept == 9 and ratings.counts()["from_cache"] == 9 and ratings.scores == [(9, 4)] * 30
-    assert len(server.requests) == 12 + 21
-
-
-def test_a_cache_that_cannot_be_written_stops_before_anything_is_paid_for(make, tmp_path):
-    (tmp_path / "file").write_text("")
-    with serving() as (server, url):
-        with pytest.raises(StorageError, match="cache_dir=.*file"):
-            make(url, cache_dir=tmp_path / "file" / "replies").rate(items())
-        (tmp_path / "replies").mkdir()
-        for shard in range(256):
-            (tmp_path / "replies" / f"{shard:02x}").write_text("")  # a disk that refuses midway
-        with pytest.raises(StorageError, match="make room"):
-            make(url, concurrency=1).rate(items(9))
-    assert len(server.requests) == 1
-
-
 def test_texts_of_any_kind_are_asked_and_kept(make):
     texts = ["", "{}", "東京 🗼 مرحبا", "\ud800", "\x00\r\n", "</s>" * 3, "a\u2028b"]
     strange = [Item(f"{i}", text, text, text) for i, text in enumerate(texts)]
@@ -341,118 +248,6 @@ def test_texts_of_any_kind_are_asked_and_kept(make):
         assert make(url).rate([]).counts()["items"] == 0 and make(url).rate([]).ratio is None
         with pytest.raises(DataError, match=r"1 ids come more than once \(id0\)"):
             make(url).rate(items() * 2)
-
-
-WRONG = {
-    "base_url=None": dict(base_url=None),
-    "base_url='localhost:8000/v1'": dict(base_url="localhost:8000/v1"),
-    "base_url='ftp://host/v1'": dict(base_url="ftp://host/v1"),
-    "base_url='http://host/v1 x'": dict(base_url="http://host/v1 x"),
-    "base_url: cannot be read": dict(base_url="http://host:port/v1"),
-    "/chat/completions is added": dict(base_url="http://host/v1/chat/completions"),
-    "base_url: holds": dict(base_url=f"http://host/v1?key={'x' * 9}"),
-    "base_url: holds the value of JUDGE_API_KEY": dict(base_url=f"http://host/{KEY}"),
-    "model=''": dict(model=""),
-    "model: holds": dict(model=KEY),
-    "options.user: holds": dict(options={"user": KEY}),
-    "options.stream": dict(options={"stream": True}),
-    "options: wanted": dict(options={"x": object()}),
-    "cache_dir: wanted": dict(cache_dir=""),
-    "cache_dir: holds": dict(cache_dir=f"/x/{KEY}"),
-    "timeout=0": dict(timeout=0),
-    "retries=-1": dict(retries=-1),
-    "backoff=-1": dict(backoff=-1),
-    "longest_wait=-1": dict(longest_wait=-1),
-    "asks=0": dict(asks=0),
-    "concurrency=0": dict(concurrency=0),
-    "give_up=0": dict(give_up=0),
-    "key_variable: wanted the NAME": dict(key_variable=KEY),
-    "key_variable=ABSENT_API_KEY: this environment variable is not set": dict(key_variable="ABSENT_API_KEY"),
-    "key_variable=BAD_API_KEY: its value cannot be a key": dict(key_variable="BAD_API_KEY"),
-}
-
-
-@pytest.mark.parametrize(("problem", "changes"), WRONG.items())
-def test_wrong_settings_are_refused_without_showing_a_key(make, monkeypatch, problem, changes):
-    monkeypatch.setenv("BAD_API_KEY", "two\nlines-of-it")
-    with pytest.raises(ConfigError) as caught:
-        make(**{"base_url": "http://host/v1", **changes})
-    assert len(caught.value.problems) == 1 and problem in str(caught.value)
-    assert KEY not in str(caught.value) and "xxx" not in str(caught.value) and "lines-of-it" not in str(caught.value)
-
-
-def test_a_config_makes_one():
-    node = {"_target_": "minillm.metrics.judge.Judge", "base_url": "http://host/v1", "model": "m", "cache_dir": "x"}
-    node |= {"key_variable": "JUDGE_API_KEY", "options": {"seed": 1}, "timeout": 5}
-    problems = []
-    assert collect(problems, "judge", node).options == {"seed": 1} and not problems
-    assert collect(problems, "judge", node | {"asks": 1.5}) is None and problems == [
-        "judge.asks=1.5: wanted an integer"
-    ]
-
-
-def test_all_problems_come_at_once(make):
-    with pytest.raises(ConfigError) as caught:
-        make("here", model="", key_variable="ABSENT_API_KEY", timeout=0, asks=0)
-    assert len(caught.value.problems) == 5
-
-
-@pytest.mark.parametrize("name", ["hexadecimal", "ab12" * 8, "HOME", "MY KEY", ""])
-def test_what_may_be_a_key_is_no_name_of_a_variable(make, name):
-    """Only the value of a variable that secret_problems knows is looked for in configs."""
-    with pytest.raises(ConfigError) as caught:
-        make("http://host/v1", key_variable=name)
-    assert not name or name not in str(caught.value)
-
-
-def test_the_key_is_nowhere_but_in_the_request(make, tmp_path, capfd, caplog, monkeypatch):
-    """An endpoint that repeats the key in whatever it says: errors, headers, replies, scores."""
-    caplog.set_level(logging.DEBUG)
-    echoes = [
-        failure(500, f"you sent Bearer {KEY}", Retry_After="0"),
-        Sent(body=f"<html>Bearer {KEY}</html>"),
-        reply(f"Your key is {KEY}"),
-        reply(f"8 6\n{KEY}"),
-    ]
-    seen = []
-    with serving(*echoes) as (server, url):
-        judge = make(url)
-        ratings = judge.rate(items())
-        assert ratings.counts() | {"rated": 1, "malformed_replies": 1} == ratings.counts()
-        assert all(headers["Authorization"] == f"Bearer {KEY}" for _, headers, _ in server.requests)
-        for sent in (
-            failure(401, f"wrong: {KEY}"),
-            failure(400, KEY),
-            Sent(body=KEY),
-            Sent(302, KEY, {"Location": KEY}),
-        ):
-            server.otherwise = lambda body, sent=sent: sent
-            try:
-                seen.append(judge.rate([Item("x", "?", "a", "b")]))
-            except MinillmError as error:
-                chain = [error]
-                while chain[-1].__cause__ or chain[-1].__context__:
-                    chain.append(chain[-1].__cause__ or chain[-1].__context__)
-                seen += [f"{each!r} {each}" for each in chain]
-    seen += [repr(judge), str(judge), json.dumps(asdict(judge), default=str), repr(judge._endpoint()), repr(ratings)]
-    assert not secret_problems({name: str(value) for name, value in asdict(judge).items()})
-    captured = capfd.readouterr()
-    seen += [captured.out, captured.err, caplog.text]
-    files = [file for file in tmp_path.rglob("*") if file.is_file()]
-    assert files
-    seen += [file.read_text() + str(file) for file in files]
-    assert not [text for text in map(str, seen) if KEY in text or "Secret7" in text]
-    assert any("[key]" in str(text) for text in seen)
-
-
-def test_the_key_does_not_follow_a_redirection(make):
-    with serving() as (other, elsewhere):
-        with (
-            serving(Sent(307, headers={"Location": f"{elsewhere}/chat/completions"})) as (_, url),
-            pytest.raises(JudgeError, match="sends the question elsewhere"),
-        ):
-            make(url).rate(items())
-        assert not other.requests
 
 
 @pytest.mark.filterwarnings("error")
