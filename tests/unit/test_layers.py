@@ -19,6 +19,7 @@ LAYERS = [
         "secret",
         "ranks",
         "changes",
+        "units",
     },
     {"objectives", "linear_loss", "models", "data", "optim", "parallel", "saved"},
     {"sampling", "packing", "scoring", "metrics", "evaluation", "prefixes", "zero_shot", "repeats"},
