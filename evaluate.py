@@ -11,6 +11,7 @@ from minillm.suite import check_suite, run_suite
 
 
 @hydra.main(config_path="conf", config_name="evaluate", version_base="1.3")
+@cli.job
 def main(cfg: DictConfig) -> None:
     run_suite(check_suite(cfg))
 

@@ -12,6 +12,7 @@ from minillm import cli, sweeps, trials  # noqa: E402
 
 
 @hydra.main(config_path="conf", config_name="train", version_base="1.3")
+@cli.job
 def main(cfg: DictConfig) -> float | None:
     """Make a run; returns the figure that a sweeper optimises. A trial of a sweep is a train.py of its own."""
     if trials.in_sweep():

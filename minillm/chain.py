@@ -223,6 +223,7 @@ def _call(stage: Stage, run_dir: Path, title: str, lock: int) -> float:
 
 
 @hydra.main(config_path="../conf", config_name="chain", version_base="1.3")
+@cli.job
 def main(cfg: DictConfig) -> None:
     plain = check_chain(cfg)
     trained = compose("train", [f"experiment={plain['pair']}_sft", *plain["overrides"]])

@@ -9,6 +9,7 @@ from statistics import mean
 from typing import Any
 
 from minillm.runs import RunFiles
+from minillm.units import count
 
 _COLOURS = "#4477aa #ee6677 #228833 #ccbb44 #66ccee #aa3377 #999933 #882255 #44aa99 #555555".split()
 _PANELS, _ACROSS, _LEGEND = 9, 3, 14  # settings that get a panel; panels in a row; curves that get a name
@@ -121,5 +122,5 @@ def _by_setting(
 def short(value: Any, longest: int = 28) -> str:
     """A setting as text; of a long one, such as a path, the end."""
     text = {True: "true", False: "false", None: "null"}.get(value) if isinstance(value, bool | None) else None
-    text = text or (f"{value:.4g}" if isinstance(value, float) else str(value))
+    text = text or (count(value, 4) if isinstance(value, float) else str(value))
     return text if len(text) <= longest else f"...{text[3 - longest :]}"

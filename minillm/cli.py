@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import errno
+import functools
 import logging
 import os
 import re
 import sys
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
-from hydra.errors import HydraException
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException, MissingConfigException
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from minillm.checks import trainer_problem
@@ -28,14 +32,40 @@ CONF = Path(__file__).parent.parent / "conf"
 
 
 def run(main: Callable[[], None], config_name: str) -> None:
-    """Call a @hydra.main function; an error that the user can act on ends it with a message and status 1."""
+    """Call the main function of a command; an error that the user can act on ends it with a message and status 1."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # so that Hydra raises instead of printing its own summary
     _quieten()
     keep_freed_memory()
-    try:
+    with _told(config_name):
         main()
         if in_a_worker():
             _leave(0)
+
+
+def job(function: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
+    """What @hydra.main calls: errors end it here already, before Hydra sets a line of its own above them, and a start
+    that came to nothing leaves no directory. A sweep's job is passed through: its trial is a command of its own."""
+
+    @functools.wraps(function)
+    def call(cfg: DictConfig) -> Any:
+        hydra_cfg = HydraConfig.get()
+        if hydra_cfg.mode != RunMode.RUN:
+            return function(cfg)
+        with _told(hydra_cfg.job.config_name):
+            try:
+                return function(cfg)
+            except BaseException:
+                if rank() == 0:
+                    _free(Path(hydra_cfg.runtime.output_dir), f"{hydra_cfg.job.name}.log")
+                raise
+
+    return call
+
+
+@contextmanager
+def _told(config_name: str) -> Iterator[None]:
+    try:
+        yield
     except Interrupted as error:
         if rank():
             _leave(error.status)
@@ -50,6 +80,21 @@ def run(main: Callable[[], None], config_name: str) -> None:
         fail(f"Error: cannot write {error.filename or 'a file'}: {error.strerror}")
     except KeyboardInterrupt:
         fail("Error: interrupted")
+
+
+def _free(folder: Path, log: str) -> None:
+    """Remove a run's directory that holds nothing but Hydra's log, and those above it that are empty then, up to the
+    one we are in."""
+    here = Path.cwd()
+    with suppress(OSError):
+        if folder == here or {each.name for each in folder.iterdir()} - {log}:
+            return
+        (folder / log).unlink(missing_ok=True)
+        folder.rmdir()
+        for above in folder.parents:
+            if here not in above.parents:
+                return
+            above.rmdir()
 
 
 def fail(text: str, status: int = 1) -> None:
@@ -86,6 +131,9 @@ def _quieten() -> None:
 def _explain(error: HydraException, config_name: str) -> str:
     """Hydra's own words, or for an unknown key the nearest right one."""
     text = "\n".join(filter(None, [str(error), str(error.__cause__ or "")]))
+    if isinstance(error, MissingConfigException) and error.options:
+        group, _, name = error.missing_cfg_file.rpartition("/")
+        return f"{group}={name}: no such choice; {nearest(name, error.options, most=3)}"
     match = re.search(r"Could not override '([^']+)'", text)
     if not match:
         return text

@@ -65,8 +65,8 @@ def check(*rules: tuple[bool, str]) -> None:
         raise ConfigError(problems)
 
 
-def nearest(name: str, names: Iterable[str]) -> str:
-    """The clause that points from an unknown name to the nearest right one."""
+def nearest(name: str, names: Iterable[str], most: int = 1) -> str:
+    """The clause that points from an unknown name to the nearest right ones."""
     names = sorted(map(str, names))
-    close = difflib.get_close_matches(str(name), names, n=1, cutoff=0.5)
-    return f"did you mean {close[0]}?" if close else f"choose from: {', '.join(names)}"
+    close = difflib.get_close_matches(str(name), names, n=most, cutoff=0.5)
+    return f"did you mean {' or '.join(close)}?" if close else f"choose from: {', '.join(names)}"

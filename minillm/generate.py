@@ -179,6 +179,7 @@ def _join(work: Generation, chunks: range) -> Path | None:
 
 
 @hydra.main(config_path="../conf", config_name="generate", version_base="1.3")
+@cli.job
 def main(cfg: DictConfig) -> None:
     generate(check_generation(cfg), cfg.device, int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1)))
 

@@ -236,6 +236,7 @@ def print_table(keys: DictConfig, overrides: list[str]) -> None:
 
 
 @hydra.main(config_path="../conf", config_name="plan", version_base="1.3")
+@cli.job
 def main(cfg: DictConfig) -> None:
     hydra_cfg = HydraConfig.get()
     if cfg.table is True:

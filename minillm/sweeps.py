@@ -22,6 +22,7 @@ from minillm.console import say
 from minillm.errors import ConfigError, MinillmError
 from minillm.runs import TRIALS, higher_is_better
 from minillm.trials import DONE, ROOT, Outcome
+from minillm.units import count, duration
 
 # What launchers raise when a process of theirs died (joblib, submitit); the trials in it are gone with it or go on.
 _DIED = {"TerminatedWorkerError", "BrokenProcessPool", "UncompletedJobError"}
@@ -64,18 +65,18 @@ class Sweep:
         """Show all trials; returns what is wrong with them, or None."""
         outcomes = self.outcomes
         table = Table(title=f"Sweep {self.folder}", title_justify="left", box=SIMPLE_HEAD)
-        for heading in ("trial", "", self.figure, "seconds"):
+        for heading in ("trial", "", self.figure, "time"):
             table.add_column(heading, overflow="fold")
         for each in outcomes:
-            figure = "-" if each.figure is None else f"{each.figure:.4g}"
+            figure = "-" if each.figure is None else count(each.figure, 4)
             state = f"{each.state} before" if each.skipped else each.state
-            table.add_row(escape(each.name), state, figure, f"{each.seconds:.0f}")
+            table.add_row(escape(each.name), state, figure, "-" if each.skipped else duration(each.seconds))
         get_console().print(table)
         known = [each for each in outcomes if each.figure is not None]
         higher = higher_is_better(self.figure)
         if known and higher is not None:
             best = (max if higher else min)(known, key=lambda each: each.figure)
-            say(f"Best {self.figure}: {best.figure:.4g}, {self.folder / best.name}")
+            say(f"Best {self.figure}: {count(best.figure, 4)}, {self.folder / best.name}")
         say(f"What each setting did: python -m minillm.compare {self.folder}")
         wrong = [each for each in outcomes if each.state not in DONE]
         if not wrong:

@@ -30,6 +30,7 @@ from minillm.console import say
 from minillm.errors import Interrupted
 from minillm.files import write_whole
 from minillm.runs import ERROR, LOG, STOPPED, TRIALS, read_figures, read_settings
+from minillm.units import count, duration
 
 ROOT = Path(__file__).parents[1]
 DONE = ("finished", "stopped early")
@@ -89,8 +90,8 @@ def run_trial(cfg: DictConfig) -> float | None:
         outcome = Outcome(**asdict(outcome) | {"text": f"no finite {plain['optimized_metric']} in metrics.json"})
     (sweep_dir / TRIALS).mkdir(parents=True, exist_ok=True)
     write_whole(sweep_dir / TRIALS / f"{number}.json", json.dumps(asdict(outcome), indent=2) + "\n")
-    figure = "" if outcome.figure is None else f", {plain['optimized_metric']} {outcome.figure:.4g}"
-    how = " before; skipped" if outcome.skipped else f" after {outcome.seconds:.0f} s"
+    figure = "" if outcome.figure is None else f", {plain['optimized_metric']} {count(outcome.figure, 4)}"
+    how = " before; skipped" if outcome.skipped else f" after {duration(outcome.seconds)}"
     say(f"Trial {number}, {name}: {outcome.state}{how}{figure}" + (f". {outcome.text}" if outcome.text else ""))
     if received and job.runtime.choices["hydra/launcher"] == "basic":
         raise KeyboardInterrupt

@@ -14,6 +14,7 @@ from minillm.callbacks.validation import Validation
 from minillm.console import say
 from minillm.errors import check
 from minillm.runs import TRIALS, RunFiles, higher_is_better, read_rows
+from minillm.units import count
 
 
 class MedianStop(L.Callback):
@@ -99,6 +100,6 @@ def hopeless(
     if best >= middle if higher else best <= middle:
         return None
     return (
-        f"its best figure so far, {best:.4g}, is worse than {middle:.4g}, the median of the running means of "
-        f"{len(means)} siblings"
+        f"its best figure so far, {count(best, 4)}, is worse than {count(middle, 4)}, the median of the running means "
+        f"of {len(means)} siblings"
     )

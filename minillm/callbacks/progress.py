@@ -15,6 +15,7 @@ from rich.progress import (
 from rich.progress import Progress as Bars
 
 from minillm.console import say
+from minillm.units import count
 
 _SHOWN = {
     "start/loss": "loss",
@@ -30,7 +31,7 @@ _PHASES = ("rollout", "score", "update")
 
 def _figures(metrics: dict[str, float]) -> str:
     """The newest round in one line of 80 columns; its end is explained once, by `on_train_start`."""
-    figures = [f"{name} {metrics[key]:.3g}" for key, name in _SHOWN.items() if key in metrics]
+    figures = [f"{name} {count(metrics[key])}" for key, name in _SHOWN.items() if key in metrics]
     shares = [f"{100 * metrics[f'time/share_{name}']:.0f}" for name in _PHASES if f"time/share_{name}" in metrics]
     return "  ".join([*figures, *(["/".join(shares) + "%"] if shares else [])])
 

@@ -12,6 +12,7 @@ from transformers import GenerationConfig
 
 from minillm.models.lora import is_adapted, merged_weights
 from minillm.models.pair import Pair
+from minillm.units import count
 
 _CARD = """\
 ---
@@ -61,7 +62,7 @@ def export_student(
     weights = merged_weights(pair.student, state) if is_adapted(pair.student) else dict(state)
     pair.student.save_pretrained(aside, state_dict=weights)
     pair.tokenizer.save_pretrained(aside)
-    shown = {"weights": card.get("weights", "last")} | {name: f"{value:.4g}" for name, value in figures.items()}
+    shown = {"weights": card.get("weights", "last")} | {name: count(value, 4) for name, value in figures.items()}
     facts = "\n".join(f"| {key} | {value} |" for key, value in shown.items())
     (aside / "README.md").write_text(_CARD.format(facts=facts, **{k: card[k] for k in ("name", "made_by", "command")}))
     if directory.exists():

@@ -9,9 +9,10 @@ from minillm.planning.case import Case
 from minillm.planning.memory import Memory
 from minillm.planning.networks import Sizes
 from minillm.planning.speed import Rates, Speed
+from minillm.units import duration
 
 HEADINGS = ("run", "devices", "strategy", "GB rollout", "GB update", "largest micro-batch", "largest rollout batch",
-            "busy in updates", "tokens/s", "days")  # fmt: skip
+            "busy in updates", "tokens/s", "time")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ def line(plan: Plan) -> str:
         f"{plan.rollout_rows}" + (" (all)" if plan.rollout_rows == case.local_rollouts else ""),
         f"{plan.busy:,}",
         f"{plan.speed.rate:,.0f}",
-        f"{plan.speed.days:.2g}",
+        duration(plan.speed.days * 86400),
     ]
     return f"| {' | '.join(texts)} |"
 
@@ -148,13 +149,15 @@ def _fits(plan: Plan) -> list[tuple[str, str]]:
 
 def _time(plan: Plan) -> list[tuple[str, str]]:
     speed = plan.speed
-    parts = ", ".join(f"{name} {value:.3g}" for name, value in speed.seconds.items())
-    lines = [("a round", f"{speed.round:.3g} s: {parts}")]
+    parts = ", ".join(f"{name} {duration(value)}" for name, value in speed.seconds.items())
+    lines = [("a round", f"{duration(speed.round)}: {parts}")]
     if speed.decoding_rate:
         lines.append(("tokens", f"{speed.decoding_rate:,.0f} a second in rollouts, {speed.rate:,.0f} over all"))
     else:
         lines.append(("tokens", f"{speed.rate:,.0f} of answers a second"))
-    lines.append(("the run", f"{speed.days:.3g} days: {speed.rounds:,} rounds, without validation and checkpoints"))
+    lines.append(
+        ("the run", f"{duration(speed.days * 86400)}: {speed.rounds:,} rounds, without validation and checkpoints")
+    )
     return lines
 
 

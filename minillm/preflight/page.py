@@ -10,6 +10,7 @@ from pathlib import Path
 from minillm.console import show_facts
 from minillm.models.vocabulary import Tokens
 from minillm.preflight.facts import ModelFacts, Preflight, PromptFacts
+from minillm.units import count
 
 TITLE, SECOND_LOOK = "Preflight", "Worth a second look"
 _SHOWN = 1e-3  # of all memory
@@ -124,7 +125,7 @@ def _steps(found: Preflight) -> str:
             f", in {work.rounds:,} rollout{'s' * (work.rounds > 1)} of {work.round_size:,}: {samples:,} samples of "
             f"at most {work.answer_tokens:,} tokens"
         )
-    return f"{text}; {epochs:.3g} passes over the prompts"
+    return f"{text}; {count(epochs)} passes over the prompts"
 
 
 def _memory(found: Preflight) -> list[tuple[str, str]]:

@@ -10,6 +10,7 @@ from minillm.errors import ConfigError
 from minillm.parallel import Parallel
 from minillm.plan import check_plan, make_plan
 from minillm.planning import page
+from minillm.units import duration
 from tests.conf.test_compose import CONF, composed
 from tests.conftest import make_model
 
@@ -88,6 +89,7 @@ def test_a_plan_is_shown_and_written(capsys, tmp_path):
         "sampler.batch_size=128 (all of a device's rollout); planned with 32",
         "fits:",
         "peak_tflops 989",
+        f"the run {duration(made.speed.days * 86400)}: ",
     ):
         assert part in text, part
     figures = json.loads(json.dumps(page.figures(made)))

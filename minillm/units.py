@@ -1,0 +1,21 @@
+"""Numbers as a person reads them."""
+
+from __future__ import annotations
+
+_UNITS = (("s", 60), ("min", 60), ("h", 24))  # and how many make the next one
+
+
+def count(value: float, digits: int = 3) -> str:
+    """ "0.0123", "12.3", "1,500": so many digits, and all of those before the point; no power of ten above 1."""
+    return f"{value:,.0f}" if abs(value) >= 10**digits - 0.5 else f"{value:,.{digits}g}"
+
+
+def duration(seconds: float) -> str:
+    """ "0.31 s", "13.7 min", "5.2 h", "3 days"."""
+    value = seconds
+    for unit, next_one in _UNITS:
+        if float(f"{value:.3g}") < next_one:
+            return f"{count(value)} {unit}"
+        value = max(1.0, value / next_one)  # 59.96 s are a minute
+    text = count(value)
+    return f"{text} day{'s' * (text != '1')}"
