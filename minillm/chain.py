@@ -34,7 +34,8 @@ ROOT = Path(__file__).parents[1]
 METHODS = ("sft", "kd", "seqkd", "minillm_nopt", "minillm")
 _KINDS = {
     "pair": str, "seeds": list[int], "methods": list[str], "teacher": str | None, "tests": list[str],
-    "test_seeds": list[int], "answer_limit": int | None, "test_limit": int | None, "test_batch_size": int,
+    "test_seeds": list[int], "answer_tokens": int | None, "answer_limit": int | None, "test_tokens": int | None,
+    "test_limit": int | None, "test_batch_size": int,
     "overrides": list[str], "teacher_overrides": list[str],
 }  # fmt: skip
 
@@ -64,6 +65,11 @@ def check_chain(cfg: DictConfig) -> dict:
             f"methods: {name}: wanted some of {', '.join(METHODS)}" for name in plain["methods"] if name not in METHODS
         ]
         problems += [problem for file in plain["tests"] if (problem := _test_problem(file))]
+        problems += [
+            f"{key}={plain[key]}: wanted a positive number of tokens, or null"
+            for key in ("answer_tokens", "test_tokens")
+            if plain[key] is not None and plain[key] < 1
+        ]
         stems = [Path(file).stem for file in plain["tests"]]
         if len(set(stems)) < len(stems):
             problems.append(f"tests: the files are columns by their names {', '.join(stems)}; wanted different ones")
@@ -89,8 +95,9 @@ def _test_problem(file: str) -> str | None:
     return f"tests: {bare[0]} and {len(bare) - 1} more rows have no reference (key output)" if bare else None
 
 
-def stages_of(plain: dict, data: dict, answer_tokens: int) -> list[Stage]:
-    """In the order in which they are made. `data` is the config group of the pair's training runs."""
+def stages_of(plain: dict, data: dict, validation_tokens: int) -> list[Stage]:
+    """In the order in which they are made. `data` is the config group of the pair's training runs, `validation_tokens`
+    the length of the answers that validate them."""
     name, pair, methods, runs = plain["run"]["name"], plain["pair"], plain["methods"], plain["run"]["dir"]
 
     def train(stage: str, seed: int, *overrides: str, reads: tuple[str, ...] = ()) -> Stage:
@@ -113,7 +120,7 @@ def stages_of(plain: dict, data: dict, answer_tokens: int) -> list[Stage]:
     ]
     if "seqkd" in methods:
         command = ["-m", "minillm.generate", f"teacher={teacher}", f"data.file={data['train_file']}", *template]
-        command += [f"max_new_tokens={answer_tokens}", f"limit={plain['answer_limit'] or 'null'}"]
+        command += [f"max_new_tokens={plain['answer_tokens'] or validation_tokens}", f"limit={plain['answer_limit'] or 'null'}"]
         command.append(f"run.name={name}/answers")
         prompts = (data["train_file"],) if Path(data["train_file"]).is_file() else ()
         stages.append(Stage("answers", tuple(command), (*after, *prompts), "answers.jsonl"))
@@ -137,7 +144,7 @@ def stages_of(plain: dict, data: dict, answer_tokens: int) -> list[Stage]:
     models = [teacher, *(f"{runs}/{student}/student" for student in students)]
     command = ["evaluate.py", f"models=[{','.join(models)}]", f"teacher={teacher}", *template]
     command += [f"data.files=[{','.join(plain['tests'])}]", f"seeds={plain['test_seeds']}".replace(" ", "")]
-    command += [f"max_new_tokens={answer_tokens}", f"limit={plain['test_limit'] or 'null'}"]
+    command += [f"max_new_tokens={plain['test_tokens'] or validation_tokens}", f"limit={plain['test_limit'] or 'null'}"]
     command += [f"batch_size={plain['test_batch_size']}", f"run.name={name}/test"]
     stages.append(Stage("test", tuple(command), (*after, *students, *plain["tests"]), "metrics.json"))
     return stages

@@ -167,6 +167,20 @@ def test_a_given_teacher_is_not_trained(tmp_path):
     assert "model.teacher.bits=4" in found[0].command
 
 
+@pytest.mark.parametrize(
+    ("given", "lengths"),
+    [((), ["32", "32"]), (("answer_tokens=5",), ["5", "32"]), (("answer_tokens=5", "test_tokens=7"), ["5", "7"])],
+)
+def test_answers_are_as_long_as_in_validation_or_as_asked(tmp_path, given, lengths):
+    (tmp_path / "t.jsonl").write_text('{"instruction": "a", "output": "b"}')
+    plain = chain("pair=narrow", "methods=[seqkd]", f"tests=[{tmp_path}/t.jsonl]", *given)
+    data = OmegaConf.to_container(composed("experiment=narrow_sft").data, resolve=True)
+    words = [word for stage in stages_of(plain, data, 32) for word in stage.command]
+    assert [word.split("=")[1] for word in words if word.startswith("max_new_tokens=")] == lengths
+    with pytest.raises(ConfigError, match="test_tokens=0: wanted a positive number of tokens, or null"):
+        chain("pair=narrow", "test_tokens=0", f"tests=[{tmp_path}/t.jsonl]")
+
+
 def test_mistakes_come_in_one_message():
     with pytest.raises(ConfigError) as caught:
         chain("pair=nothing", "methods=[sft,magic]", "tests=[/no/file]")
