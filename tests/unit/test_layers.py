@@ -39,6 +39,7 @@ LAYERS = [
         "narrow",
         "table",
         "chain",
+        "stages",
         "fit",
         "worker",
         "trials",
