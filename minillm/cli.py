@@ -49,7 +49,7 @@ def run(main: Callable[[], None], config_name: str) -> None:
             raise
         fail(f"Error: cannot write {error.filename or 'a file'}: {error.strerror}")
     except KeyboardInterrupt:
-        fail("Error: interrupted")
+        fail("Error: interrupted", 130)  # as shells have it
 
 
 def fail(text: str, status: int = 1) -> None:
