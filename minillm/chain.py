@@ -6,48 +6,28 @@ and of what it made are recorded in chain.json; a stage whose result is there is
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
-import subprocess
-import sys
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import hydra
 from hydra import compose
 from omegaconf import DictConfig, OmegaConf
-from rich import get_console
 
 from minillm import cli
 from minillm.checks import describe, matches
 from minillm.console import say
 from minillm.data import read_records
-from minillm.errors import ConfigError, DataError, MinillmError
-from minillm.files import fingerprint, write_whole
+from minillm.errors import ConfigError, DataError
+from minillm.stages import ROOT, Stage, run_chain
 from minillm.table import show_table, table_of
 
-ROOT = Path(__file__).parents[1]
 METHODS = ("sft", "kd", "seqkd", "minillm_nopt", "minillm")
 _KINDS = {
     "pair": str, "seeds": list[int], "methods": list[str], "teacher": str | None, "tests": list[str],
-    "test_seeds": list[int], "answer_limit": int | None, "test_limit": int | None, "test_batch_size": int,
+    "test_seeds": list[int], "answer_tokens": int | None, "answer_limit": int | None, "test_tokens": int | None,
+    "test_limit": int | None, "test_batch_size": int,
     "overrides": list[str], "teacher_overrides": list[str],
 }  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Stage:
-    """`command` follows the interpreter; `reads` are stages and files that it depends on; it makes `result`, a file
-    or a directory below the stage's own."""
-
-    name: str
-    command: tuple[str, ...]
-    reads: tuple[str, ...]
-    result: str
 
 
 def check_chain(cfg: DictConfig) -> dict:
@@ -64,6 +44,11 @@ def check_chain(cfg: DictConfig) -> dict:
             f"methods: {name}: wanted some of {', '.join(METHODS)}" for name in plain["methods"] if name not in METHODS
         ]
         problems += [problem for file in plain["tests"] if (problem := _test_problem(file))]
+        problems += [
+            f"{key}={plain[key]}: wanted a positive number of tokens, or null"
+            for key in ("answer_tokens", "test_tokens")
+            if plain[key] is not None and plain[key] < 1
+        ]
         stems = [Path(file).stem for file in plain["tests"]]
         if len(set(stems)) < len(stems):
             problems.append(f"tests: the files are columns by their names {', '.join(stems)}; wanted different ones")
@@ -89,8 +74,9 @@ def _test_problem(file: str) -> str | None:
     return f"tests: {bare[0]} and {len(bare) - 1} more rows have no reference (key output)" if bare else None
 
 
-def stages_of(plain: dict, data: dict, answer_tokens: int) -> list[Stage]:
-    """In the order in which they are made. `data` is the config group of the pair's training runs."""
+def stages_of(plain: dict, data: dict, validation_tokens: int) -> list[Stage]:
+    """In the order in which they are made. `data` is the config group of the pair's training runs, `validation_tokens`
+    the length of the answers that validate them."""
     name, pair, methods, runs = plain["run"]["name"], plain["pair"], plain["methods"], plain["run"]["dir"]
 
     def train(stage: str, seed: int, *overrides: str, reads: tuple[str, ...] = ()) -> Stage:
@@ -113,7 +99,10 @@ def stages_of(plain: dict, data: dict, answer_tokens: int) -> list[Stage]:
     ]
     if "seqkd" in methods:
         command = ["-m", "minillm.generate", f"teacher={teacher}", f"data.file={data['train_file']}", *template]
-        command += [f"max_new_tokens={answer_tokens}", f"limit={plain['answer_limit'] or 'null'}"]
+        command += [
+            f"max_new_tokens={plain['answer_tokens'] or validation_tokens}",
+            f"limit={plain['answer_limit'] or 'null'}",
+        ]
         command.append(f"run.name={name}/answers")
         prompts = (data["train_file"],) if Path(data["train_file"]).is_file() else ()
         stages.append(Stage("answers", tuple(command), (*after, *prompts), "answers.jsonl"))
@@ -137,89 +126,10 @@ def stages_of(plain: dict, data: dict, answer_tokens: int) -> list[Stage]:
     models = [teacher, *(f"{runs}/{student}/student" for student in students)]
     command = ["evaluate.py", f"models=[{','.join(models)}]", f"teacher={teacher}", *template]
     command += [f"data.files=[{','.join(plain['tests'])}]", f"seeds={plain['test_seeds']}".replace(" ", "")]
-    command += [f"max_new_tokens={answer_tokens}", f"limit={plain['test_limit'] or 'null'}"]
+    command += [f"max_new_tokens={plain['test_tokens'] or validation_tokens}", f"limit={plain['test_limit'] or 'null'}"]
     command += [f"batch_size={plain['test_batch_size']}", f"run.name={name}/test"]
     stages.append(Stage("test", tuple(command), (*after, *students, *plain["tests"]), "metrics.json"))
     return stages
-
-
-def run_chain(run_dir: Path, stages: list[Stage]) -> dict[str, dict]:
-    """Make what is missing; the records of all stages, by name.
-
-    Raises:
-        ConfigError: a result is there that was made otherwise. MinillmError: a stage failed.
-    """
-    (run_dir / "logs").mkdir(parents=True, exist_ok=True)
-    file = run_dir / "chain.json"
-    records = json.loads(file.read_text()) if file.exists() else {}
-    with _alone(run_dir) as lock:
-        for number, stage in enumerate(stages, start=1):
-            title, folder = f"[{number}/{len(stages)}] {stage.name}", run_dir / stage.name
-            inputs = {
-                each: records[each]["result"] if each in records else fingerprint(Path(each)) for each in stage.reads
-            }
-            made, seconds = records.get(stage.name), None
-            if made and folder.exists():
-                _refuse_another(stage, made, inputs, folder)
-                if made["result"] and (folder / stage.result).exists():
-                    say(f"{title}: there since {made['finished']}")
-                    continue
-            # A file is a command's last act; a kill may have come before it was recorded.
-            if not (made and (folder / stage.result).is_file()):
-                # Before it begins: what is cut off may only go on with the same command and inputs.
-                records[stage.name] = {"command": list(stage.command), "inputs": inputs, "result": None}
-                write_whole(file, json.dumps(records, indent=2) + "\n")
-                seconds = round(_call(stage, run_dir, title, lock), 1)
-            records[stage.name] |= {
-                "result": fingerprint(folder / stage.result),
-                "seconds": seconds,
-                "finished": time.strftime("%Y-%m-%d %H:%M:%S"),
-            }
-            write_whole(file, json.dumps(records, indent=2) + "\n")
-            say(f"{title}: {'was there, is recorded now' if seconds is None else f'{seconds:.0f} s'}")
-    return records
-
-
-@contextmanager
-def _alone(run_dir: Path) -> Iterator[int]:
-    """The lock goes with the last process that holds it: a stage that outlives its chain keeps the next one out."""
-    with open(run_dir / "lock", "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise MinillmError(f"{run_dir}: another chain, or a stage that outlived one, is at work there") from error
-        yield lock.fileno()
-
-
-def _refuse_another(stage: Stage, made: dict, inputs: dict[str, str], folder: Path) -> None:
-    differing = [f"{name} is another" for name in inputs if made["inputs"].get(name) != inputs[name]]
-    before, now = (
-        ", ".join(word for word in command if word not in other)
-        for command, other in ((made["command"], stage.command), (stage.command, made["command"]))
-    )
-    if before or now:
-        differing.append(f"it was made with {before or 'less'}, now it is {now or 'less'}")
-    if differing:
-        raise ConfigError(f"{folder}: {'; '.join(differing)}. Delete it to make it again, or choose another run.name")
-
-
-def _call(stage: Stage, run_dir: Path, title: str, lock: int) -> float:
-    command = [sys.executable, *stage.command]
-    if stage.command[0].endswith(".py"):
-        command[1] = str(ROOT / stage.command[0])
-    if stage.command[0] == "train.py" and (run_dir / stage.name / "config.yaml").exists():
-        command.append("resume=auto")  # it was cut off
-    log = run_dir / "logs" / f"{stage.name}.log"
-    began = time.time()
-    with open(log, "a", encoding="utf-8") as stream, get_console().status(f"{title}  ({log})"):
-        paths = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-        done = subprocess.run(
-            command, stdout=stream, stderr=subprocess.STDOUT, env=os.environ | {"PYTHONPATH": paths}, pass_fds=(lock,)
-        )
-    if done.returncode:
-        last = "\n".join(log.read_text(encoding="utf-8").splitlines()[-15:])
-        raise MinillmError(f"{title} failed; the same command goes on from here. The end of {log}:\n{last}")
-    return time.time() - began
 
 
 @hydra.main(config_path="../conf", config_name="chain", version_base="1.3")

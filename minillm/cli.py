@@ -79,7 +79,7 @@ def _told(config_name: str) -> Iterator[None]:
             raise
         fail(f"Error: cannot write {error.filename or 'a file'}: {error.strerror}")
     except KeyboardInterrupt:
-        fail("Error: interrupted")
+        fail("Error: interrupted", 130)  # as shells have it
 
 
 def _free(folder: Path, log: str) -> None:

@@ -220,6 +220,7 @@ def _plan(question: Question, device: planning.Device, memory: planning.Memory, 
         rates=question.rates,
         sources={name: getattr(getattr(model, name), "source", "-") for name in device.updates.sizes},
         scaled=question.scaled,
+        train_prompts=None if on_policy or regime.epochs is None else keys["train_prompts"],
     )
 
 

@@ -1,6 +1,7 @@
 """Signals that ask a run to stop: noted by one handler, acted upon where a checkpoint can stand.
 
-SIGTERM and SIGUSR1 are what schedulers send (SLURM's --signal, Kubernetes, spot machines), SIGUSR2 is submitit's.
+SIGTERM and SIGUSR1 are what schedulers send (SLURM's --signal, Kubernetes, spot machines), SIGUSR2 is submitit's and
+SIGINT Ctrl-C.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import threading
 
 from minillm.errors import Interrupted
 
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT)
 
 
 class Preemption:
@@ -27,10 +28,14 @@ class Preemption:
                 signal.signal(number, self._note)
 
     def _note(self, number: int, frame) -> None:
+        again = ""
+        if number == signal.SIGINT:
+            signal.signal(number, signal.SIG_DFL)  # the second one ends the process, whatever it is in the middle of
+            again = "; Ctrl-C again ends it without saving"
         if self.requested is None:  # a scheduler may send several
             self.requested = signal.Signals(number).name
             # Not print: a handler may run in the middle of one.
-            os.write(2, f"{self.requested}: saving at the next possible place, then exit\n".encode())
+            os.write(2, f"{self.requested}: saving at the next possible place, then exit{again}\n".encode())
 
     def check(self) -> None:
         """Raises Interrupted if a signal has come."""

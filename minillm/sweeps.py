@@ -19,7 +19,7 @@ from rich.table import Table
 
 from minillm import cli
 from minillm.console import say
-from minillm.errors import ConfigError, MinillmError
+from minillm.errors import ConfigError, Interrupted, MinillmError
 from minillm.runs import TRIALS, higher_is_better
 from minillm.trials import DONE, ROOT, Outcome
 from minillm.units import count, duration
@@ -131,6 +131,10 @@ def with_report(main: Callable[[], None]) -> Callable[[], None]:
                 main()
             except (MinillmError, HydraException):
                 raise
+            except KeyboardInterrupt:
+                if SweepStart.swept is None:
+                    raise
+                raise Interrupted(then="the same command goes on") from None
             except Exception as error:
                 if SweepStart.swept is None:
                     raise

@@ -200,7 +200,8 @@ def _quoted(text: str) -> str:
 
 @contextmanager
 def _forwarded(child: subprocess.Popen, received: list[int]) -> Iterator[None]:
-    """Signals that ask a job to save and end go to the run; Ctrl-C in a terminal reaches it by itself."""
+    """Signals that ask a job to save and end go to the run, Ctrl-C as SIGTERM: a terminal's reaches it by itself, and a
+    second one would end it without saving."""
 
     def forward(number, frame) -> None:
         received.append(number)
@@ -211,10 +212,12 @@ def _forwarded(child: subprocess.Popen, received: list[int]) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
+        say("Interrupted; waiting for the trial to save, Ctrl-C again ends it at once")
+        child.terminate()
         try:
-            child.wait(5)
-        except subprocess.TimeoutExpired:
-            child.send_signal(signal.SIGINT)
+            child.wait()
+        except KeyboardInterrupt:
+            child.kill()
             child.wait()
         raise
     finally:

@@ -1,7 +1,9 @@
 """One of the processes of a run, started by `parallel.launch`: python -m minillm.worker JOB."""
 
+import ctypes
 import json
 import logging
+import signal
 import sys
 from pathlib import Path
 
@@ -11,8 +13,12 @@ from minillm import cli
 from minillm.fit import fit
 from minillm.ranks import rank
 
+_PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
+
 
 def main() -> None:
+    if sys.platform.startswith("linux"):  # without the command nobody waits for us, and the next one would meet us
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     job = json.loads(Path(sys.argv[1]).read_text())
     if rank() == 0:  # as Hydra's command does, which does not run here
         log = Path(job["cfg"]["run"]["dir"]) / "train.log"

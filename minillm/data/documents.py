@@ -119,7 +119,7 @@ def _file(path: Path) -> Iterator[Iterable[str]]:
 
 def _read_text(path: Path) -> Iterator[str]:
     try:
-        with open(path, encoding="utf-8") as stream:
+        with open(path, encoding="utf-8-sig") as stream:
             while part := stream.read(PIECE):
                 yield part
     except (OSError, UnicodeDecodeError) as error:

@@ -6,7 +6,7 @@ import hashlib
 import json
 import logging
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,7 +16,17 @@ from minillm.data.records import Record
 from minillm.errors import DataError
 from minillm.types import PromptBatch
 
-HELD_OUT = "also a validation prompt"  # a reason to drop a prompt
+# Reasons to drop a prompt.
+HELD_OUT, BEYOND = "also a validation prompt", "beyond data.val_size"
+NO_RESPONSE, NO_TOKENS = "without a response (key output)", "no tokens: the template renders nothing"
+OUTSIDE, LONGER = "a token outside the shared vocabulary", "longer than"
+_REMEDIES = {
+    HELD_OUT: "data.val_size or data.val_file",
+    NO_RESPONSE: "the file: its rows need an answer (key output, or a last turn of the assistant)",
+    NO_TOKENS: "data.template",
+    OUTSIDE: "the file or the pair: its tokens are beyond what both models have rows for",
+    LONGER: "data.max_prompt_tokens",
+}
 log = logging.getLogger(__name__)
 
 
@@ -93,15 +103,15 @@ def build_prompts(
             dropped[HELD_OUT] += 1
             continue
         if answered and not record.references:
-            dropped["without a response (key output)"] += 1
+            dropped[NO_RESPONSE] += 1
             continue
         prompt = encode(record)
         if not prompt:
-            dropped["no tokens: the template renders nothing"] += 1
+            dropped[NO_TOKENS] += 1
         elif len(prompt) > max_prompt_tokens:
-            dropped[f"longer than {max_prompt_tokens} tokens"] += 1
+            dropped[f"{LONGER} {max_prompt_tokens} tokens"] += 1
         elif max(prompt) >= n_vocab:
-            dropped["a token outside the shared vocabulary"] += 1
+            dropped[OUTSIDE] += 1
         else:
             whole = ()
             if record.references:
@@ -110,18 +120,20 @@ def build_prompts(
             room = max_response_tokens if max_tokens is None else min(max_response_tokens, max_tokens - len(prompt))
             reference = whole[:room]
             if answered and not reference:  # cut off before its first word
-                dropped["without a response (key output)"] += 1
+                dropped[NO_RESPONSE] += 1
             elif max(reference, default=0) >= n_vocab:
-                dropped["a token outside the shared vocabulary"] += 1
+                dropped[OUTSIDE] += 1
             else:
                 kept.append((record, tuple(prompt), reference))
                 n_cut += record.truncated or len(whole) > len(reference)
     reasons = ", ".join(f"{count} {reason}" for reason, count in dropped.items())
     log.info("%s: %d kept of %d%s", name, len(kept), len(records), f" (dropped: {reasons})" if reasons else "")
     if not kept:
-        raise DataError(
-            f"{name}: none of {len(records)} prompts is left ({reasons}); change "
-            "data.max_prompt_tokens, data.val_size or the file"
-        )
+        raise DataError(f"{name}: none of {len(records)} prompts is left ({reasons}); change {remedies(dropped)}")
     columns = (tuple(column) for column in zip(*kept, strict=True))
     return PromptSet(*columns, pad_id=pad_id, dropped=dropped, references_cut=n_cut)
+
+
+def remedies(reasons: Iterable[str]) -> str:
+    """What to change where prompts are dropped for these reasons."""
+    return ", or ".join(text for start, text in _REMEDIES.items() if any(each.startswith(start) for each in reasons))

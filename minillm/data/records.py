@@ -11,6 +11,7 @@ from minillm.errors import DataError
 
 BUILTIN = {"builtin": "train.jsonl", "builtin:validation": "validation.jsonl"}
 _SHOWN = 10  # problems in one message
+_ROLES = ("system", "developer", "user", "assistant", "tool")
 
 
 @dataclass(frozen=True)
@@ -67,11 +68,22 @@ def parse_rows(
 
 
 def json_lines(path: Path) -> Iterator[tuple[str, object]]:
-    """(`file:line`, parsed value or the DataError it gave) of every line that is not blank."""
+    """(`file:line`, parsed value or the DataError it gave) of every line that is not blank; with or without a BOM.
+
+    Raises:
+        DataError: the file cannot be read, or is one JSON array.
+    """
     try:
-        with open(path, encoding="utf-8") as stream:
+        with open(path, encoding="utf-8-sig") as stream:
+            first = True
             for number, line in enumerate(stream, start=1):
                 if line.strip():
+                    if first and line.lstrip().startswith("["):
+                        raise DataError(
+                            f"{path}: a JSON array; wanted one JSON object a line. To convert it: python -c 'import "
+                            "json, sys; [print(json.dumps(row)) for row in json.load(sys.stdin)]' < FILE > FILE.jsonl"
+                        )
+                    first = False
                     where = f"{path}:{number}"
                     try:
                         yield where, json.loads(line.rstrip("\n"))
@@ -145,7 +157,10 @@ def _chat_record(where: str, messages: object) -> Record:
         isinstance(turn, dict) and {"role", "content"} <= turn.keys() for turn in messages
     ):
         raise DataError(f"{where}: key messages: wanted a list of objects with role and content")
-    turns = [(str(turn["role"]), _text(where, "messages.content", turn["content"])) for turn in messages]
+    unknown = dict.fromkeys(repr(turn["role"]) for turn in messages if turn["role"] not in _ROLES)
+    if unknown:
+        raise DataError(f"{where}: key messages: role {', '.join(unknown)}: wanted one of {', '.join(_ROLES)}")
+    turns = [(turn["role"], _text(where, "messages.content", turn["content"])) for turn in messages]
     references = (turns.pop()[1],) if turns and turns[-1][0] == "assistant" else ()
     if not turns or turns[-1][0] != "user" or not turns[-1][1]:
         raise DataError(f"{where}: key messages: wanted a last user turn that is not empty before the answer")

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass, field
+from collections import Counter
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from minillm.data.corpus import Corpus, build_corpus
 from minillm.data.documents import Documents
-from minillm.data.prompts import PromptSet, build_prompts
+from minillm.data.prompts import BEYOND, PromptSet, build_prompts
 from minillm.data.records import Record, read_records
 from minillm.data.templates import TemplateName, prompt_encoder
 from minillm.errors import check
@@ -66,25 +67,29 @@ class Sources:
         return together if self.max_tokens is None else min(self.max_tokens, together)
 
     def records(self) -> tuple[list[Record], list[Record]]:
-        """(train, validation), read without a model. Raises DataError, see `read_records`."""
+        """(train, validation), read without a model; all rows of a val_file. Raises DataError, see `read_records`."""
         train = read_records(self.train_file)
         if self.val_file is None:
             held_out = sorted(random.Random(0).sample(range(len(train)), min(self.val_size, len(train))))
             validation = [train[row] for row in held_out]
         else:
-            validation = read_records(self.val_file)[: self.val_size]
+            validation = read_records(self.val_file)
         return train, validation
 
     def prompts(
         self, train: list[Record], validation: list[Record], pair: Pair, *, answered: bool = False
     ) -> tuple[PromptSet, PromptSet]:
-        """(train, validation); with `answered` training prompts without a response are dropped.
+        """(train, validation) of what `records` has read; with `answered` training prompts without a response are
+        dropped.
 
         Raises:
             DataError, ConfigError: see `build_prompts` and `prompt_encoder`.
         """
-        train_prompts = self._build(train, pair, "training prompts", exclude=validation, answered=answered)
-        return train_prompts, self._build(validation, pair, "validation prompts")
+        used = validation[: self.val_size]
+        train_prompts = self._build(train, pair, "training prompts", exclude=used, answered=answered)
+        val_prompts = self._build(used, pair, "validation prompts")
+        beyond = Counter({BEYOND: len(validation) - len(used)})
+        return train_prompts, replace(val_prompts, dropped=val_prompts.dropped + beyond)
 
     def evaluation_prompts(self, records: list[Record], pair: Pair, name: str) -> PromptSet:
         return self._build(records, pair, name)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import logging
 import os
+import signal
 import sys
 import tempfile
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import rich
 import torch
@@ -42,7 +43,7 @@ def environment() -> ClusterEnvironment:
 
 def launch(settings: Parallel, job: dict[str, Any]) -> None:
     """Run `job`, the arguments of `minillm.fit.fit` as JSON, in one process a device, and wait for them; they get our
-    signals.
+    signals. At a second Ctrl-C this process ends, and they with it (`minillm.worker`).
 
     Raises:
         SystemExit: one of them failed.
@@ -65,10 +66,11 @@ def launch(settings: Parallel, job: dict[str, Any]) -> None:
             rdzv_endpoint="localhost:0",
             max_restarts=0,
             local_addr="localhost",
-            signals_to_handle="SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1",
+            signals_to_handle="SIGTERM,SIGHUP,SIGQUIT,SIGUSR1",
             shutdown_timeout=_GRACE,
         )
         logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)
+        before = signal.signal(signal.SIGINT, _ctrl_c)
         try:
             elastic_launch(config, sys.executable)("-m", "minillm.worker", str(file))
         except ChildFailedError as error:  # they have said why
@@ -76,6 +78,13 @@ def launch(settings: Parallel, job: dict[str, Any]) -> None:
             sys.exit(Interrupted.status if codes == {Interrupted.status} else 1)
         except SignalException as error:  # they have saved, or had not begun
             raise Interrupted(error.sigval.name) from error
+        finally:
+            signal.signal(signal.SIGINT, before)
+
+
+def _ctrl_c(number: int, frame) -> NoReturn:
+    signal.signal(number, signal.SIG_DFL)
+    raise SignalException("Ctrl-C", sigval=signal.Signals(number))  # as torch's handler of the other signals
 
 
 def join() -> None:

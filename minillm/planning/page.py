@@ -18,7 +18,8 @@ HEADINGS = ("run", "devices", "strategy", "GB rollout", "GB update", "largest mi
 @dataclass(frozen=True)
 class Plan:
     """GB are 1e9 bytes; rows are of one device. `microbatch_rows` of `columns` tokens and `rollout_rows` are the
-    largest that fit beside the rest; 0: not even one."""
+    largest that fit beside the rest; 0: not even one. `train_prompts` are those of an epoch, None where steps are
+    given."""
 
     name: str
     case: Case
@@ -32,6 +33,7 @@ class Plan:
     rates: Rates
     sources: dict[str, str]
     scaled: int = 1
+    train_prompts: int | None = None
 
     @property
     def fits(self) -> bool:
@@ -62,7 +64,8 @@ def show(plan: Plan) -> None:
     show_facts("What would fit", (), (), _fits(plan))
     show_facts("Time", (), (), _time(plan))
     rates = [(name, f"{value:g}") for name, value in asdict(plan.rates).items()]
-    show_facts("Assumed (rates.*)", (), (), rates)
+    data = [] if plan.train_prompts is None else [("train_prompts", f"{plan.train_prompts:,} in an epoch")]
+    show_facts("Assumed (rates.*)", (), (), [*data, *rates])
 
 
 def line(plan: Plan) -> str:
@@ -112,6 +115,7 @@ def figures(plan: Plan) -> dict:
         "tokens_a_second": plan.speed.rate,
         "rounds": plan.speed.rounds,
         "days": plan.speed.days,
+        "train_prompts": plan.train_prompts,
         "rates": asdict(plan.rates),
     }
 

@@ -43,7 +43,8 @@ def begin(
         longest = settings.data.longest
         work = Work.supervised(settings.regime, len(train), min(longest, settings.data.max_response_tokens), longest)
     else:
-        work = Work.on_policy(settings.regime, settings.start, settings.sampler)
+        rows = settings.regulariser.batch_size
+        work = Work.on_policy(settings.regime, settings.start, settings.sampler, corpus_rows=rows)
     sizes = dict(
         longest_prompt=max(map(len, train.prompt_ids)), block_size=0 if corpus is None else settings.data.block_size
     )

@@ -9,7 +9,7 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from minillm.data import Corpus, PromptSet, Sources
-from minillm.data.prompts import HELD_OUT
+from minillm.data.prompts import BEYOND, HELD_OUT, remedies
 from minillm.machine import usable_memory
 from minillm.models import ModelPair, Pair, PrunedTeacher
 from minillm.models.vocabulary import Vocabulary
@@ -30,12 +30,17 @@ class ModelFacts:
     dtype: str
     device: str
 
+    @property
+    def size(self) -> int:
+        """Parameters without adapters: where only some are trained, those are."""
+        return self.parameters - self.trained % self.parameters
+
 
 @dataclass(frozen=True)
 class PromptFacts:
-    """Numbers of prompts; `dropped` by reason, those that are held out for validation apart. Of the kept ones
-    `references` have an answer, of which `cut` exceed data.max_response_tokens or data.max_tokens. `longest`
-    in tokens."""
+    """Numbers of prompts; `dropped` by reason, those that are held out for validation or `beyond` data.val_size apart.
+    Of the kept ones `references` have an answer, of which `cut` exceed data.max_response_tokens or data.max_tokens.
+    `longest` in tokens."""
 
     kept: int
     dropped: dict[str, int]
@@ -43,10 +48,16 @@ class PromptFacts:
     references: int
     cut: int
     longest: int
+    beyond: int = 0
+
+    @property
+    def wanted(self) -> int:
+        """As many as would be kept if none were dropped."""
+        return self.kept + sum(self.dropped.values())
 
     @property
     def read(self) -> int:
-        return self.kept + self.held_out + sum(self.dropped.values())
+        return self.wanted + self.held_out + self.beyond
 
 
 @dataclass(frozen=True)
@@ -134,9 +145,9 @@ def _warnings(found: Preflight, monitor: str | None) -> list[str]:
         what = "another chat template" if tokens.teacher.chat_template else "no chat template"
         texts.append(f"The teacher has {what}; prompts are written with the student's, which may be strange to it.")
     for name, prompts in (("training", found.training), ("validation", found.validation)):
-        candidates = prompts.read - prompts.held_out
-        if (n_dropped := sum(prompts.dropped.values())) > _MANY * candidates:
-            texts.append(f"{n_dropped:,} of {candidates:,} {name} prompts are dropped: see data.max_prompt_tokens.")
+        if (n_dropped := sum(prompts.dropped.values())) > _MANY * prompts.wanted:
+            what = remedies(prompts.dropped)
+            texts.append(f"{n_dropped:,} of {prompts.wanted:,} {name} prompts are dropped: change {what}.")
     training = found.training
     if work.learns_references and training.cut > _MANY * training.references:
         texts.append(
@@ -144,9 +155,21 @@ def _warnings(found: Preflight, monitor: str | None) -> list[str]:
             "max_tokens, without an end: the student learns to go on."
         )
     if work.round_size > training.kept:
+        what, key = ("rounds", "regime.rollouts") if work.sampler else ("optimizer steps", "regime.minibatch_size")
         texts.append(
-            f"{training.kept:,} training prompts for rounds of {work.round_size:,}: some come several times in each; "
-            "more prompts or smaller rounds (regime.rollouts)."
+            f"{training.kept:,} training prompts for {what} of {work.round_size:,}: some come several times in each; "
+            f"more prompts or a smaller {key}."
+        )
+    if (corpus := found.corpus) and corpus.blocks <= work.corpus_rows:
+        blocks = f"{corpus.blocks:,} block{'s' * (corpus.blocks > 1)}"
+        texts.append(
+            f"The corpus has {blocks} of {corpus.block_size:,} tokens for optimizer steps of {work.corpus_rows:,}: "
+            "each reads all of it; more text (data.corpus_file), a smaller data.block_size or regulariser.batch_size."
+        )
+    if found.teacher and found.teacher.size < found.student.size:
+        texts.append(
+            f"The teacher has {found.teacher.size:,} parameters, the student {found.student.size:,}: model.teacher and "
+            "model.student the wrong way round?"
         )
     if monitor == "rouge_l" and found.validation.references < found.validation.kept:
         texts.append(
@@ -157,8 +180,12 @@ def _warnings(found: Preflight, monitor: str | None) -> list[str]:
     if memory and memory.total > found.usable:
         texts.append(
             f"About {memory.total:.1f} GB are needed and {found.usable:.1f} are there: lower "
-            "regime.microbatch_tokens, sampler.batch_size or regime.rollouts, or see model.teacher.offload and "
-            "regime.teacher_states."
+            + (
+                "regime.microbatch_tokens, sampler.batch_size or regime.rollouts, or see model.teacher.offload and "
+                "regime.teacher_states."
+                if work.sampler
+                else "regime.microbatch_size or data.max_tokens, or see model.gradient_checkpointing and lora."
+            )
         )
     return texts
 
@@ -169,7 +196,7 @@ def _model_facts(network: PreTrainedModel, source: str) -> ModelFacts:
         source=source,
         family=network.config.model_type,
         layers=network.config.num_hidden_layers,
-        parameters=sum(each.numel() for each in parameters),
+        parameters=network.num_parameters(),
         trained=sum(each.numel() for each in parameters if each.requires_grad),
         dtype=", ".join(sorted({str(each.dtype).removeprefix("torch.") for each in parameters})),
         device=str(network.device),
@@ -183,9 +210,10 @@ def _source(spec: Any) -> str:
 def _prompt_facts(prompts: PromptSet) -> PromptFacts:
     return PromptFacts(
         kept=len(prompts),
-        dropped={reason: count for reason, count in prompts.dropped.items() if reason != HELD_OUT},
+        dropped={reason: count for reason, count in prompts.dropped.items() if reason not in (HELD_OUT, BEYOND)},
         held_out=prompts.dropped[HELD_OUT],
         references=sum(bool(record.references) for record in prompts.records),
         cut=prompts.references_cut,
         longest=max(map(len, prompts.prompt_ids)),
+        beyond=prompts.dropped[BEYOND],
     )

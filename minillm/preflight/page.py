@@ -110,6 +110,7 @@ def _prompts(prompts: PromptFacts) -> str:
     parts = [f"{prompts.kept:,} of {prompts.read:,} prompts, the longest {prompts.longest:,} tokens"]
     reasons = [f"{count:,} {reason}" for reason, count in prompts.dropped.items()]
     reasons += [f"{prompts.held_out:,} held out for validation"] if prompts.held_out else []
+    reasons += [f"{prompts.beyond:,} beyond data.val_size"] if prompts.beyond else []
     parts += [f"dropped: {', '.join(reasons)}"] if reasons else []
     cut = f", {prompts.cut:,} of them too long and cut" if prompts.cut else ""
     return "; ".join([*parts, f"{prompts.references:,} with a reference{cut}"])
@@ -118,14 +119,15 @@ def _prompts(prompts: PromptFacts) -> str:
 def _steps(found: Preflight) -> str:
     work, epochs = found.work, found.work.prompts_seen / found.training.kept
     text = f"{work.start_steps:,} supervised, then " if work.start_steps else ""
-    text += f"{work.steps:,} optimizer steps of {work.minibatch_size:,} answers"
+    text += f"{work.steps:,} optimizer step{'s' * (work.steps > 1)} of {work.minibatch_size:,} answers"
     if work.sampler:
         samples = work.rounds * work.round_size
         text += (
             f", in {work.rounds:,} rollout{'s' * (work.rounds > 1)} of {work.round_size:,}: {samples:,} samples of "
             f"at most {work.answer_tokens:,} tokens"
         )
-    return f"{text}; {count(epochs)} passes over the prompts"
+    asked = "" if work.epochs in (None, epochs) else f" (regime.epochs={work.epochs:g}; the last step is filled up)"
+    return f"{text}; {count(epochs)} pass{'es' * (epochs != 1)} over the prompts{asked}"
 
 
 def _memory(found: Preflight) -> list[tuple[str, str]]:

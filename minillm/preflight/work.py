@@ -20,6 +20,8 @@ class Work:
         sampler: what answers the prompts; None where the data gives the answers.
         keep_states: whether the teacher's hidden states of a round are kept.
         learns_references: whether answers of the data are trained on.
+        corpus_rows: blocks of the corpus in an optimizer step.
+        epochs: asked for, of which the last step is filled up; None where steps are.
     """
 
     steps: int
@@ -33,9 +35,11 @@ class Work:
     sampler: Sampler | None = None
     keep_states: bool = False
     learns_references: bool = True
+    corpus_rows: int = 0
+    epochs: float | None = None
 
     @classmethod
-    def on_policy(cls, regime: OnPolicy, start: SupervisedStart, sampler: Sampler) -> Work:
+    def on_policy(cls, regime: OnPolicy, start: SupervisedStart, sampler: Sampler, corpus_rows: int = 0) -> Work:
         return cls(
             steps=regime.max_steps,
             steps_per_round=regime.steps_per_rollout,
@@ -48,6 +52,7 @@ class Work:
             sampler=sampler,
             keep_states=regime.teacher_states == "keep",
             learns_references=start.steps > 0 and start.responses == "reference",
+            corpus_rows=corpus_rows,
         )
 
     @classmethod
@@ -60,6 +65,7 @@ class Work:
             minibatch_size=regime.minibatch_size,
             answer_tokens=answer_tokens,
             microbatch_tokens=regime.microbatch_size * longest,
+            epochs=regime.epochs,
         )
 
     @property

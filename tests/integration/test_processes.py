@@ -51,19 +51,39 @@ def test_a_mistake_is_said_once(tmp_path, overrides):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
-def test_two_processes_are_preempted_and_killed_and_go_on_bit_for_bit(tmp_path, overrides, strategy):
+@pytest.mark.parametrize(("strategy", "number"), [("ddp", signal.SIGUSR1), ("fsdp", signal.SIGINT)])
+def test_two_processes_are_preempted_and_killed_and_go_on_bit_for_bit(tmp_path, overrides, strategy, number):
     options = [*overrides, *LONG, f"strategy={strategy}", "strategy.devices=2", "resume=auto"]
     (tmp_path / "a").mkdir()
     whole = finished(tmp_path / "a", options)
     place = tmp_path / "b"
     place.mkdir()
     process, folder = under_way(place, options)
-    process.send_signal(signal.SIGUSR1)
+    process.send_signal(number)
     _, said = process.communicate(timeout=300)
-    assert process.returncode == 75 and "interrupted by SIGUSR1" in said and not (folder / "metrics.json").exists()
+    assert (
+        process.returncode == 75 and f"interrupted by {number.name}" in said and not (folder / "metrics.json").exists()
+    )
     process, _ = under_way(place, options)
     psutil.Process(process.pid).children()[-1].kill()
     process.communicate(timeout=300)
     assert process.returncode == 1
     equal(finished(place, options), whole)
+
+
+@pytest.mark.slow
+def test_a_second_ctrl_c_ends_all_processes_without_saving(tmp_path, overrides):
+    """In the middle of a round that is long."""
+    round_of_a_minute = ["start.steps=0", "regime.inner_epochs=2000", "regime.max_steps=4000", "preflight=false"]
+    process = start(tmp_path, [*overrides, *round_of_a_minute, "strategy=ddp", "strategy.devices=2"])
+    folder = tmp_path / "runs" / "cut"
+    while not (folder / "samples" / "raw.jsonl").exists():
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.01)
+    workers = psutil.Process(process.pid).children()
+    process.send_signal(signal.SIGINT)
+    assert any("SIGINT: saving at the next possible place, then exit; Ctrl-C again" in line for line in process.stderr)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=20) == -signal.SIGINT
+    assert len(workers) == 2 and not psutil.wait_procs(workers, timeout=20)[1]
+    assert not (folder / "checkpoints" / "last.ckpt").exists()

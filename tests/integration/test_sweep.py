@@ -1,9 +1,15 @@
 """A sweep as a user calls it: a trial fails, another is cut off, the same command again does what is left."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 
 import pytest
 
+from tests.integration.commands import ROOT, grown
 from tests.integration.test_commands import call
 
 
@@ -45,3 +51,21 @@ def test_failed_cut_off_and_finished_trials(sweep, tmp_path):
     assert (good / "metrics.json").stat().st_mtime_ns == kept
     results = (tmp_path / "runs" / "rates" / "optimization_results.yaml").read_text()
     assert f"best_value: {figures['val/reverse_kl']}" in results
+
+
+@pytest.mark.slow
+def test_ctrl_c_in_a_terminal_saves_the_trial_and_ends_the_sweep(tmp_path, overrides):
+    """It goes to the sweep and to its trial; the second trial is not begun."""
+    swept = ["optim.learning_rate=1e-3,2e-3", "regime.max_steps=4000", "callbacks.checkpoints.every=null"]
+    command = [sys.executable, ROOT / "train.py", "-m", *overrides, *swept, "logger=csv", "run.name=rates"]
+    text = dict(cwd=tmp_path, env=os.environ | {"OMP_NUM_THREADS": "1"}, text=True)
+    with subprocess.Popen(command, stdout=-3, stderr=subprocess.PIPE, start_new_session=True, **text) as sweep:
+        first, second = (tmp_path / "runs" / "rates" / f"optim.learning_rate-{rate}" for rate in ("0.001", "0.002"))
+        while not grown(first / "metrics.csv", 1500):
+            assert sweep.poll() is None, sweep.stderr.read()
+            time.sleep(0.01)
+        os.killpg(sweep.pid, signal.SIGINT)
+        said = sweep.stderr.read()
+    assert sweep.returncode == 75 and "interrupted by a signal; the same command goes on" in said
+    assert "Traceback" not in said and "Traceback" not in (first / "train.log").read_text()
+    assert (first / "checkpoints" / "last.ckpt").exists() and not (second / "config.yaml").exists()

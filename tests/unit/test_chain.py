@@ -1,19 +1,23 @@
 """The chain: what is there is skipped, what was cut off goes on, what was made otherwise is refused."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
+import time
 from statistics import mean, stdev
 
 import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-import minillm.chain
+import minillm.stages
 from minillm.build import check_config
-from minillm.chain import METHODS, Stage, check_chain, run_chain, stages_of
+from minillm.chain import METHODS, check_chain, stages_of
 from minillm.errors import ConfigError, MinillmError
 from minillm.files import fingerprint
+from minillm.stages import Stage, run_chain
 from minillm.table import show_table, table_of
 from tests.conf.test_compose import CONF, composed
 
@@ -82,26 +86,54 @@ def test_a_result_that_a_kill_left_unrecorded_is_taken(tmp_path):
 
 
 def test_two_chains_do_not_meet_even_where_a_stage_outlives_its_own(tmp_path):
-    left = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True)
-    assert left.stdout.readline() == "held\n"
-    left.wait()  # the chain is gone, its stage still sleeps with the lock
-    with pytest.raises(MinillmError, match="another chain, or a stage that outlived one"):
+    with subprocess.Popen([sys.executable, "-c", HOLD, tmp_path]) as chain:
+        until(lambda: (tmp_path / "logs" / "a.log").exists() and (tmp_path / "logs" / "a.log").read_text())
+        chain.kill()  # its stage still sleeps with the lock
+    stage = int((tmp_path / "logs" / "a.log").read_text())
+    said = rf"stage a \(process {stage} on .*\) of a chain \({chain.pid}\) is at work there; wait until .* or end it"
+    with pytest.raises(MinillmError, match=said):
         run_chain(tmp_path, stages(tmp_path, write("a", "1")))
+    os.kill(stage, signal.SIGKILL)
 
 
-HOLD = """
-import subprocess, sys
+def test_ctrl_c_waits_for_the_stage_and_says_that_the_same_command_goes_on(tmp_path):
+    """It is a signal to the chain alone here; a terminal sends it to both."""
+    with subprocess.Popen([sys.executable, "-c", HOLD, tmp_path], stderr=subprocess.PIPE, text=True) as chain:
+        until(lambda: (tmp_path / "logs" / "a.log").exists() and (tmp_path / "logs" / "a.log").read_text())
+        chain.send_signal(signal.SIGINT)
+        said = chain.stderr.read()
+    assert "interrupted by Ctrl-C in [1/1] a; the same command goes on" in said
+    assert (tmp_path / "saved").exists()
+
+
+def until(done):
+    deadline = time.monotonic() + 60
+    while not done():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+SLEEPS = """
+import os, signal, sys, time
+def save(*_):
+    time.sleep(0.5)
+    open("{0}/saved", "w").close()
+    sys.exit(75)
+signal.signal(signal.SIGTERM, save)
+print(os.getpid(), flush=True)
+time.sleep(20)
+"""
+HOLD = f"""
+import sys
 from pathlib import Path
-from minillm.chain import _alone
-with _alone(Path(sys.argv[1])) as lock:
-    subprocess.Popen([sys.executable, "-c", "import time; time.sleep(20)"], pass_fds=(lock,), stdout=subprocess.DEVNULL)
-    print("held", flush=True)
+from minillm.stages import Stage, run_chain
+run_chain(Path(sys.argv[1]), [Stage("a", ("-c", {SLEEPS!r}.replace("{{0}}", sys.argv[1])), (), "out")])
 """
 
 
 def test_killed_training_is_resumed(tmp_path, monkeypatch):
     calls = []
-    monkeypatch.setattr(minillm.chain.subprocess, "run", lambda command, **_: calls.append(command) or Done())
+    monkeypatch.setattr(minillm.stages.subprocess, "Popen", lambda command, **_: calls.append(command) or Done())
     stage = Stage("a", ("train.py", "seed=0"), (), "student")
     for resumed in (False, True):
         (tmp_path / "a" / "student").mkdir(parents=True, exist_ok=True)
@@ -112,7 +144,10 @@ def test_killed_training_is_resumed(tmp_path, monkeypatch):
 
 
 class Done:
-    returncode = 0
+    pid = 1
+
+    def wait(self):
+        return 0
 
 
 def chain(*overrides):
@@ -165,6 +200,20 @@ def test_a_given_teacher_is_not_trained(tmp_path):
     assert [stage.name for stage in found] == ["kd-0", "test"]
     assert "model.teacher.source=owner/model" in found[0].command
     assert "model.teacher.bits=4" in found[0].command
+
+
+@pytest.mark.parametrize(
+    ("given", "lengths"),
+    [((), ["32", "32"]), (("answer_tokens=5",), ["5", "32"]), (("answer_tokens=5", "test_tokens=7"), ["5", "7"])],
+)
+def test_answers_are_as_long_as_in_validation_or_as_asked(tmp_path, given, lengths):
+    (tmp_path / "t.jsonl").write_text('{"instruction": "a", "output": "b"}')
+    plain = chain("pair=narrow", "methods=[seqkd]", f"tests=[{tmp_path}/t.jsonl]", *given)
+    data = OmegaConf.to_container(composed("experiment=narrow_sft").data, resolve=True)
+    words = [word for stage in stages_of(plain, data, 32) for word in stage.command]
+    assert [word.split("=")[1] for word in words if word.startswith("max_new_tokens=")] == lengths
+    with pytest.raises(ConfigError, match="test_tokens=0: wanted a positive number of tokens, or null"):
+        chain("pair=narrow", "test_tokens=0", f"tests=[{tmp_path}/t.jsonl]")
 
 
 def test_mistakes_come_in_one_message():

@@ -40,6 +40,7 @@ LAYERS = [
         "narrow",
         "table",
         "chain",
+        "stages",
         "fit",
         "worker",
         "trials",

@@ -98,6 +98,18 @@ def test_a_plan_is_shown_and_written(capsys, tmp_path):
     assert page.line(made).count("|") == len(page.HEADINGS) + 1
 
 
+@pytest.mark.parametrize(
+    ("length", "prompts"), [(["train_prompts=640"], 640), (["regime.epochs=null", "regime.max_steps=5"], None)]
+)
+def test_the_prompts_of_an_epoch_are_named_where_they_count(capsys, length, prompts):
+    supervised = [each for each in SMALL if not each.startswith(("sampler", "regime", "model.teacher"))]
+    made = make_plan(question(*supervised, "experiment=opt_1b3_sft", "devices=1", *length))
+    page.show(made)
+    text = " ".join(capsys.readouterr().out.split())
+    assert ("train_prompts 640 in an epoch" in text) == (prompts is not None) == ("train_prompts" in text)
+    assert page.figures(made)["train_prompts"] == prompts
+
+
 def test_more_groups_than_answers():
     idle = question(*SMALL, "devices=128", "layout=ddp")
     assert idle.scaled == 1 and make_plan(idle).busy == 64

@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -31,6 +33,21 @@ def test_the_first_signal_is_noted_and_the_second_changes_nothing(handlers, numb
     with pytest.raises(Interrupted, match=f"interrupted by {preemption.requested}; the same command with resume=auto"):
         preemption.check()
     assert capfd.readouterr().err.count("saving at the next possible place") == 1
+
+
+def test_a_second_ctrl_c_ends_the_process_at_once():
+    code = """if True:
+        import os, signal
+        from minillm.preemption import Preemption
+        Preemption().watch()
+        os.kill(os.getpid(), signal.SIGINT)
+        print("goes on", flush=True)
+        os.kill(os.getpid(), signal.SIGINT)
+        print("not reached", flush=True)
+    """
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == -signal.SIGINT and done.stdout == "goes on\n"
+    assert done.stderr == "SIGINT: saving at the next possible place, then exit; Ctrl-C again ends it without saving\n"
 
 
 def test_another_thread_leaves_the_handlers_alone(handlers):

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from minillm.data import Record, Sources, rows_at
-from minillm.models import ModelPair, pair_of, solo
-from minillm.modules import OnPolicy, SupervisedStart
+from minillm.data import Corpus, Record, Sources, rows_at
+from minillm.models import Lora, ModelPair, pair_of, solo
+from minillm.modules import OnPolicy, Supervised, SupervisedStart
 from minillm.planning import Memory
 from minillm.preflight import Work, agreement, collect, show, write
 from minillm.sampling import Sampler
@@ -27,13 +27,23 @@ MEMORY = Memory({"student": 2e-5, "teacher": 3e-5, "caches": 1e-5}, {"student": 
 REGIME = OnPolicy(rollouts=4, minibatch_size=2, microbatch_tokens=64, inner_epochs=3, max_steps=15)
 
 
-def gathered(pair, *, work=None, records=RECORDS, validation=VALIDATION, monitor="rouge_l", **sources):
+def gathered(
+    pair,
+    *,
+    work=None,
+    records=RECORDS,
+    validation=VALIDATION,
+    corpus=None,
+    answered=False,
+    monitor="rouge_l",
+    **sources,
+):
     sources = Sources(**dict(template="chat", max_prompt_tokens=30, max_response_tokens=5) | sources)
-    prompts = sources.prompts(records, validation, pair)
-    work = work or Work.on_policy(REGIME, SupervisedStart(), SAMPLER)
+    prompts = sources.prompts(records, validation, pair, answered=answered)
+    work = work or Work.on_policy(REGIME, SupervisedStart(), SAMPLER, corpus_rows=3)
     memory = MEMORY if pair.teacher else Memory({}, {"student": 2e-5, "activations": 1e-5})
     settings = dict(model=ModelPair("s", "t"), memory=memory, monitor=monitor)
-    return collect(pair, sources, *prompts, None, work, **settings), prompts[0]
+    return collect(pair, sources, *prompts, corpus, work, **settings), prompts[0]
 
 
 @pytest.fixture(scope="module")
@@ -130,21 +140,34 @@ def test_a_pair_that_does_not_agree_is_named(pair, found):
     assert broken.startswith("forward KL is nan nats a token") and "model.dtype" in broken
 
 
-def test_nothing_is_warned_of_without_cause(found):
-    assert found.warnings == ()
+def corpus(blocks):
+    return Corpus(np.zeros((blocks, 8), dtype=np.int32))
+
+
+def test_nothing_is_warned_of_without_cause(pair, found):
+    assert found.warnings == () == gathered(pair, corpus=corpus(4))[0].warnings
 
 
 NO_ANSWERS = [replace(record, references=()) for record in RECORDS]
 LONG = [Record(f"l:{i}", " ".join(WORDS * 2)) for i in range(4)]
+SUPERVISED = Work.supervised(Supervised(minibatch_size=4, microbatch_size=2, max_steps=9, epochs=None), 12, 5, 35)
 LEARNS = Work.on_policy(REGIME, SupervisedStart(steps=1, responses="reference"), SAMPLER)
 
 
 @pytest.mark.parametrize(
     ("options", "text"),
     [
-        ({"records": [*RECORDS, *LONG]}, "4 of 16 training prompts are dropped: see data.max_prompt_tokens"),
+        ({"records": [*RECORDS, *LONG]}, "4 of 16 training prompts are dropped: change data.max_prompt_tokens."),
         ({"work": LEARNS}, "4 of 12 training references are cut at data.max_response_tokens or max_tokens"),
         ({"records": RECORDS[:3]}, "3 training prompts for rounds of 4: some come several times in each"),
+        ({"records": RECORDS[:3]}, "more prompts or a smaller regime.rollouts"),
+        (
+            {"records": [*RECORDS, *NO_ANSWERS[:4]], "work": SUPERVISED, "answered": True, "max_response_tokens": 9},
+            "4 of 16 training prompts are dropped: change the file: its rows need an answer (key output",
+        ),
+        ({"records": RECORDS[:3], "work": SUPERVISED}, "3 training prompts for optimizer steps of 4"),
+        ({"records": RECORDS[:3], "work": SUPERVISED}, "more prompts or a smaller regime.minibatch_size"),
+        ({"corpus": corpus(3)}, "The corpus has 3 blocks of 8 tokens for optimizer steps of 3: each reads all of it"),
     ],
 )
 def test_what_deserves_a_second_look(pair, options, text):
@@ -156,6 +179,49 @@ def test_too_little_memory_is_told_with_what_to_lower(pair, monkeypatch):
     monkeypatch.setattr("minillm.preflight.facts.usable_memory", lambda device: 1e-6)
     (text,) = gathered(pair)[0].warnings
     assert "GB are needed and 0.0 are there: lower regime.microbatch_tokens" in text
+    (text,) = gathered(pair, work=SUPERVISED, max_response_tokens=9)[0].warnings
+    assert "lower regime.microbatch_size or data.max_tokens" in text
+    assert not any(key in text for key in ("rollouts", "sampler", "microbatch_tokens", "teacher"))
+
+
+def test_a_teacher_smaller_than_its_student_is_told():
+    """Adapters of the student do not count: a model may teach itself."""
+    large, small = make_model(layers=2), make_model(layers=1)
+    tokenizers = make_tokenizer(), make_tokenizer()
+    (text,) = gathered(pair_of(large, small, *tokenizers))[0].warnings
+    sizes = [sum(each.numel() for each in model.parameters()) for model in (small, large)]
+    assert f"The teacher has {sizes[0]:,} parameters, the student {sizes[1]:,}: " in text and "wrong way round" in text
+    assert gathered(pair_of(make_model(), make_model(), *tokenizers))[0].warnings == ()
+    adapted = make_model()
+    Lora(rank=4).onto(adapted, base="none")
+    assert gathered(pair_of(adapted, make_model(), *tokenizers))[0].warnings == ()
+
+
+@pytest.mark.parametrize(
+    ("prompts", "said"),
+    [
+        (16, "1 optimizer step of 32 answers; 2 passes over the prompts (regime.epochs=1; the last step is filled up)"),
+        (64, "2 optimizer steps of 32 answers; 1 pass over the prompts |"),
+    ],
+)
+def test_passes_are_those_that_are_made(tmp_path, prompts, said):
+    """16 prompts fill a step of 32 answers twice."""
+    work = Work.supervised(Supervised(minibatch_size=32, epochs=1), prompts, 5, 35)
+    records = [Record(f"r:{i}", WORDS[i % 9 + 1], references=("the",)) for i in range(prompts)]
+    write(gathered(solo(make_model(), make_tokenizer()), work=work, records=records, monitor=None)[0], tmp_path)
+    assert said in (tmp_path / "preflight.md").read_text()
+
+
+def test_rows_beyond_val_size_are_told(pair, tmp_path):
+    rows = [Record(f"v:{i}", f"fish bird {word}", references=("tree",)) for i, word in enumerate(WORDS[:9])]
+    found, _ = gathered(pair, validation=rows, val_size=4)
+    assert (found.validation.kept, found.validation.beyond, found.validation.read) == (4, 5, 9)
+    assert found.validation.dropped == {} and found.warnings == ()
+    write(found, tmp_path)
+    assert (
+        "| 4 of 9 prompts, the longest 6 tokens; dropped: 5 beyond data.val_size; "
+        in (tmp_path / "preflight.md").read_text()
+    )
 
 
 def test_rouge_l_without_references_is_told(pair):

@@ -55,6 +55,21 @@ def test_nothing_left_is_an_error_that_says_why():
         prompts([Record("a", "1 2 3 4")])
 
 
+@pytest.mark.parametrize(
+    ("record", "options", "what"),
+    [
+        (Record("a", "1"), {"answered": True}, "the file: its rows need an answer (key output, or a last turn of"),
+        (Record("a", "1"), {"exclude": [Record("b", "1")]}, "data.val_size or data.val_file"),
+        (Record("a", ""), {}, "data.template"),
+        (Record("a", "60"), {}, "the file or the pair: its tokens are beyond"),
+    ],
+)
+def test_what_to_change_is_what_the_reason_is_about(record, options, what):
+    with pytest.raises(DataError) as caught:
+        prompts([record], **options)
+    assert f"; change {what}" in str(caught.value) and "max_prompt_tokens" not in str(caught.value)
+
+
 def test_references_end_with_eos_and_are_cut_at_the_limit():
     made = prompts([Record("a", "1", references=("4 5",)), Record("b", "2", references=("4 5 6 7",))])
     assert made.reference_ids == ((4, 5, 0), (4, 5, 6)) and made.has_references and made.references_cut == 1

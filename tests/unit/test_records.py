@@ -1,12 +1,14 @@
 """What can be read, and that an error names file, line and key."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import datasets
 import pytest
 
-from minillm.data import read_records
+from minillm.data import read_documents, read_records
 from minillm.errors import DataError
 
 
@@ -56,6 +58,10 @@ def test_chat_messages(tmp_path):
         ({"instruction": "a", "output": {"k": "v"}}, "data.jsonl:2: key output: wanted text, got dict"),
         ({"instruction": "a", "input": 0}, "data.jsonl:2: key input: wanted text, got int"),
         ({"messages": [{"role": "assistant", "content": "x"}]}, "data.jsonl:2: key messages: wanted a last user turn"),
+        (
+            {"messages": [{"role": "human", "content": "x"}, {"role": ["gpt"], "content": "y"}]},
+            "data.jsonl:2: key messages: role 'human', ['gpt']: wanted one of system, developer, user, assistant, tool",
+        ),
         ({"messages": [{"role": "user"}]}, "data.jsonl:2: key messages: wanted a list of objects"),
     ],
 )
@@ -79,6 +85,26 @@ def test_empty_missing_and_undecodable_files(tmp_path):
     (tmp_path / "latin.jsonl").write_bytes(b'{"instruction": "caf\xe9"}\n')
     with pytest.raises(DataError, match="not UTF-8"):
         read_records(str(tmp_path / "latin.jsonl"))
+
+
+@pytest.mark.parametrize("indent", [None, 2])
+def test_a_json_array_says_what_is_wanted_and_how_to_convert_it(tmp_path, indent):
+    rows, file = [{"instruction": "é"}, {"instruction": "b"}], tmp_path / "data.json"
+    file.write_text("\n" + json.dumps(rows, indent=indent), encoding="utf-8")
+    with pytest.raises(
+        DataError, match=r"data.json: a JSON array; wanted one JSON object a line. To convert it: "
+    ) as e:
+        read_records(str(file))
+    command = str(e.value).split("To convert it: ")[1].replace("FILE", str(file))
+    subprocess.run(command.replace("python", sys.executable, 1), shell=True, check=True)
+    assert [record.instruction for record in read_records(f"{file}.jsonl")] == ["é", "b"]
+
+
+def test_a_byte_order_mark_is_no_part_of_the_text(tmp_path):
+    for name in ("data.jsonl", "text.txt"):
+        (tmp_path / name).write_text('{"instruction": "a"}', encoding="utf-8-sig")
+    assert read_records(str(tmp_path / "data.jsonl"))[0].instruction == "a"
+    assert list(read_documents(str(tmp_path / "text.txt")).pieces()) == [('{"instruction": "a"}', True)]
 
 
 def test_a_hub_data_set_with_dollys_columns(monkeypatch):

@@ -5,7 +5,7 @@ from dataclasses import asdict
 
 import pytest
 
-from minillm.errors import MinillmError
+from minillm.errors import Interrupted, MinillmError
 from minillm.sweeps import Sweep, SweepStart, with_report
 from minillm.trials import Outcome
 
@@ -47,6 +47,17 @@ def test_a_sweep_begins_again_when_a_process_of_the_launcher_died(tmp_path, deat
     with pytest.raises(MinillmError, match=r"1 of 2 trials did not finish.*\n  - a-2: failed. Error: 2 problems") as e:
         with_report(main)()
     assert len(seen) == calls and ("TerminatedWorkerError: killed" in str(e.value)) is (deaths == 9)
+
+
+def test_an_interrupted_sweep_says_what_goes_on(tmp_path):
+    def interrupted(swept):
+        SweepStart.swept = swept
+        raise KeyboardInterrupt
+
+    with pytest.raises(Interrupted, match="interrupted by a signal; the same command goes on"):
+        with_report(lambda: interrupted(Sweep(tmp_path, "val/reverse_kl")))()
+    with pytest.raises(KeyboardInterrupt):
+        with_report(lambda: interrupted(None))()
 
 
 def test_other_errors_and_single_runs_pass_through(tmp_path):

@@ -174,6 +174,28 @@ def test_a_signal_to_the_sweep_ends_its_trial_and_then_the_sweep(job, tmp_path, 
     assert json.loads((tmp_path / "alpha" / ".trials" / "1.json").read_text())["state"] == "killed"
 
 
+SAVES = """
+import os, signal, sys, time
+def save(*_):
+    time.sleep(0.3)
+    open("{0}/saved", "w").close()
+    sys.exit(75)
+signal.signal(signal.SIGTERM, save)
+os.kill(os.getppid(), signal.SIGINT)
+time.sleep(60)
+"""
+
+
+def test_ctrl_c_waits_for_the_trial_to_save(job, tmp_path, monkeypatch):
+    own, _ = job("sampler.alpha=0.1")
+    (tmp_path / "alpha" / "sampler.alpha-0.1").mkdir(parents=True)
+    command = [sys.executable, "-c", SAVES.format(tmp_path)]
+    monkeypatch.setattr(trials, "command_of", lambda plain, run_dir: command)
+    with pytest.raises(KeyboardInterrupt):
+        trials.run_trial(own)
+    assert (tmp_path / "saved").exists()
+
+
 def test_a_directory_where_another_process_is_at_work_is_waited_for(job, tmp_path, capsys, monkeypatch):
     """It finishes meanwhile: then there is nothing left to do."""
     own, _ = job("sampler.alpha=0.1")

@@ -1,0 +1,143 @@
+"""Commands one after the other, each with a record of what it read and made: what is there is skipped, what was cut off
+goes on, two chains do not meet."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TextIO
+
+from rich import get_console
+
+from minillm.console import say
+from minillm.errors import ConfigError, Interrupted, MinillmError
+from minillm.files import fingerprint, write_whole
+
+ROOT = Path(__file__).parents[1]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """`command` follows the interpreter; `reads` are stages and files that it depends on; it makes `result`, a file
+    or a directory below the stage's own."""
+
+    name: str
+    command: tuple[str, ...]
+    reads: tuple[str, ...]
+    result: str
+
+
+def run_chain(run_dir: Path, stages: list[Stage]) -> dict[str, dict]:
+    """Make what is missing; the records of all stages, by name.
+
+    Raises:
+        ConfigError: a result is there that was made otherwise. Interrupted: by Ctrl-C. MinillmError: a stage failed.
+    """
+    (run_dir / "logs").mkdir(parents=True, exist_ok=True)
+    file = run_dir / "chain.json"
+    records = json.loads(file.read_text()) if file.exists() else {}
+    with _alone(run_dir) as lock:
+        for number, stage in enumerate(stages, start=1):
+            title, folder = f"[{number}/{len(stages)}] {stage.name}", run_dir / stage.name
+            inputs = {
+                each: records[each]["result"] if each in records else fingerprint(Path(each)) for each in stage.reads
+            }
+            made, seconds = records.get(stage.name), None
+            if made and folder.exists():
+                _refuse_another(stage, made, inputs, folder)
+                if made["result"] and (folder / stage.result).exists():
+                    say(f"{title}: there since {made['finished']}")
+                    continue
+            # A file is a command's last act; a kill may have come before it was recorded.
+            if not (made and (folder / stage.result).is_file()):
+                # Before it begins: what is cut off may only go on with the same command and inputs.
+                records[stage.name] = {"command": list(stage.command), "inputs": inputs, "result": None}
+                write_whole(file, json.dumps(records, indent=2) + "\n")
+                seconds = round(_call(stage, run_dir, title, lock), 1)
+            records[stage.name] |= {
+                "result": fingerprint(folder / stage.result),
+                "seconds": seconds,
+                "finished": time.strftime("%Y-%m-%d %H:%M:%S"),
+            }
+            write_whole(file, json.dumps(records, indent=2) + "\n")
+            say(f"{title}: {'was there, is recorded now' if seconds is None else f'{seconds:.0f} s'}")
+    return records
+
+
+@contextmanager
+def _alone(run_dir: Path) -> Iterator[TextIO]:
+    """The lock goes with the last process that holds it: a stage that outlives its chain keeps the next one out. The
+    file says what is at work."""
+    with open(run_dir / "lock", "a+", encoding="utf-8") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            lock.seek(0)
+            raise MinillmError(
+                f"{run_dir}: {lock.read().strip()} is at work there; wait until it is done or end it (kill and its "
+                "number), then give the same command again"
+            ) from error
+        _note(lock, f"a chain (process {os.getpid()} on {socket.gethostname()})")
+        yield lock
+
+
+def _note(lock: TextIO, text: str) -> None:
+    lock.truncate(0)
+    lock.write(text + "\n")
+    lock.flush()
+
+
+def _refuse_another(stage: Stage, made: dict, inputs: dict[str, str], folder: Path) -> None:
+    differing = [f"{name} is another" for name in inputs if made["inputs"].get(name) != inputs[name]]
+    before, now = (
+        ", ".join(word for word in command if word not in other)
+        for command, other in ((made["command"], stage.command), (stage.command, made["command"]))
+    )
+    if before or now:
+        differing.append(f"it was made with {before or 'less'}, now it is {now or 'less'}")
+    if differing:
+        raise ConfigError(f"{folder}: {'; '.join(differing)}. Delete it to make it again, or choose another run.name")
+
+
+def _call(stage: Stage, run_dir: Path, title: str, lock: TextIO) -> float:
+    command = [sys.executable, *stage.command]
+    if stage.command[0].endswith(".py"):
+        command[1] = str(ROOT / stage.command[0])
+    if stage.command[0] == "train.py" and (run_dir / stage.name / "config.yaml").exists():
+        command.append("resume=auto")  # it was cut off
+    log = run_dir / "logs" / f"{stage.name}.log"
+    began = time.time()
+    paths = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    own = dict(stderr=subprocess.STDOUT, env=os.environ | {"PYTHONPATH": paths}, pass_fds=(lock.fileno(),))
+    with open(log, "a", encoding="utf-8") as stream, get_console().status(f"{title}  ({log})"):
+        child = subprocess.Popen(command, stdout=stream, **own)
+        _note(lock, f"stage {stage.name} (process {child.pid} on {socket.gethostname()}) of a chain ({os.getpid()})")
+        code = _waited_for(child, title)
+    if code:
+        last = "\n".join(log.read_text(encoding="utf-8").splitlines()[-15:])
+        raise MinillmError(f"{title} failed; the same command goes on from here. The end of {log}:\n{last}")
+    return time.time() - began
+
+
+def _waited_for(child: subprocess.Popen, title: str) -> int:
+    """Its exit status. Raises Interrupted on Ctrl-C, once the stage has ended."""
+    try:
+        return child.wait()
+    except KeyboardInterrupt:
+        say(f"{title}: interrupted; waiting for it to save, Ctrl-C again ends it at once")
+        child.terminate()  # a terminal's Ctrl-C has reached it already, a signal to this process alone has not
+        try:
+            child.wait()
+        except KeyboardInterrupt:
+            child.kill()
+            child.wait()
+        raise Interrupted(f"Ctrl-C in {title}", then="the same command goes on") from None
