@@ -11,6 +11,7 @@ from pathlib import Path
 
 import hydra
 from hydra import compose
+from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
 from minillm import cli
@@ -22,6 +23,8 @@ from minillm.stages import ROOT, Stage, run_chain
 from minillm.table import show_table, table_of
 
 METHODS = ("sft", "kd", "seqkd", "minillm_nopt", "minillm")
+_MODELS = ("model", "model.student", "model.student.source", "checkpoint@model.student")
+_OWN_PAIR = "make a pair of your own: docs/recipes.md, One's own pair in the chain"
 _KINDS = {
     "pair": str, "seeds": list[int], "methods": list[str], "teacher": str | None, "tests": list[str],
     "test_seeds": list[int], "answer_tokens": int | None, "answer_limit": int | None, "test_tokens": int | None,
@@ -52,16 +55,39 @@ def check_chain(cfg: DictConfig) -> dict:
         stems = [Path(file).stem for file in plain["tests"]]
         if len(set(stems)) < len(stems):
             problems.append(f"tests: the files are columns by their names {', '.join(stems)}; wanted different ones")
-        stages = {"sft", *plain["methods"]} | (set() if plain["teacher"] else {"teacher"})
-        stages |= {"start"} if any(name.startswith("minillm") for name in plain["methods"]) else set()
         problems += [
             f"pair={plain['pair']}: no conf/experiment/{plain['pair']}_{name}.yaml"
-            for name in sorted(stages)
+            for name in _experiments(plain)
             if not (ROOT / "conf" / "experiment" / f"{plain['pair']}_{name}.yaml").exists()
+        ]
+        problems += [
+            f"overrides: {each}: goes to the teacher's run too, which would train that model: name a teacher that is "
+            f"fine-tuned already (teacher=DIR), or {_OWN_PAIR}"
+            for each in plain["overrides"]
+            if plain["teacher"] is None and each.lstrip("+").split("=")[0] in _MODELS
         ]
     if problems:
         raise ConfigError(problems)
     return plain
+
+
+def _experiments(plain: dict) -> list[str]:
+    """Stages whose configs are read: SFT's tells the data, whether or not it is run."""
+    stages = {"sft", *plain["methods"]} | (set() if plain["teacher"] else {"teacher"})
+    return sorted(stages | ({"start"} if any(name.startswith("minillm") for name in plain["methods"]) else set()))
+
+
+def composed(plain: dict) -> dict[str, DictConfig]:
+    """The configs of the training stages. Raises ConfigError where one has no place for an override."""
+    found = {}
+    for name in _experiments(plain):
+        experiment = f"experiment={plain['pair']}_{name}"
+        try:
+            found[name] = compose("train", [experiment, *plain["overrides"]])
+        except HydraException as error:
+            text = f"overrides, in {experiment}: {cli.explain(error, 'train')}"
+            raise ConfigError(text + (f"\nFor other models {_OWN_PAIR}" if "model." in text else "")) from error
+    return found
 
 
 def _test_problem(file: str) -> str | None:
@@ -136,7 +162,7 @@ def stages_of(plain: dict, data: dict, validation_tokens: int) -> list[Stage]:
 @cli.job
 def main(cfg: DictConfig) -> None:
     plain = check_chain(cfg)
-    trained = compose("train", [f"experiment={plain['pair']}_sft", *plain["overrides"]])
+    trained = composed(plain)["sft"]
     data = OmegaConf.to_container(trained.data, resolve=True)
     if "seqkd" in plain["methods"] and data["val_file"] is None:
         raise ConfigError(

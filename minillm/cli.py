@@ -73,7 +73,7 @@ def _told(config_name: str) -> Iterator[None]:
     except MinillmError as error:
         fail(f"Error: {error}", error.status)
     except HydraException as error:
-        fail(f"Error: {_explain(error, config_name)}")
+        fail(f"Error: {explain(error, config_name)}")
     except OSError as error:
         if error.errno not in _DISK:
             raise
@@ -128,7 +128,7 @@ def _quieten() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 
-def _explain(error: HydraException, config_name: str) -> str:
+def explain(error: HydraException, config_name: str) -> str:
     """Hydra's own words, or for an unknown key the nearest right one."""
     text = "\n".join(filter(None, [str(error), str(error.__cause__ or "")]))
     if isinstance(error, MissingConfigException) and error.options:

@@ -12,6 +12,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
+import minillm.chain
 import minillm.stages
 from minillm.build import check_config
 from minillm.chain import METHODS, check_chain, stages_of
@@ -224,6 +225,25 @@ def test_mistakes_come_in_one_message():
     assert "pair=nothing: no conf/experiment/nothing_sft.yaml" in text
     with pytest.raises(ConfigError, match="pair="):
         chain("tests=[a]")
+
+
+@pytest.mark.parametrize(
+    ("given", "override", "text"),
+    [
+        ((), "model.student.source=S", "overrides: model.student.source=S: goes to the teacher's run too"),
+        (("teacher=T",), "model.student.source=S", r"in experiment=narrow_(.|\n)*For other models make a pair of your"),
+        (("teacher=T",), "optim.learning_rat=1", "optim.learning_rat: no such key; did you mean optim.learning_rate?"),
+        (("teacher=T",), "optim=adam", "in experiment=narrow_sft: In 'train': Could not find 'optim/adam'"),
+    ],
+)
+def test_an_override_without_a_place_is_told_before_the_first_stage(tmp_path, given, override, text):
+    (tmp_path / "t.jsonl").write_text('{"instruction": "a", "output": "b"}')
+    files = ("pair=narrow", "methods=[sft]", f"tests=[{tmp_path}/t.jsonl]")
+    with pytest.raises(ConfigError, match=text) as caught:
+        plain = chain(*files, *given, f'overrides=["{override}"]')
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            minillm.chain.composed(plain)
+    assert "test_limit" not in str(caught.value)  # a key of the chain
 
 
 def test_test_files_need_references_and_names_of_their_own(tmp_path):
