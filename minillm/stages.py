@@ -83,8 +83,8 @@ def _alone(run_dir: Path) -> Iterator[TextIO]:
         except BlockingIOError as error:
             lock.seek(0)
             raise MinillmError(
-                f"{run_dir}: {lock.read().strip()} is at work there; wait until it is done or end it (kill and its "
-                "number), then give the same command again"
+                f"{run_dir}: {lock.read().strip()} is at work there; wait until it is done or end it (kill with "
+                "its number), then give the same command again"
             ) from error
         _note(lock, f"a chain (process {os.getpid()} on {socket.gethostname()})")
         yield lock
