@@ -6,10 +6,9 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import mean
-from typing import Any
 
+from minillm.columns import ABSENT, short
 from minillm.runs import RunFiles
-from minillm.units import count
 
 _COLOURS = "#4477aa #ee6677 #228833 #ccbb44 #66ccee #aa3377 #999933 #882255 #44aa99 #555555".split()
 _PANELS, _ACROSS, _LEGEND = 9, 3, 14  # settings that get a panel; panels in a row; curves that get a name
@@ -85,7 +84,7 @@ def _by_setting(
     axes, runs: Sequence[RunFiles], values: Mapping[str, float], key: str, colours: Mapping[str, str]
 ) -> None:
     """A dot a run, the mean of each value as a line through numbers, as a bar over names."""
-    given = {run.name: run.settings.get(key, "absent") for run in runs}
+    given = {run.name: run.settings.get(key, ABSENT) for run in runs}
     numeric = all(isinstance(each, int | float) and not isinstance(each, bool) for each in given.values())
     if numeric:
         places, ticks = {name: float(each) for name, each in given.items()}, None
@@ -117,10 +116,3 @@ def _by_setting(
         axes.set_xticks(range(len(ticks)), ticks, rotation=0 if max(map(len, ticks)) < 12 else 20, fontsize=8)
         axes.set_xlim(-0.5, len(ticks) - 0.5)
     axes.set_xlabel(key)
-
-
-def short(value: Any, longest: int = 28) -> str:
-    """A setting as text; of a long one, such as a path, the end."""
-    text = {True: "true", False: "false", None: "null"}.get(value) if isinstance(value, bool | None) else None
-    text = text or (count(value, 4) if isinstance(value, float) else str(value))
-    return text if len(text) <= longest else f"...{text[3 - longest :]}"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import math
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean
@@ -19,12 +20,16 @@ from rich.table import Table
 
 from minillm import cli
 from minillm.changes import NOTHING, within
-from minillm.chart import draw, short
+from minillm.chart import draw
+from minillm.columns import ABSENT, derived, headings, short, shorts, telling
 from minillm.console import say
 from minillm.errors import ConfigError, DataError, nearest
 from minillm.runs import RunFiles, find_runs, higher_is_better
+from minillm.units import count
 
-_SHOWN = 6  # settings in the table where they are not named
+_FEW = 6  # settings that are all shown where they fit
+_NAME, _CELL = 24, 20  # characters of a run's name and of a setting
+_LISTED = 24  # settings in the list below the table
 _USUAL = ("val/reverse_kl", "val/rouge_l", "val/loss")
 
 
@@ -47,7 +52,7 @@ def differing(runs: Sequence[RunFiles]) -> list[str]:
     return [
         key
         for key in keys
-        if not within(key, NOTHING) and len({repr(settings.get(key, "absent")) for settings in known}) > 1
+        if not within(key, NOTHING) and len({repr(settings.get(key, ABSENT)) for settings in known}) > 1
     ]
 
 
@@ -83,66 +88,95 @@ def compare(folder: Path, figure: str | None = None, settings: Sequence[str] = (
     """
     runs = read_runs(folder)
     figure = choose_figure(runs, figure)
-    keys = differing(runs)
+    keys = sorted(differing(runs), key=derived)
     known = dict.fromkeys(key for run in runs for key in run.settings)
     if wrong := [key for key in settings if key not in known]:
         raise ConfigError(f"--settings {key}: no run has it; {nearest(key, known)}" for key in wrong)
-    shown = list(settings) or keys[:_SHOWN]
+    shown = list(settings) or (
+        keys if len(keys) <= _FEW else telling([run.settings for run in runs if run.settings], keys)
+    )
     values = {run.name: value for run in runs if (value := value_of(run, figure)) is not None}
     higher = higher_is_better(figure)
     worst = -math.inf if higher else math.inf
     runs.sort(key=lambda run: values.get(run.name, worst), reverse=bool(higher))
-    _show(runs, values, figure, shown, f"{len(runs)} runs below {folder}")
-    if len(keys) > len(shown):
-        rest = ", ".join(key for key in keys if key not in shown)
-        say(f"{len(keys) - len(shown)} more settings differ (--settings shows them): {rest[:600]}")
-    _show_means(runs, values, figure, shown)
+    better = {True: "higher is better", False: "lower is better", None: ""}[higher]
+    title = f"{len(runs)} runs below {folder}, by {figure}" + (f" ({better})" if better else "")
+    in_table = _show(runs, values, figure, shown, title)
     for run in runs:
         if run.note:
             say(f"{run.name} {run.state}: {run.note}")
+    _show_means(runs, values, figure, shown)
+    _show_rest(runs, [key for key in dict.fromkeys([*shown, *keys]) if key not in in_table])
     file = out or folder / "compare.png"
-    better = {True: "higher is better", False: "lower is better", None: ""}[higher]
     draw(runs, values, shown, {run.name: _label(run, shown) for run in runs}, figure, better, file)
     say(f"Wrote {file}")
     return file
 
 
-def names_of(keys: Sequence[str]) -> dict[str, str]:
-    """Headings: the last part of a key where that is no other's too."""
-    last = [key.rpartition(".")[2] for key in keys]
-    return {key: name if last.count(name) == 1 else key for key, name in zip(keys, last, strict=True)}
-
-
 def _label(run: RunFiles, keys: Sequence[str]) -> str:
-    parts = [f"{name} {short(run.settings[key])}" for key, name in names_of(keys).items() if key in run.settings]
+    parts = [f"{name} {short(run.settings[key])}" for key, name in headings(keys).items() if key in run.settings]
     text = ", ".join(parts) if 0 < len(parts) <= 3 else run.name
-    return text if len(text) <= 44 else f"{text[:41]}..."
+    return short(text, 44)
 
 
-def _show(runs: Sequence[RunFiles], values: dict[str, float], figure: str, keys: Sequence[str], title: str) -> None:
+def _show(
+    runs: Sequence[RunFiles], values: dict[str, float], figure: str, keys: Sequence[str], title: str
+) -> list[str]:
+    """The table, with as many of `keys` as its width allows; returns those."""
     others = [name for name in _USUAL[:2] if name != figure and any(name in run.figures for run in runs)]
+    columns = {"run": shorts([run.name for run in runs], _NAME)}
+    if any(run.state != "finished" for run in runs):
+        columns[""] = [run.state for run in runs]
+    numbers = headings([figure, *others], "/")
+    for name, heading in numbers.items():
+        found = [values.get(run.name) if name == figure else value_of(run, name) for run in runs]
+        columns[heading] = ["-" if value is None else count(value, 4) for value in found]
+    left, shown = get_console().width - 1 - sum(map(_width, columns.items())), []
+    for key, heading in headings(keys).items():
+        cells = shorts([run.settings.get(key, ABSENT) if run.settings else "?" for run in runs], _CELL)
+        if (width := _width((heading, cells))) <= left:
+            left -= width
+            columns[heading] = cells
+            shown.append(key)
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
-    table.add_column("run", overflow="fold", min_width=min(40, max(len(run.name) for run in runs)))
-    for heading in ("", figure, *others, *names_of(keys).values()):
-        table.add_column(heading, overflow="fold", justify="right" if "/" in heading else "left")
-    for run in runs:
-        figures = [values.get(run.name), *(value_of(run, name) for name in others)]
-        cells = ["-" if value is None else f"{value:.4g}" for value in figures]
-        cells += [short(run.settings.get(key, "absent")) if run.settings else "?" for key in keys]
-        table.add_row(*map(escape, (run.name, run.state, *cells)))
+    for heading in columns:
+        table.add_column(escape(heading), overflow="fold", justify="right" if heading in numbers.values() else "left")
+    for row in zip(*columns.values(), strict=True):
+        table.add_row(*map(escape, row))
     get_console().print(table)
+    return shown
+
+
+def _width(column: tuple[str, Sequence[str]]) -> int:
+    """With what SIMPLE_HEAD puts between columns; it has one more at the end."""
+    heading, cells = column
+    return 3 + max(map(len, (heading, *cells)))
+
+
+def _show_rest(runs: Sequence[RunFiles], keys: Sequence[str]) -> None:
+    """A line a setting that differs and is not in the table: its values and how many runs have them."""
+    if not keys:
+        return
+    say(f"Beside these {len(keys)} settings differ (--settings KEY,... chooses those of the table):")
+    for key in keys[:_LISTED]:
+        given = Counter(shorts([run.settings.get(key, ABSENT) for run in runs if run.settings], _CELL))
+        text = f"  {key}: " + ", ".join(f"{value} ({n})" if n > 1 else value for value, n in given.most_common())
+        say(text if len(text) <= get_console().width else f"{text[: get_console().width - 4]} ...")
+    if len(keys) > _LISTED:
+        say(f"  and {len(keys) - _LISTED} more")
 
 
 def _show_means(runs: Sequence[RunFiles], values: dict[str, float], figure: str, keys: Sequence[str]) -> None:
     """A line a setting: the mean of the figure for each of its values, over all else that was varied with it."""
     for key in keys:
         groups: dict[str, list[float]] = {}
-        given = {run.name: run.settings.get(key, "absent") for run in runs if run.name in values and run.settings}
+        given = {run.name: run.settings.get(key, ABSENT) for run in runs if run.name in values and run.settings}
+        texts = dict(zip(given, shorts(list(given.values()), 28), strict=True))
         for name in sorted(given, key=lambda name, given=given: _order(given[name])):
-            groups.setdefault(short(given[name]), []).append(values[name])
-        if len(groups) < 2:
+            groups.setdefault(texts[name], []).append(values[name])
+        if len(groups) < 2 or len(groups) == len(given):
             continue
-        means = [f"{name}: {mean(each):.4g} (of {len(each)})" for name, each in groups.items()]
+        means = [f"{name}: {count(mean(each), 4)} (of {len(each)})" for name, each in groups.items()]
         say(f"{key}, mean {figure}: " + "; ".join(means[:12]) + ("; ..." if len(means) > 12 else ""))
 
 

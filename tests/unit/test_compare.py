@@ -6,6 +6,7 @@ import sys
 import matplotlib.image
 import pytest
 import yaml
+from rich.console import Console
 
 from minillm import cli
 from minillm.compare import choose_figure, compare, differing, main, read_runs, value_of
@@ -65,6 +66,48 @@ def test_only_what_differs_counts(sweep):
     assert choose_figure(runs, None) == "val/reverse_kl"
     assert value_of(runs[4], "val/reverse_kl") is None  # the curve of a failed run is no result
     assert value_of(runs[5], "val/reverse_kl") == 1.0
+
+
+@pytest.fixture
+def mixed(tmp_path):
+    """Runs of which each is another thing: 40 settings, half of them in some runs only, with long values."""
+    for number in range(6):
+        folder = tmp_path / f"group-{number // 3}" / f"a-run-with-a-name-of-thirty-{number}-and-more"
+        folder.mkdir(parents=True)
+        config = {"run": {"name": folder.name}, "optim": {"learning_rate": 10.0 ** (-2 - number // 2)}}
+        config["data"] = {"train_file": f"/data/somewhere/far/below/version-{number % 2}/train.jsonl"}
+        config["much"] = {f"key_{each:02}": f"{each} {'long ' * 5}" for each in range(40) if number % 2 or each % 2}
+        (folder / "config.yaml").write_text(json.dumps(config))
+        (folder / "metrics.json").write_text(json.dumps({"val/reverse_kl": 12345.0 + number, "val/rouge_l": 1.5}))
+    return tmp_path
+
+
+@pytest.mark.parametrize("columns", [80, 120])
+def test_many_settings_are_readable_in_few_columns(mixed, monkeypatch, capsys, columns):
+    monkeypatch.setattr("minillm.compare.get_console", lambda: Console(width=columns))
+    compare(mixed)
+    out = shown(capsys)
+    lines = out.splitlines()
+    rows = [line for line in lines if line.startswith("  group-")]
+    assert len(rows) == 6 and all(len(row.rstrip()) <= columns for row in rows)  # no name or value breaks
+    heading = next(line for line in lines if line.split()[:1] == ["run"]).split()
+    assert heading == ["run", "reverse_kl", "rouge_l", "learning_rate"] + ["train_file"] * (columns == 120)
+    assert [row.split()[1:4] for row in rows] == [
+        [f"{12345 + n:,}", "1.5", f"{10.0 ** (-2 - n // 2):g}"] for n in range(6)
+    ]
+    below = lines[next(n for n, line in enumerate(lines) if line.startswith("Beside these")) :]
+    assert below[0].startswith(f"Beside these {20 + (columns == 80)} settings differ")
+    assert any(line.startswith("  much.key_02: ") and "absent (3)" in line for line in below)
+    assert ("  data.train_file: " in out) is (columns == 80)
+    assert all(len(line) <= columns for line in below[1:-1])
+
+
+def test_named_settings_that_do_not_fit_are_listed(mixed, monkeypatch, capsys):
+    monkeypatch.setattr("minillm.compare.get_console", lambda: Console(width=80))
+    compare(mixed, None, ["data.train_file", "optim.learning_rate", "run.name"])
+    out = shown(capsys)
+    assert "learning_rate" in out.partition("Beside these")[0] and "\n  data.train_file: /data" in out
+    assert "optim.learning_rate, mean" in out and "run.name, mean" not in out  # a mean of one run is none
 
 
 def test_a_broken_file_is_named_and_the_others_are_compared(sweep, capsys):

@@ -47,6 +47,7 @@ LAYERS = [
         "sweeps",
         "compare",
         "chart",
+        "columns",
     },
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
