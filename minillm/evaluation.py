@@ -53,13 +53,15 @@ def answer_prompts(
     teacher: LanguageModel | None = None,
     rows: Sequence[int] | None = None,
     temperature: float = 1.0,
+    no_repeat_ngram_size: int = 0,
     group: Group = ALONE,
     interrupt: Callable[[], None] | None = None,
 ) -> list[Answer]:
     """One answer a prompt, in the order of the prompts: sampled with `seed`, or greedy where it is None.
 
-    `rows` chooses some of the prompts. The ranks of `group` share them, and each gets all answers. `interrupt`: see
-    `decode`.
+    `rows` chooses some of the prompts. The ranks of `group` share them, and each gets all answers.
+    `no_repeat_ngram_size`, `interrupt`: see `decode`. The reverse KL is that of the models' own distributions at T = 1,
+    whatever temperature and n-gram limit the answers were drawn with.
 
     A prompt's random stream depends on seed and prompt number only: not on the batch, nor on what was trained.
     """
@@ -77,6 +79,7 @@ def answer_prompts(
         pad_id=prompts.pad_id,
         max_new_tokens=max_new_tokens,
         temperature=temperature,
+        no_repeat_ngram_size=no_repeat_ngram_size,
         interrupt=interrupt,
     )
     kl_B = [None] * len(rows)

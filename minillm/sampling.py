@@ -18,6 +18,7 @@ from minillm.draw import Distribution, draw
 from minillm.errors import check
 from minillm.losses import raise_half
 from minillm.models import LanguageModel, RollingCache
+from minillm.repeats import Repeats
 from minillm.seeding import row_uniforms
 from minillm.types import PromptBatch, Rollout
 
@@ -43,8 +44,8 @@ class _Stream:
         self.cache.admit(prefilled, lengths)
         self._note_starts()
 
-    def distribution(self) -> Distribution:
-        return Distribution(raise_half(self.head.columns(self.hidden_BH)))
+    def logits(self) -> Tensor:
+        return raise_half(self.head.columns(self.hidden_BH))
 
     def advance(self, ids_B: Tensor) -> None:
         end = self.cache.end
@@ -117,6 +118,7 @@ def decode(
     batch_size: int,
     alpha: float = 0.0,
     temperature: float = 1.0,
+    no_repeat_ngram_size: int = 0,
     keep_hidden: bool = True,
     interrupt: Callable[[], None] | None = None,
 ) -> Rollout:
@@ -131,6 +133,10 @@ def decode(
     its place. Prompts are read in the order of their lengths. An answer depends on its row's stream alone, not on the
     batch, but for rounding: `near_edge_BR` marks the draws that it may turn. `interrupt` is called before each token
     and may raise, which is how decoding ends early.
+
+    no_repeat_ngram_size: no n-gram of so many tokens comes twice in prompt and answer together (0: no limit, see
+    `Repeats`). Each model's distribution loses the banned tokens before they are mixed, and the log-probs are of what
+    is left, so not for an objective.
     """
     device, n_rows = prompts.ids_BP.device, len(prompts)
     limits = [max_new_tokens] * n_rows if isinstance(max_new_tokens, int) else max_new_tokens
@@ -138,7 +144,7 @@ def decode(
     longest = max(limits)
     uniforms_NR = None if seeds is None else row_uniforms(seeds, longest).to(device)
     stops = torch.tensor(stop_ids, device=device)
-    ids_NP, lengths = _flush_left(prompts)
+    ids_NP, lengths = prompts.flush_left()
     n_slots = min(batch_size, n_rows)
     streams = {
         name: _Stream(model, RollingCache(n_slots, max(lengths), longest, refills=n_slots < n_rows), temperature)
@@ -147,7 +153,7 @@ def decode(
     }
     shares = [1 - alpha, alpha] if len(streams) == 2 else [1.0]
 
-    places = _Places(n_slots, device)
+    places, repeats = _Places(n_slots, device), Repeats(no_repeat_ngram_size, ids_NP, lengths, longest)
     out = {"ids": torch.full((n_rows, longest), pad_id, device=device)}
     answered_N = torch.zeros(n_rows, dtype=torch.long, device=device)
 
@@ -171,7 +177,7 @@ def decode(
                         stream.admit(ids_NP[places.rows_B[-len(new) :], :width], [lengths[row] for row in new])
 
             with record_function("rollout: heads"):
-                each = {name: stream.distribution() for name, stream in streams.items()}
+                each = {name: Distribution(repeats.ban(it.logits(), places.rows_B)) for name, it in streams.items()}
             with record_function("rollout: draw"):
                 if uniforms_NR is None:
                     (only,) = each.values()  # greedy decoding of a mixture has no use
@@ -186,6 +192,7 @@ def decode(
             if teacher is not None and keep_hidden:
                 store("hidden", streams["teacher"].hidden_BH)
             answered_N[places.rows_B] += places.alive_B
+            repeats.note(places.rows_B, ids_B)
             places.step(~torch.isin(ids_B, stops))
             turn += 1
 
@@ -231,14 +238,6 @@ def _cast_once(device: torch.device) -> Iterator[None]:
 def _look_every(device: torch.device) -> int:
     """Tokens between two looks at which rows have ended: a look makes the host wait for an accelerator."""
     return 1 if device.type == "cpu" else 8
-
-
-def _flush_left(prompts: PromptBatch) -> tuple[Tensor, list[int]]:
-    """[N, P] prompts that begin at column 0, and their lengths."""
-    n_columns = prompts.ids_BP.shape[1]
-    lengths_N = prompts.mask_BP.sum(-1)
-    columns_NP = torch.arange(n_columns, device=lengths_N.device) + (n_columns - lengths_N).unsqueeze(-1)
-    return prompts.ids_BP.gather(1, columns_NP.clamp(max=n_columns - 1)), lengths_N.tolist()
 
 
 def _close_gaps(ended: list[bool]) -> list[int]:

@@ -44,12 +44,20 @@ class PromptBatch(_Rows):
     def __len__(self) -> int:
         return len(self.ids_BP)
 
+    def flush_left(self) -> tuple[Tensor, list[int]]:
+        """[B, P] prompts that begin at column 0, what comes after them undefined, and their lengths."""
+        n_columns = self.ids_BP.shape[1]
+        lengths_B = self.mask_BP.sum(-1)
+        columns_BP = torch.arange(n_columns, device=lengths_B.device) + (n_columns - lengths_B).unsqueeze(-1)
+        return self.ids_BP.gather(1, columns_BP.clamp(max=n_columns - 1)), lengths_B.tolist()
+
 
 @dataclass(frozen=True)
 class Rollout(_Rows):
     """Prompts with their sampled answers. Log-probabilities are of the chosen tokens under the full distributions at
-    `temperature`; `alpha` is the teacher's share in the mixture they were drawn from. `near_edge_BR` marks draws so
-    close to the edge of a token's share that rounding in float32 may decide (see `draw`; half types round more)."""
+    `temperature` (if `decode` had a `no_repeat_ngram_size`, without the tokens it banned); `alpha` is the teacher's
+    share in the mixture they were drawn from. `near_edge_BR` marks draws so close to the edge of a token's share that
+    rounding in float32 may decide (see `draw`; half types round more)."""
 
     prompt_ids_BP: Tensor
     prompt_mask_BP: Tensor

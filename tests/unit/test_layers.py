@@ -21,7 +21,7 @@ LAYERS = [
         "changes",
     },
     {"objectives", "linear_loss", "models", "data", "optim", "parallel", "saved"},
-    {"sampling", "packing", "scoring", "metrics", "evaluation", "prefixes", "zero_shot"},
+    {"sampling", "packing", "scoring", "metrics", "evaluation", "prefixes", "zero_shot", "repeats"},
     {"modules", "callbacks", "loggers", "datamodule", "runs"},
     {
         "checks",
