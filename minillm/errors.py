@@ -54,8 +54,9 @@ class Interrupted(MinillmError):
 
     status = 75  # EX_TEMPFAIL of sysexits.h: not done, the same command goes on
 
-    def __init__(self, signal: str = "a signal"):
-        super().__init__(f"interrupted by {signal}; the same command with resume=auto goes on")
+    def __init__(self, signal: str = "a signal", again: str = "the same command with resume=auto"):
+        self.signal = signal
+        super().__init__(f"interrupted by {signal}; {again} goes on")
 
 
 def check(*rules: tuple[bool, str]) -> None:
