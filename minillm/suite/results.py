@@ -111,10 +111,11 @@ def _line(row: dict) -> str:
 
 
 def _put(out: dict, *path: str, value: object) -> None:
+    if value is None:
+        return
     for name in path[:-1]:
         out = out.setdefault(name, {})
-    if value is not None:
-        out[path[-1]] = value
+    out[path[-1]] = value
 
 
 def _same_ids(suite: Suite, where: str, file: str, rows: Rows, kept: list[str] | None) -> list[str]:

@@ -52,6 +52,7 @@ def run_suite(suite: Suite) -> dict:
     done = suite.run_dir / "metrics.json"
     there = agree(done.exists())
     if not there:
+        _say_left_out(suite)
         store = Store(suite.run_dir / "units")
         store.folder.mkdir(parents=True, exist_ok=True)
         if rank() == 0:
@@ -88,7 +89,7 @@ def _work(suite: Suite, store: Store) -> None:
                 teacher = load(suite, suite.teacher)
             if left:
                 _measure(suite, store, source, teacher, left, progress)
-        if to_judge:
+        if suite.measures.judge:
             barrier()  # the answers may be another process's
             _make(store, to_judge, lambda unit: judged(suite, store, unit), progress)
 
@@ -116,3 +117,13 @@ def _make(store: Store, units: list[Unit], make: Callable[[Unit], dict], progres
             progress.begin(unit)
             store.write(unit, make(unit))
             progress.end()
+
+
+def _say_left_out(suite: Suite) -> None:
+    for name, task in suite.measures.calibration.items():
+        if task.file is None:
+            say(f"{name}: no file (suite.calibration.{name}.file); its calibration is left out.")
+    if suite.teacher is None:
+        say("No teacher: KL, exposure bias and the figures of tokens are left out.")
+    if suite.measures.name == "paper" and suite.measures.judge is None:
+        say("No judge (suite.judge.base_url); its score is left out.")

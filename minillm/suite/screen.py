@@ -130,9 +130,14 @@ def show_results(results: dict) -> None:
                 }
         _show("Calibration, zero shot [95% interval]", names, columns, cell=14)
     for decoding, files in results.get("judge", {}).items():
-        for file, by_model in files.items():
-            for source, counts in by_model.items():
-                say(f"judge: {names[source]}, {file}, {decoding}: {', '.join(f'{k} {n}' for k, n in counts.items())}")
+        columns = {
+            name.replace("_", "\n"): {
+                source: str(sum(by_model[source][name] for by_model in files.values() if source in by_model))
+                for source in names
+            }
+            for name in ("items", "rated", "malformed", "failed", "malformed_replies")
+        }
+        _show(f"Answers given to the judge, decoding {decoding}, all data sets", names, columns)
 
 
 def _show(title: str, names: Mapping[str, str], columns: Mapping[str, Mapping[str, str]], cell: int = _CELL) -> None:

@@ -13,7 +13,6 @@ from omegaconf import DictConfig, OmegaConf
 
 from minillm.changes import changes, flat
 from minillm.checks import collect, describe, matches
-from minillm.console import say
 from minillm.data import Record, Sources, read_choices, read_records, training_keys
 from minillm.errors import ConfigError, DataError, ModelError
 from minillm.files import fingerprint
@@ -102,7 +101,6 @@ def check_suite(cfg: DictConfig) -> Suite:
     checkpoints = [*models] if teacher is None or teacher in models else [teacher, *models]
     if problems := model_problems(checkpoints, teacher, sources, tasks, plain["max_new_tokens"]):
         raise ConfigError(problems)
-    _say_left_out(measures, teacher)
     device = device_of(plain["device"])
     dtype = choose_dtype(plain["dtype"], device)
     settings = _settings(plain, str(dtype), [*files, *(task.file for task, _ in tasks.values())], checkpoints)
@@ -165,16 +163,6 @@ def _rows(problems: list[str], plain: dict, measures: Measures | None) -> tuple[
         if teacher in models or (measures and measures.teacher_row):
             models = [teacher, *(name for name in models if name != teacher)]
     return tuple(models), teacher
-
-
-def _say_left_out(measures: Measures, teacher: str | None) -> None:
-    for name, task in measures.calibration.items():
-        if task.file is None:
-            say(f"{name}: no file (suite.calibration.{name}.file); its calibration is left out.")
-    if measures.exposure and teacher is None:
-        say("No teacher: KL, exposure bias and the figures of tokens are left out.")
-    if measures.name == "paper" and measures.judge is None:
-        say("No judge (suite.judge.base_url); its score is left out.")
 
 
 def _settings(plain: dict, dtype: str, files: list[str], models: list[str]) -> dict:
