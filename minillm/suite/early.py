@@ -14,9 +14,13 @@ from minillm.zero_shot import word_tokens
 
 
 def model_problems(
-    names: Sequence[str], teacher: str | None, sources: Sources, tasks: Mapping[str, tuple], max_new_tokens: int
+    names: Sequence[str],
+    teacher: str | None,
+    sources: Sources,
+    tasks: Mapping[str, tuple],
+    lengths: Mapping[str, int],
 ) -> list[str]:
-    """Of each model with its prompts, its label words and its teacher."""
+    """Of each model with its prompts, its label words and its teacher; `lengths` of what may follow a prompt."""
     problems: list[str] = []
     found: dict[str, tuple[Any, Any]] = {}
     for name in names:
@@ -27,11 +31,12 @@ def model_problems(
     for name, (config, tokenizer) in found.items():
         rows = _rows(config)
         positions = getattr(config.get_text_config(), "max_position_embeddings", None)
-        longest = sources.max_prompt_tokens + max_new_tokens
-        if positions is not None and longest > positions:
-            problems.append(
-                f"data.max_prompt_tokens + max_new_tokens={longest}: {name} has {positions} positions; lower them"
-            )
+        for key, length in lengths.items():
+            longest = sources.max_prompt_tokens + length
+            if positions is not None and longest > positions:
+                problems.append(
+                    f"data.max_prompt_tokens + {key}={longest}: {name} has {positions} positions; lower them"
+                )
         try:
             prompt_encoder(tokenizer, sources.template, sources.system, sources.template_arguments)
         except ConfigError as error:

@@ -90,13 +90,13 @@ def show_results(results: dict) -> None:
         short = file_labels(list(files))
         n = min(len(each["per_seed"]) for by_model in files.values() for row in by_model.values()
                 for each in row["figures"].values())  # fmt: skip
-        seeds = f"{n} seeds" if n > 1 else "one seed"
+        seeds = f"mean ± deviation of {n} seeds" if n > 1 else "one seed"
         rouge = {
             short[file]: {source: row["figures"].get("rouge_l") for source, row in by_model.items()}
             for file, by_model in files.items()
         }
         if any(each for column in rouge.values() for each in column.values()):
-            title = f"Rouge-L, decoding {decoding}: mean ± deviation of {seeds} [95% interval]"
+            title = f"Rouge-L, decoding {decoding}: {seeds} [95% interval]"
             _show(title, names, {name: {k: _cell(v) for k, v in column.items()} for name, column in rouge.items()})
         columns = {
             heading: {source: _mean_of(files, source, figure, digits) for source in names}
@@ -121,14 +121,12 @@ def show_results(results: dict) -> None:
         students = {source: name for source, name in names.items() if source != results["teacher"]}
         _show("Exposure bias: ExAccErr in % at the last length with a value [95% interval]", students, columns)
     if results["calibration"]:
-        columns = {}
-        for task, by_model in results["calibration"].items():
-            for key, heading in (("ece", "ECE"), ("accuracy", "accuracy")):
-                columns[f"{task}\n{heading}"] = {
-                    source: f"{each[key]:.3f}\n[{each[f'{key}_interval'][0]:.3f}, {each[f'{key}_interval'][1]:.3f}]"
-                    for source, each in by_model.items()
-                }
-        _show("Calibration, zero shot [95% interval]", names, columns, cell=14)
+        columns = {
+            f"{task}\n{heading}": {source: _with_interval(each, key) for source, each in by_model.items()}
+            for task, by_model in results["calibration"].items()
+            for key, heading in (("ece", "ECE"), ("accuracy", "accuracy"))
+        }
+        _show("Calibration, zero shot [95% interval]", names, columns)
     for decoding, files in results.get("judge", {}).items():
         columns = {
             name.replace("_", "\n"): {
@@ -176,6 +174,11 @@ def _cell(spread: dict | None) -> str:
         return "-"
     deviation = "" if spread["deviation"] is None else f" ± {spread['deviation']:.1f}"
     return f"{spread['mean']:.1f}{deviation}\n[{spread['low']:.1f}, {spread['high']:.1f}]"
+
+
+def _with_interval(calibration: dict, key: str) -> str:
+    low, high = calibration[f"{key}_interval"]
+    return f"{calibration[key]:.3f}\n[{low:.2f}, {high:.2f}]"
 
 
 def _excess(exposure: dict | None) -> str:

@@ -72,8 +72,13 @@ def check_suite(cfg: DictConfig) -> Suite:
     data = dict(plain["data"])
     files = data.pop("files")
     sources = collect(problems, "data", data)
-    problems += [f"data.{key}: is for training; evaluate.py measures data.files" for key in training_keys(sources)]
     measures, calibrations = read_measures(problems, plain["suite"])
+    used = {"max_response_tokens"} if measures and measures.reference_loss else set()
+    problems += [
+        f"data.{key}: is for training; evaluate.py measures data.files"
+        for key in training_keys(sources)
+        if key not in used
+    ]
     problems += _value_problems(plain)
     run_dir = Path(plain["run"]["dir"])
     others = [name for name in ("metrics.json", "config.yaml") if (run_dir / name).exists()]
@@ -99,7 +104,10 @@ def check_suite(cfg: DictConfig) -> Suite:
     if problems:
         raise ConfigError(problems)
     checkpoints = [*models] if teacher is None or teacher in models else [teacher, *models]
-    if problems := model_problems(checkpoints, teacher, sources, tasks, plain["max_new_tokens"]):
+    lengths = {"max_new_tokens": plain["max_new_tokens"]}
+    if measures.reference_loss:
+        lengths["data.max_response_tokens"] = sources.max_response_tokens
+    if problems := model_problems(checkpoints, teacher, sources, tasks, lengths):
         raise ConfigError(problems)
     device = device_of(plain["device"])
     dtype = choose_dtype(plain["dtype"], device)

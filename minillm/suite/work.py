@@ -87,7 +87,8 @@ class Bench:
         if not prompts.has_references:
             return {"rows": []}
         if prompts.references_cut:
-            say(f"{unit.of}: {prompts.references_cut} references are cut at their length for the loss.")
+            limit = f"data.max_response_tokens={self.suite.sources.max_response_tokens}"
+            say(f"{unit.of}: {prompts.references_cut} references are cut at {limit} for the loss.")
         columns = ([record.id for record in prompts.records], *reference_losses(self._model, prompts))
         return {"rows": [dict(zip(("id", "loss", "tokens"), row, strict=True)) for row in zip(*columns, strict=True)]}
 

@@ -57,7 +57,7 @@ def test_tables_fit_eighty_columns_and_break_no_word(monkeypatch, capsys):
     shown = capsys.readouterr().out
     assert max(map(len, shown.splitlines())) <= 80
     assert shown.count("100.5 ± 0.2") == 15 and shown.count("[99.5, 101.5]") == 15  # every data set, every model
-    assert "-100.2 at 2" in shown and "[0.050, 0.200]" in shown and "…" not in shown
+    assert "-100.2 at 2" in shown and "[0.05, 0.20]" in shown and "…" not in shown
     words = set(shown.replace("_", " ").replace("-", " ").replace("/", " ").split())
     assert {"gpt2", "minillm", "nopt", "student", "instruct", "11plus", "small", "accuracy"} <= words
     assert "2345" in shown
