@@ -52,6 +52,7 @@ def run_suite(suite: Suite) -> dict:
     done = suite.run_dir / "metrics.json"
     there = agree(done.exists())
     if not there:
+        say(f"Into {suite.run_dir}; if it is stopped, the same command with run.name={suite.run_dir.name} goes on.")
         _say_left_out(suite)
         store = Store(suite.run_dir / "units")
         store.folder.mkdir(parents=True, exist_ok=True)
@@ -91,7 +92,9 @@ def _work(suite: Suite, store: Store) -> None:
                 _measure(suite, store, source, teacher, left, progress)
         if suite.measures.judge:
             barrier()  # the answers may be another process's
-            _make(store, to_judge, lambda unit: judged(suite, store, unit), progress)
+            _make(
+                store, [unit for unit in to_judge if unit in missing], lambda unit: judged(suite, store, unit), progress
+            )
 
 
 def _share(units: list[Unit]) -> list[Unit]:
@@ -113,10 +116,9 @@ def _measure(
 
 def _make(store: Store, units: list[Unit], make: Callable[[Unit], dict], progress: Progress) -> None:
     for unit in units:
-        if unit not in store:
-            progress.begin(unit)
-            store.write(unit, make(unit))
-            progress.end()
+        progress.begin(unit)
+        store.write(unit, make(unit))
+        progress.end()
 
 
 def _say_left_out(suite: Suite) -> None:

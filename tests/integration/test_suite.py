@@ -19,6 +19,7 @@ from minillm.data import read_records
 from minillm.errors import ConfigError, DataError
 from minillm.evaluation import answer_prompts, summarise
 from minillm.metrics import calibration_figures, exposure_curve, label_probabilities, rouge_l
+from minillm.metrics.judge import Judge
 from minillm.models import Checkpoint, LanguageModel, pair_of
 from minillm.prefixes import prefix_kl, sample_answers
 from minillm.suite import check_suite, run_suite
@@ -359,6 +360,9 @@ def test_a_judge_rates_all_answers_and_its_key_is_in_no_file(checked, tmp_path, 
         for file in (tmp_path / "run" / "units").glob("judge-*"):
             file.unlink()
         assert run_suite(checked(tmp_path / "run", *judge)) == found and len(chat.requests) == n  # all in the cache
+        (tmp_path / "run" / "metrics.json").unlink()
+        monkeypatch.setattr(Judge, "rate", lambda *_: pytest.fail("asked"))
+        assert run_suite(checked(tmp_path / "run", *judge)) == found
     counts = [by_model for files in found["judge"].values() for each in files.values() for by_model in each.values()]
     assert {each["items"] for each in counts} == {8} and all(each["rated"] + each["malformed"] == 8 for each in counts)
     assert sum(each["malformed"] for each in counts) > 0 and "asked" not in counts[0]
