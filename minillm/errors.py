@@ -55,6 +55,7 @@ class Interrupted(MinillmError):
     status = 75  # EX_TEMPFAIL of sysexits.h: not done, the same command goes on
 
     def __init__(self, signal: str = "a signal", then: str = "the same command with resume=auto goes on"):
+        self.signal = signal
         super().__init__(f"interrupted by {signal}; {then}")
 
 

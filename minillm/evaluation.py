@@ -102,16 +102,23 @@ def answer_prompts(
 
 
 @torch.no_grad()
-def reference_loss(model: LanguageModel, prompts: PromptSet, group: Group = ALONE) -> float:
-    """Language-modelling loss on the references (the first of each prompt), nats a token over all tokens; the ranks of
-    `group` share the work."""
+def reference_losses(model: LanguageModel, prompts: PromptSet, group: Group = ALONE) -> tuple[list[float], list[int]]:
+    """(- log q, tokens) of each prompt's first reference, nats; 0 where it has none. The ranks of `group` share the
+    work, and each gets all values."""
     batch = prompts.batch(range(len(prompts)), with_references=True).to(model.device)
     references = Rollout(batch.ids_BP, batch.mask_BP, batch.reference_ids_BR, batch.reference_mask_BR)
-    total, n_tokens = 0.0, int(batch.reference_mask_BR.sum())
+    losses_B, width = torch.zeros(len(prompts), dtype=torch.float64), batch.reference_ids_BR.shape[1]
     for micro in group.share(micro_batches(references, _MAX_TOKENS)):
         values = LinearLoss().values(micro.side(model), None, micro.take(references.response_ids_BR))
-        total -= float(values.logprobs_N.double().sum())
-    return group.total({"loss": total})["loss"] / n_tokens
+        losses_B.index_add_(0, (micro.token_N // width).cpu(), -values.logprobs_N.double().cpu())
+    shares = group.join([losses_B.tolist()])
+    return [sum(each) for each in zip(*shares, strict=True)], batch.reference_mask_BR.sum(-1).tolist()
+
+
+def reference_loss(model: LanguageModel, prompts: PromptSet, group: Group = ALONE) -> float:
+    """Language-modelling loss on the references (the first of each prompt), nats a token over all tokens."""
+    losses, tokens = reference_losses(model, prompts, group)
+    return sum(losses) / sum(tokens)
 
 
 def summarise(answers: Sequence[Answer], references: Sequence[Sequence[str]] | None) -> dict[str, float]:

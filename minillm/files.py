@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 
-def write_whole(file: Path, text: str, newline: str | None = None) -> None:
-    """Aside, then renamed; processes that write the same file do not meet. A full disk leaves the old file."""
+def write_whole(file: Path, text: str | Iterable[str], newline: str | None = None) -> None:
+    """A text, or its pieces one after the other. Aside, then renamed; processes that write the same file do not meet. A
+    full disk leaves the old file."""
     aside = file.with_name(f".{file.name}.{os.getpid()}")
     try:
-        aside.write_text(text, encoding="utf-8", newline=newline)
+        with open(aside, "w", encoding="utf-8", newline=newline) as stream:
+            stream.writelines([text] if isinstance(text, str) else text)
         put_in_place(aside, file)
     except OSError:
         aside.unlink(missing_ok=True)

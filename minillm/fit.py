@@ -25,14 +25,14 @@ def fit(cfg: DictConfig, *, command: str, began: float) -> dict[str, float]:
     """
     for name in ("lightning.pytorch", "lightning.fabric"):  # they turn themselves up when they are imported
         logging.getLogger(name).setLevel(logging.ERROR)
-    job = {"cfg": OmegaConf.to_container(cfg, resolve=True), "command": command, "began": began}
+    job = {"task": "train", "cfg": OmegaConf.to_container(cfg, resolve=True), "command": command, "began": began}
     if in_a_worker():
         join()
         job = agree(job)  # a run's name may hold the time
         cfg = OmegaConf.create(job["cfg"])
     settings = check_config(cfg, command=job["command"], began=job["began"])
     if settings.strategy.world_size > 1 and not in_a_worker():
-        launch(settings.strategy, job)
+        launch(settings.strategy.devices_here, job)
     else:
         run = build(cfg, settings)
         run.trainer.fit(run.module, run.datamodule, ckpt_path=run.ckpt_path, weights_only=True)

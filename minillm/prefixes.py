@@ -40,16 +40,18 @@ def sample_answers(
     max_new_tokens: int,
     batch_size: int,
     stop_ids: tuple[int, ...],
+    rows: Sequence[int] | None = None,
     group: Group = ALONE,
     interrupt: Callable[[], None] | None = None,
 ) -> list[Sample]:
-    """`n_samples` answers to every prompt at temperature 1, those of one prompt together.
+    """`n_samples` answers to every prompt (or those of `rows`) at temperature 1, those of one prompt together.
 
     A random stream depends on seed, prompt and sample only. Student and teacher get the same streams, so that what
     differs between their samples is the models and not the luck. The ranks of `group` share the work, and each gets all
     answers; `interrupt`: see `decode`.
     """
-    numbers = group.share([(row, sample) for row in range(len(prompts)) for sample in range(n_samples)])
+    rows = range(len(prompts)) if rows is None else rows
+    numbers = group.share([(row, sample) for row in rows for sample in range(n_samples)])
     if not numbers:
         return group.join([])
     rollout = decode(

@@ -20,23 +20,22 @@ NAMES = {
 
 
 def table_of(results: dict, methods: list[str], seeds: list[int]) -> dict:
-    """From evaluate.py's metrics.json to method -> seed -> test set -> figure (mean over the seeds of sampling).
+    """From evaluate.py's metrics.json to method -> seed -> test set -> figure (mean over the seeds of sampling), of the
+    first decoding. The students are <method>-<seed>/student."""
+    tests = next(iter(results["answers"].values()))
+    teacher = results["teacher"]
+    students = {Path(source).parent.name: source for source in results["models"] if source != teacher}
 
-    The first model of `results` is the teacher; the others are <method>-<seed>/student.
-    """
-    teacher = next(iter(results))
-    by_student = {Path(name).parent.name: files for name, files in results.items() if name != teacher}
-    table = {"teacher": {"-": _means(results[teacher])}}
+    def means(source: str) -> dict[str, dict[str, float]]:
+        return {
+            Path(file).stem: {name: each["mean"] for name, each in by_model[source]["figures"].items()}
+            for file, by_model in tests.items()
+        }
+
+    table = {"teacher": {"-": means(teacher)}}
     for method in methods:
-        table[method] = {str(seed): _means(by_student[f"{method}-{seed}"]) for seed in seeds}
-    return {"methods": table, "tests": [Path(file).stem for file in results[teacher]]}
-
-
-def _means(files: dict) -> dict[str, dict[str, float]]:
-    return {
-        Path(file).stem: {name: each["mean"] for name, each in figures.items() if isinstance(each, dict)}
-        for file, figures in files.items()
-    }
+        table[method] = {str(seed): means(students[f"{method}-{seed}"]) for seed in seeds}
+    return {"methods": table, "tests": [Path(file).stem for file in tests]}
 
 
 def show_table(table: dict, figure: str = "rouge_l", title: str = "Rouge-L") -> None:

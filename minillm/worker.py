@@ -1,4 +1,4 @@
-"""One of the processes of a run, started by `parallel.launch`: python -m minillm.worker JOB."""
+"""One of the processes of train.py or evaluate.py, started by `parallel.launch`: python -m minillm.worker JOB."""
 
 import ctypes
 import json
@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 from minillm import cli
 from minillm.fit import fit
 from minillm.ranks import rank
+from minillm.suite import evaluate
 
 _PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 
@@ -21,10 +22,14 @@ def main() -> None:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     job = json.loads(Path(sys.argv[1]).read_text())
     if rank() == 0:  # as Hydra's command does, which does not run here
-        log = Path(job["cfg"]["run"]["dir"]) / "train.log"
+        log = Path(job["cfg"]["run"]["dir"]) / f"{job['task']}.log"
         handlers = [logging.StreamHandler(sys.stdout), logging.FileHandler(log, delay=True)]
         logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=handlers)
-    fit(OmegaConf.create(job["cfg"]), command=job["command"], began=job["began"])
+    cfg = OmegaConf.create(job["cfg"])
+    if job["task"] == "evaluate":
+        evaluate(cfg)
+    else:
+        fit(cfg, command=job["command"], began=job["began"])
 
 
 if __name__ == "__main__":

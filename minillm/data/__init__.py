@@ -1,6 +1,6 @@
 """Records to ids: prompts, references and the pre-training corpus."""
 
-from minillm.data.choices import BOOLQ, SST2, ChoiceTask, read_choices
+from minillm.data.choices import ChoiceTask, read_choices
 from minillm.data.corpus import Corpus, build_corpus
 from minillm.data.documents import Documents, read_documents
 from minillm.data.order import rows_at
@@ -9,8 +9,6 @@ from minillm.data.records import Record, read_records
 from minillm.data.sources import Sources, training_keys
 
 __all__ = [
-    "BOOLQ",
-    "SST2",
     "ChoiceTask",
     "Corpus",
     "Documents",

@@ -88,16 +88,3 @@ def _well_formed(template: str) -> bool:
 
 def _names(template: str) -> set[str]:
     return {name for _, name, _, _ in Formatter().parse(template) if name is not None}
-
-
-# Texts of our own, written as instructions because the models are tuned on them.
-SST2 = ChoiceTask(
-    instruction="Determine the sentiment of the input sentence. Answer with positive or negative.",
-    input="{text}",
-    words=("negative", "positive"),
-)
-BOOLQ = ChoiceTask(
-    instruction="Read the input passage and answer the question: {question}? Answer with Yes or No.",
-    input="{passage}",
-    words=("No", "Yes"),
-)

@@ -5,7 +5,7 @@ from minillm.metrics.diversity import distinct, distinct_n
 from minillm.metrics.exposure import ExposureCurve, PrefixKL, exposure_curve, exposure_interval
 from minillm.metrics.intervals import Spread, bootstrap, over_seeds
 from minillm.metrics.length import LengthFigures, by_length, length_figures, reference_length
-from minillm.metrics.position import PositionMeans, position_means
+from minillm.metrics.position import PositionMeans, pooled, position_means
 from minillm.metrics.rouge import exact_match, rouge_l
 
 __all__ = [
@@ -27,6 +27,7 @@ __all__ = [
     "label_probabilities",
     "length_figures",
     "over_seeds",
+    "pooled",
     "position_means",
     "reference_length",
     "rouge_l",

@@ -5,6 +5,7 @@ Axes: B answers, R positions, G groups of answers (the samples of one prompt).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -40,6 +41,17 @@ def position_means(
     return PositionMeans(
         tuple(mean if alive >= enough else None for mean, alive in zip(mean_R, alive_R, strict=True)), tuple(alive_R)
     )
+
+
+def pooled(parts: Sequence[PositionMeans]) -> PositionMeans:
+    """Of all answers, from the means of some of them at a time; each answer must count alone, without `group_B`."""
+    n_positions = max((len(part.mean) for part in parts), default=0)
+    sums, alive = [0.0] * n_positions, [0] * n_positions
+    for part in parts:
+        for position, (mean, n) in enumerate(zip(part.mean, part.alive, strict=True)):
+            sums[position] += mean * n
+            alive[position] += n
+    return PositionMeans(tuple(total / n for total, n in zip(sums, alive, strict=True)), tuple(alive))
 
 
 def group_means(values_BR: Tensor, mask_BR: Tensor, group_B: Tensor | None = None) -> tuple[Tensor, Tensor]:

@@ -9,7 +9,14 @@ from typing import Literal
 
 import torch
 from huggingface_hub import try_to_load_from_cache
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from minillm.console import say
 from minillm.errors import ConfigError, ModelError, check
@@ -84,12 +91,26 @@ class Checkpoint:
             return str(converted(path)), None
         if path.is_dir():
             if not (path / "config.json").is_file():
-                raise ConfigError(f"source={self.source}: no config.json inside; wanted a Hugging Face directory")
+                student = f"did you mean {path / 'student'}?" if (path / "student" / "config.json").is_file() else None
+                raise ConfigError(
+                    f"source={self.source}: no config.json inside; {student or 'wanted a Hugging Face directory'}"
+                )
             return str(path), None
         if path.suffix == ".gguf" or self.source.startswith((".", "/", "~")) or self.source.count("/") > 1:
             raise ConfigError(f"source={self.source}: no such file or directory")
         name, _, revision = self.source.partition("@")
         return name, revision or None
+
+    def peek(self) -> tuple[PretrainedConfig, PreTrainedTokenizerBase]:
+        """Config and tokenizer, without the weights. Raises as `load`."""
+        path, revision = self.resolve()
+        try:
+            return tuple(
+                kind.from_pretrained(path, revision=revision, trust_remote_code=False)
+                for kind in (AutoConfig, AutoTokenizer)
+            )
+        except (OSError, ValueError, ImportError) as error:
+            raise ModelError(_advice(self.source, error)) from error
 
     def load(
         self, dtype: torch.dtype = torch.float32, attention: Attention = "sdpa"
@@ -99,11 +120,10 @@ class Checkpoint:
         Raises:
             ModelError: not found, gated, unreachable, not of the stated architecture, or with the adapter of another.
         """
+        config, tokenizer = self.peek()
+        without_dropout(config)
         path, revision = self.resolve()
         try:
-            config = AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=False)
-            without_dropout(config)
-            tokenizer = AutoTokenizer.from_pretrained(path, revision=revision, trust_remote_code=False)
             network = AutoModelForCausalLM.from_pretrained(
                 path,
                 revision=revision,

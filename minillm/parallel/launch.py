@@ -26,7 +26,6 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from minillm.errors import Interrupted
-from minillm.parallel.settings import Parallel
 from minillm.ranks import in_a_worker, rank
 
 _PATIENCE = timedelta(hours=2)  # a rank may wait for another that tokenises a corpus or reads a large model
@@ -41,26 +40,25 @@ def environment() -> ClusterEnvironment:
     return SLURMEnvironment(auto_requeue=False) if in_a_worker() else LightningEnvironment()
 
 
-def launch(settings: Parallel, job: dict[str, Any]) -> None:
-    """Run `job`, the arguments of `minillm.fit.fit` as JSON, in one process a device, and wait for them; they get our
+def launch(devices: int, job: dict[str, Any]) -> None:
+    """Run `job`, what `minillm.worker` reads, in one process a device of this node, and wait for them; they get our
     signals. At a second Ctrl-C this process ends, and they with it (`minillm.worker`).
 
     Raises:
         SystemExit: one of them failed.
         Interrupted: by a signal.
     """
-    here = settings.devices_here
     root = str(Path(__file__).parents[2])  # the command may be called from anywhere
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
     if not torch.cuda.is_available():
-        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // here)))
+        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // devices)))
     with tempfile.TemporaryDirectory(prefix="minillm-") as folder:
         file = Path(folder) / "job.json"
         file.write_text(json.dumps(job))
         config = LaunchConfig(
             min_nodes=1,
             max_nodes=1,
-            nproc_per_node=here,
+            nproc_per_node=devices,
             run_id=f"minillm-{os.getpid()}",
             rdzv_backend="c10d",
             rdzv_endpoint="localhost:0",

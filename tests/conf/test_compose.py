@@ -12,6 +12,7 @@ from minillm.errors import ConfigError
 from minillm.loaded import check_lengths
 from minillm.models import Architecture
 from minillm.suite import check_suite
+from minillm.suite.measures import read_measures
 from tests.conftest import make_pair
 
 CONF = Path(__file__).parents[2] / "conf"
@@ -50,13 +51,17 @@ def settings(*overrides):
 @pytest.mark.parametrize("choice", GROUPS)
 def test_every_yaml_composes_and_every_key_is_consumed(choice):
     group, name = choice.split("=")
+    if group == "suite":  # of evaluate.py
+        problems, node = [], OmegaConf.to_container(composed(choice, config="evaluate").suite, resolve=True)
+        assert read_measures(problems, node)[0] and not problems
+        return
     own = f"checkpoint@model.student={name}" if group == "checkpoint" else choice
     check_config(composed(own, *NEEDS.get(choice, NEEDS.get(group, ()))))
 
 
 def test_all_groups_of_the_contract_are_there():
     settings = "model checkpoint lora objective linear_loss sampler regulariser data regime optim"
-    around = "strategy trainer callbacks logger recipe experiment ablation sweep"
+    around = "strategy trainer callbacks logger recipe experiment ablation sweep suite"
     assert {*settings.split(), *around.split()} == {folder.name for folder in CONF.iterdir() if folder.is_dir()}
 
 

@@ -258,11 +258,13 @@ def test_test_files_need_references_and_names_of_their_own(tmp_path):
 
 
 def test_the_table_is_the_mean_over_training_seeds(capsys):
-    def figures(value):
-        return {name: {"rouge_l": {"mean": value + add, "per_seed": {}}, "prompts": 3} for name, add in FILES.items()}
-
-    FILES = {"d/one.jsonl": 0, "d/two.jsonl": 10}
-    results = {"t/student": figures(50)} | {f"r/sft-{seed}/student": figures(30 + seed) for seed in (0, 1, 2)}
+    files = {"d/one.jsonl": 0, "d/two.jsonl": 10}
+    models = {"t/student": 50} | {f"r/sft-{seed}/student": 30 + seed for seed in (0, 1, 2)}
+    by_file = {
+        file: {source: {"figures": {"rouge_l": {"mean": value + add}}} for source, value in models.items()}
+        for file, add in files.items()
+    }
+    results = {"teacher": "t/student", "models": dict.fromkeys(models), "answers": {"plain": by_file}}
     table = table_of(results, ["sft"], [0, 1, 2])
     assert table["tests"] == ["one", "two"]
     assert table["methods"]["sft"]["2"]["two"]["rouge_l"] == 42

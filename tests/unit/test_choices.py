@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from minillm.data import BOOLQ, SST2, ChoiceTask, read_choices
+from minillm.data import ChoiceTask, read_choices
 from minillm.errors import ConfigError, DataError
 
 TASK = ChoiceTask(instruction="Is {{this}} true: {claim}?", input="{text}", words=("no", "yes"))
@@ -23,15 +23,6 @@ def test_a_row_fills_the_prompt_and_its_label_chooses_the_reference(tmp_path):
     assert (first.instruction, first.input) == ("Is {this} true: a {b}?", "ünïcode 猫")
     assert first.references == ("yes",) and second.references == ("no",) and second.input == ""
     assert first.id == f"{path}:1"
-
-
-def test_the_two_sets_of_the_paper(tmp_path):
-    (record,) = read_choices(write(tmp_path, {"text": "a fine film .", "label": 1}), SST2)
-    assert record.input == "a fine film ." and record.references == ("positive",)
-    row = {"passage": "Cats -- A cat is an animal.", "question": "is a cat a plant", "label": 0}
-    (record,) = read_choices(write(tmp_path, row), BOOLQ)
-    assert "is a cat a plant?" in record.instruction and record.input == row["passage"]
-    assert record.references == ("No",)
 
 
 @pytest.mark.parametrize(

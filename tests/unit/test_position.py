@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from minillm.errors import DataError, NonFiniteError
-from minillm.metrics import position_means
+from minillm.metrics import pooled, position_means
 
 
 def lengths_mask(lengths, width):
@@ -63,3 +63,13 @@ def test_what_does_not_fit_or_is_not_finite_is_named():
         position_means(torch.ones(2, 3), mask, torch.tensor([0, 0, 1]))
     with pytest.raises(NonFiniteError, match="answer 1, position 3: nan"):
         position_means(torch.tensor([[1.0, 1, 1], [1, 1, torch.nan]]), mask)
+
+
+def test_means_of_parts_are_those_of_the_whole():
+    torch.manual_seed(0)
+    lengths = [3, 7, 1, 5, 5]
+    values, mask = torch.rand(5, 9, dtype=torch.float64), lengths_mask(lengths, 9)
+    whole = position_means(values, mask)
+    parts = pooled([position_means(values[rows], mask[rows]) for rows in ([0], [1, 2, 3], [4])])
+    assert parts.mean == pytest.approx(whole.mean, abs=1e-12) and parts.alive == whole.alive
+    assert pooled([]).mean == ()

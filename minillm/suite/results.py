@@ -1,0 +1,263 @@
+"""From finished units to metrics.json, answers.jsonl and tokens.jsonl: figures, their spread, and the ids they rest on.
+
+Axes: S seeds, N prompts, B samples, R positions.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from statistics import mean, stdev
+
+import torch
+
+from minillm.errors import DataError
+from minillm.metrics import (
+    PositionMeans,
+    PrefixKL,
+    by_length,
+    calibration_figures,
+    distinct,
+    exposure_curve,
+    exposure_interval,
+    over_seeds,
+    pooled,
+)
+from minillm.metrics.verdict import ratio_interval, ratio_over_seeds
+from minillm.suite.names import labels
+from minillm.suite.settings import Suite
+from minillm.suite.units import Store, Unit, answers, chunks
+
+Rows = dict[int | None, list[dict]]  # of each seed, in the order of the records
+NOTHING = {"mean": None, "deviation": None, "low": None, "high": None, "n": 0, "per_seed": {}}
+
+
+def results_of(suite: Suite, store: Store) -> dict:
+    """What metrics.json holds. Raises DataError: units that do not fit together."""
+    names, measures = labels(suite.models), suite.measures
+    out: dict = {
+        "suite": measures.name,
+        "settings": suite.settings,
+        "teacher": suite.teacher,
+        "models": {
+            source: {"label": names[source], "role": "teacher" if source == suite.teacher else "student"}
+            | store.read(Unit("model", source))
+            for source in suite.models
+        },
+        "answers": {},
+        "reference_loss": {},
+        "position": {},
+        "exposure": {},
+        "calibration": {
+            task: {source: _calibration(store.read(Unit("calibration", source, task)), calibration.words)
+            for source in suite.models}
+            for task, (calibration, _) in suite.tasks.items()
+        },
+    }  # fmt: skip
+    if measures.judge:
+        out["judge"] = {}
+    for file in suite.records:
+        for source in suite.models:
+            kept: list[str] | None = None
+            for decoding in measures.decodings:
+                rows = {seed: list(answers(suite, store, source, file, decoding, seed)) for seed in suite.seeds}
+                kept = _same_ids(suite, f"{source}, {file}, {decoding}", file, rows, kept)
+                figures = answer_figures(rows)
+                if measures.judge:
+                    figures |= _judge(suite, store, out["judge"], source, file, decoding)
+                _put(out["answers"], decoding, file, source, value={
+                    "prompts": len(kept), "figures": figures, "by_length": length_bins(rows)
+                })  # fmt: skip
+            if measures.reference_loss:
+                _put(out["reference_loss"], file, source, value=_reference_loss(store, source, file))
+            if suite.teacher is not None and source != suite.teacher:
+                if measures.plain:
+                    _put(out["position"], file, source, value=_position(suite, store, source, file))
+                if measures.exposure:
+                    _put(out["exposure"], file, source, value=_exposure(suite, store, source, file))
+    return out
+
+
+def answer_lines(suite: Suite, store: Store) -> Iterator[str]:
+    """Of answers.jsonl."""
+    for where, row, record in _all_answers(suite, store):
+        shown = {name: row[name] for name in ("truncated", "reverse_kl", "rouge_l", "exact_match")}
+        texts = {"prompt": record.question, "answer": row["answer"], "references": record.references}
+        yield _line(where | {"id": row["id"]} | texts | shown | {"n_tokens": len(row["tokens"])})
+
+
+def token_lines(suite: Suite, store: Store) -> Iterator[str]:
+    """Of tokens.jsonl."""
+    for where, row, _ in _all_answers(suite, store):
+        if "pieces" in row:
+            shown = {"tokens": row["pieces"], "log_q": row["log_q"], "log_p": row["log_p"]}
+            yield _line(where | {"id": row["id"]} | shown)
+
+
+def _all_answers(suite: Suite, store: Store) -> Iterator[tuple[dict, dict, object]]:
+    for source in suite.models:
+        for file, records in suite.records.items():
+            by_id = {record.id: record for record in records}
+            for decoding in suite.measures.decodings:
+                for seed in suite.seeds:
+                    where = {"model": source, "file": file, "decoding": decoding, "seed": seed}
+                    for row in answers(suite, store, source, file, decoding, seed):
+                        yield where, row, by_id[row["id"]]
+
+
+def _line(row: dict) -> str:
+    return json.dumps(row, ensure_ascii=False) + "\n"
+
+
+def _put(out: dict, *path: str, value: object) -> None:
+    if value is None:
+        return
+    for name in path[:-1]:
+        out = out.setdefault(name, {})
+    out[path[-1]] = value
+
+
+def _same_ids(suite: Suite, where: str, file: str, rows: Rows, kept: list[str] | None) -> list[str]:
+    """The ids of the prompts; each seed and decoding must have answered the same, each once."""
+    known = {record.id for record in suite.records[file]}
+    for seed, own in rows.items():
+        ids = [row["id"] for row in own]
+        kept = ids if kept is None else kept
+        if ids != kept or len(set(ids)) < len(ids) or not known.issuperset(ids):
+            raise DataError(
+                f"{where}, seed {seed}: {len(ids)} answers, but not one to each of the {len(kept)} prompts that the "
+                "others answer; delete units/ and measure again"
+            )
+    return kept
+
+
+def seed_key(seed: int | None) -> str:
+    return "greedy" if seed is None else str(seed)
+
+
+def spread(values: dict[int | None, Sequence[float]], weights: dict[int | None, Sequence[float]] | None = None) -> dict:
+    """Of a figure that each seed has for each prompt, see `over_seeds`, with each seed's own."""
+    found = over_seeds(list(values.values()), None if weights is None else list(weights.values()))
+    if not found.n:
+        return dict(NOTHING)
+    per_seed = {
+        seed_key(seed): sum(own) / (len(own) if weights is None else sum(weights[seed])) for seed, own in values.items()
+    }
+    return asdict(found) | {"per_seed": per_seed}
+
+
+def answer_figures(rows: Rows) -> dict[str, dict]:
+    """Percent for Rouge-L and exact match, nats a token for the KLs, tokens for the length, shares for the rest; what
+    does not apply (no references, no teacher) is left out."""
+
+    def of(name: str) -> dict:
+        return {seed: [row[name] for row in own] for seed, own in rows.items()}
+
+    tokens = {seed: [len(row["tokens"]) for row in own] for seed, own in rows.items()}
+    empty = {
+        seed: [float(len(row["tokens"]) == 1 and not row["truncated"]) for row in own] for seed, own in rows.items()
+    }
+    first = next(iter(rows.values()))
+    figures = {}
+    for name, weights in (("rouge_l", None), ("exact_match", None), ("reverse_kl", tokens), ("forward_kl", tokens)):
+        if first and all(row[name] is not None for row in first):
+            figures[name] = spread(of(name), weights)
+    figures |= {"length": spread(tokens), "truncated": spread(of("truncated")), "empty": spread(empty)}
+    each = {seed: distinct(row["tokens"] for row in own) for seed, own in rows.items()}
+    for name in next(iter(each.values())):
+        values = [found[name] for found in each.values()]
+        figures[name] = {
+            "mean": mean(values),
+            "deviation": stdev(values) if len(values) > 1 else None,
+            "low": None,
+            "high": None,
+            "n": len(first),
+            "per_seed": {seed_key(seed): found[name] for seed, found in each.items()},
+        }
+    return figures
+
+
+def length_bins(rows: Rows) -> dict[str, dict]:
+    """By tokens of the shortest reference; nothing where a prompt has none."""
+    first = next(iter(rows.values()))
+    if any(row["reference_length"] is None for row in first):
+        return {}
+    bins = by_length(range(len(first)), [row["reference_length"] for row in first])
+    return {
+        name: {
+            figure: spread({seed: [own[at][figure] for at in members] for seed, own in rows.items()})
+            for figure in ("rouge_l", "exact_match")
+        }
+        for name, members in bins.items()
+    }
+
+
+def _reference_loss(store: Store, source: str, file: str) -> dict | None:
+    rows = store.read(Unit("references", source, file))["rows"]
+    if not rows:
+        return None
+    found = over_seeds([[row["loss"] for row in rows]], [[row["tokens"] for row in rows]])
+    return asdict(found) | {"per_seed": {}}
+
+
+def _position(suite: Suite, store: Store, source: str, file: str) -> dict:
+    parts = [
+        position
+        for seed in suite.seeds
+        for chunk in chunks(suite, file)
+        if (position := store.read(Unit("answers", source, file, suite.measures.plain, seed, chunk))["position"])
+    ]
+    return {
+        name: asdict(pooled([PositionMeans(tuple(part[name]["mean"]), tuple(part[name]["alive"])) for part in parts]))
+        for name in ("reverse_kl", "forward_kl")
+    }
+
+
+def _exposure(suite: Suite, store: Store, source: str, file: str) -> dict | None:
+    """None where no prompt was short enough to be kept."""
+    numbers = chunks(suite, file, suite.measures.exposure.limit)
+    parts = [store.read(Unit("exposure", source, file, chunk=chunk)) for chunk in numbers]
+    sides = [_prefix_kl([part[side] for part in parts]) for side in ("student", "teacher")]
+    if not len(sides[0].kl_BR):
+        return None
+    curve, (low, high) = exposure_curve(*sides), exposure_interval(*sides)
+    return asdict(curve) | {"low": low, "high": high, "first_token": curve.first_token}
+
+
+def _prefix_kl(parts: list[dict]) -> PrefixKL:
+    rows = [row for part in parts for row in part["kl"]]
+    width = max(map(len, rows), default=0)
+    kl_BR = torch.zeros(len(rows), width, dtype=torch.float64)
+    lengths_B = torch.tensor([len(row) for row in rows], dtype=torch.long)
+    for own_R, row in zip(kl_BR, rows, strict=True):
+        own_R[: len(row)] = torch.tensor(row, dtype=torch.float64)
+    prompt_B = torch.tensor([number for part in parts for number in part["prompt"]], dtype=torch.long)
+    return PrefixKL(kl_BR, torch.arange(width) < lengths_B[:, None], prompt_B)
+
+
+def _calibration(made: dict, words: Sequence[str]) -> dict:
+    found = calibration_figures(torch.tensor(made["probabilities"], dtype=torch.float64), torch.tensor(made["labels"]))
+    return asdict(found) | {"dropped": made["dropped"], "words": list(words)}
+
+
+def _judge(suite: Suite, store: Store, counts: dict, source: str, file: str, decoding: str) -> dict:
+    made = {seed: store.read(Unit("judge", source, file, decoding, seed)) for seed in suite.seeds}
+    if not any(each["rows"] for each in made.values()):
+        return {}
+    totals: dict[str, int] = {}
+    scores: dict[int | None, list[tuple[float, float]]] = {seed: [] for seed in made}
+    by_prompt: dict[str, list[tuple[float, float]]] = {}
+    for seed, each in made.items():
+        for name, n in each["counts"].items():
+            totals[name] = totals.get(name, 0) + n
+        for row in each["rows"]:
+            if row["outcome"] == "rated":
+                scores[seed].append((row["answer"], row["reference"]))
+                by_prompt.setdefault(row["id"], []).append(scores[seed][-1])
+    _put(counts, decoding, file, source, value=totals)
+    # A prompt's mean over the seeds that were rated, both scores alike.
+    pairs = [tuple(map(mean, zip(*own, strict=True))) for own in by_prompt.values()]
+    low, high = ratio_interval(pairs) or (None, None)
+    found = ratio_over_seeds({seed_key(seed): own for seed, own in scores.items()})
+    return {"judge": {"low": low, "high": high, "n": len(pairs)} | found}

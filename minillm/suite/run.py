@@ -1,0 +1,131 @@
+"""The command: check, start the processes, do what is missing, put it together, show it."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable
+
+from omegaconf import DictConfig, OmegaConf
+
+from minillm.console import say
+from minillm.errors import Interrupted
+from minillm.files import write_whole
+from minillm.parallel import agree, barrier, join, launch, leave
+from minillm.ranks import in_a_worker, rank, started_processes
+from minillm.suite.results import answer_lines, results_of, token_lines
+from minillm.suite.screen import Progress, show_results
+from minillm.suite.settings import SETTINGS, Suite, check_suite
+from minillm.suite.units import Store, Unit, judge_units, units_of
+from minillm.suite.work import Bench, Loaded, judged, load, pair_for
+
+
+def evaluate(cfg: DictConfig) -> None:
+    """Measure what `cfg` describes, here or in `devices` processes.
+
+    Raises:
+        MinillmError: see `check_suite` and `run_suite`.
+    """
+    plain = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=False)
+    if in_a_worker():
+        join()
+        plain = agree(plain)  # the run's name may hold the time
+    suite = check_suite(OmegaConf.create(plain))
+    if suite.devices > 1 and not in_a_worker():
+        try:
+            launch(suite.devices, {"task": "evaluate", "cfg": plain})
+        except Interrupted as error:
+            raise Interrupted(error.signal, "the same command with the same run.name goes on") from error
+        return
+    run_suite(suite)
+    leave()
+
+
+def run_suite(suite: Suite) -> dict:
+    """Do the units that are missing, this process its share of them; what metrics.json holds, nothing on ranks other
+    than the first.
+
+    Raises:
+        ModelError, ConfigError, DataError, JudgeError: what is finished is kept.
+    """
+    logging.getLogger("minillm.data.prompts").setLevel(logging.WARNING)  # what it counts is said where it matters
+    done = suite.run_dir / "metrics.json"
+    there = agree(done.exists())
+    if not there:
+        say(f"Into {suite.run_dir}; if it is stopped, the same command with run.name={suite.run_dir.name} goes on.")
+        _say_left_out(suite)
+        store = Store(suite.run_dir / "units")
+        store.folder.mkdir(parents=True, exist_ok=True)
+        if rank() == 0:
+            write_whole(suite.run_dir / SETTINGS, json.dumps(suite.settings, indent=2) + "\n")
+        _work(suite, store)
+        barrier()
+    if rank() > 0:
+        return {}
+    if there:
+        say(f"{done} is already there.")
+    else:
+        results = results_of(suite, store)
+        write_whole(suite.run_dir / "answers.jsonl", answer_lines(suite, store))
+        write_whole(suite.run_dir / "tokens.jsonl", token_lines(suite, store))
+        # Only now: the file says that the measurement is complete.
+        write_whole(done, json.dumps(results, indent=2, ensure_ascii=False) + "\n")
+    results = json.loads(done.read_text(encoding="utf-8"))
+    show_results(results)
+    say(f"{suite.run_dir}: metrics.json, answers.jsonl, tokens.jsonl")
+    return results
+
+
+def _work(suite: Suite, store: Store) -> None:
+    shares = {source: _share(units_of(suite, source)) for source in suite.models}
+    to_judge = _share(judge_units(suite))
+    all_of = [unit for units in (*shares.values(), to_judge) for unit in units]
+    missing = {unit for unit in all_of if unit not in store}
+    teacher: Loaded | None = None
+    with Progress(suite, len(all_of), len(all_of) - len(missing)) as progress:
+        for source, units in shares.items():
+            left = [unit for unit in units if unit in missing]
+            if left and teacher is None and suite.teacher is not None:
+                progress.begin(f"loading {suite.teacher}")
+                teacher = load(suite, suite.teacher)
+            if left:
+                _measure(suite, store, source, teacher, left, progress)
+        if suite.measures.judge:
+            barrier()  # the answers may be another process's
+            _make(
+                store, [unit for unit in to_judge if unit in missing], lambda unit: judged(suite, store, unit), progress
+            )
+
+
+def _share(units: list[Unit]) -> list[Unit]:
+    """This process's, by number and not among those missing: processes may see different ones."""
+    return units[rank() :: started_processes()]
+
+
+def _measure(
+    suite: Suite, store: Store, source: str, teacher: Loaded | None, units: list[Unit], progress: Progress
+) -> None:
+    """With one model loaded beside the teacher; it is gone at the end."""
+    loaded = teacher
+    if source != suite.teacher:
+        progress.begin(f"loading {source}")
+        loaded = load(suite, source)
+    bench = Bench(suite, store, source, pair_for(suite, source, loaded, teacher))
+    _make(store, units, bench.make, progress)
+
+
+def _make(store: Store, units: list[Unit], make: Callable[[Unit], dict], progress: Progress) -> None:
+    for unit in units:
+        progress.begin(unit)
+        store.write(unit, make(unit))
+        progress.end()
+
+
+def _say_left_out(suite: Suite) -> None:
+    for name, task in suite.measures.calibration.items():
+        if task.file is None:
+            say(f"{name}: no file (suite.calibration.{name}.file); its calibration is left out.")
+    if suite.teacher is None:
+        say("No teacher: KL, exposure bias and the figures of tokens are left out.")
+    if suite.measures.name == "paper" and suite.measures.judge is None:
+        say("No judge (suite.judge.base_url); its score is left out.")

@@ -1,0 +1,206 @@
+"""From the config of evaluate.py to a checked `Suite`; all that can be known before a model is loaded is told first."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from minillm.changes import changes, flat
+from minillm.checks import collect, describe, matches
+from minillm.data import Record, Sources, read_choices, read_records, training_keys
+from minillm.errors import ConfigError, DataError, ModelError
+from minillm.files import fingerprint
+from minillm.models import Attention, Checkpoint, Dtype, choose_dtype, device_of
+from minillm.parallel import agree
+from minillm.ranks import rank, started_processes
+from minillm.secret import secret_problems
+from minillm.suite.early import model_problems
+from minillm.suite.measures import Calibration, Measures, read_measures
+
+Found = TypeVar("Found")
+SETTINGS = "settings.json"  # in the run's directory: what must not change when it goes on
+_KINDS = {
+    "teacher": str | None, "seeds": list[int | None], "max_new_tokens": int, "batch_size": int, "chunk": int,
+    "limit": int | None, "dtype": Dtype, "attention": Attention, "device": Literal["auto", "cpu", "cuda"],
+    "devices": int,
+}  # fmt: skip
+_POSITIVE = ("max_new_tokens", "batch_size", "chunk", "limit", "devices")
+# What changes nothing that is measured: where, by how many, and how the judge is reached.
+_FREE = ("run", "device", "devices")
+_JUDGE = ("model", "options", "asks")
+
+
+@dataclass(frozen=True)
+class Suite:
+    """What to measure, checked. `models`: rows in their order, the teacher first where it is one; `records` per file; a
+    seed of None decodes greedily; `tasks`: those of calibration with their records; `settings` are of settings.json."""
+
+    measures: Measures
+    models: tuple[str, ...]
+    teacher: str | None
+    records: dict[str, list[Record]]
+    tasks: dict[str, tuple[Calibration, list[Record]]]
+    sources: Sources
+    seeds: tuple[int | None, ...]
+    max_new_tokens: int
+    batch_size: int
+    chunk: int
+    dtype: torch.dtype
+    attention: str
+    device: torch.device
+    devices: int
+    run_dir: Path
+    settings: dict
+
+
+def check_suite(cfg: DictConfig) -> Suite:
+    """Check settings, files, tokenizers and what the run's directory holds, before any model is loaded.
+
+    Raises:
+        ConfigError: everything that is wrong.
+    """
+    plain = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=False)
+    if secrets := secret_problems(plain):
+        raise ConfigError(secrets)
+    problems: list[str] = []
+    data = dict(plain["data"])
+    files = data.pop("files")
+    sources = collect(problems, "data", data)
+    measures, calibrations = read_measures(problems, plain["suite"])
+    used = {"max_response_tokens"} if measures and measures.reference_loss else set()
+    problems += [
+        f"data.{key}: is for training; evaluate.py measures data.files"
+        for key in training_keys(sources)
+        if key not in used
+    ]
+    problems += _value_problems(plain)
+    run_dir = Path(plain["run"]["dir"])
+    others = [name for name in ("metrics.json", "config.yaml") if (run_dir / name).exists()]
+    if others and not (run_dir / SETTINGS).exists():
+        problems.append(
+            f"run.name={plain['run']['name']}: {run_dir} already holds another run ({others[0]}); choose another name"
+        )
+    records = {}
+    if not matches(files, list[str]) or not files or len(set(files)) < len(files):
+        problems.append(
+            f"data.files={files!r}: wanted a list of different files, for example data.files=[builtin:validation]"
+        )
+    else:
+        limit = plain["limit"] if matches(plain["limit"], int) else None
+        found = {file: _try(problems, "data.files", read_records, file) for file in files}
+        records = {file: rows[:limit] for file, rows in found.items() if rows}
+    tasks = {}
+    for name, task in calibrations.items():
+        rows = task.file and _try(problems, f"suite.calibration.{name}.file", read_choices, task.file, task.task)
+        if rows and measures:
+            tasks[name] = (task, rows[: measures.calibration_limit])
+    models, teacher = _rows(problems, plain, measures)
+    if problems:
+        raise ConfigError(problems)
+    checkpoints = [*models] if teacher is None or teacher in models else [teacher, *models]
+    lengths = {"max_new_tokens": plain["max_new_tokens"]}
+    if measures.reference_loss:
+        lengths["data.max_response_tokens"] = sources.max_response_tokens
+    if problems := model_problems(checkpoints, teacher, sources, tasks, lengths):
+        raise ConfigError(problems)
+    device = device_of(plain["device"])
+    dtype = choose_dtype(plain["dtype"], device)
+    settings = _settings(plain, str(dtype), [*files, *(task.file for task, _ in tasks.values())], checkpoints)
+    _refuse_another(settings, run_dir)
+    return Suite(
+        measures=measures, models=models, teacher=teacher, records=records, tasks=tasks, sources=sources,
+        seeds=tuple(plain["seeds"]), dtype=dtype, device=device, run_dir=run_dir, settings=settings,
+        **{key: plain[key] for key in ("max_new_tokens", "batch_size", "chunk", "attention", "devices")},
+    )  # fmt: skip
+
+
+def _value_problems(plain: dict) -> list[str]:
+    problems = []
+    for key, kind in _KINDS.items():
+        value = plain[key]
+        if not matches(value, kind):
+            problems.append(f"{key}={value!r}: wanted {describe(kind)}")
+        elif key in _POSITIVE and value is not None and value <= 0:
+            problems.append(f"{key}={value}: wanted a positive number")
+    seeds = plain["seeds"]
+    if matches(seeds, list) and (not seeds or len(set(map(str, seeds))) < len(seeds)):
+        problems.append(f"seeds={seeds}: wanted different integers, or [null] for greedy decoding")
+    gpus = torch.cuda.device_count()
+    ours = started_processes() == 1 and plain["device"] != "cpu" and matches(plain["devices"], int)
+    if ours and gpus and plain["devices"] > gpus:
+        problems.append(f"devices={plain['devices']}: this node has {gpus} GPUs; use at most as many")
+    return problems
+
+
+def _try(problems: list[str], key: str, read: Callable[..., Found], *arguments: Any) -> Found | None:
+    try:
+        return read(*arguments)
+    except (ConfigError, DataError, ModelError) as error:
+        problems.append(f"{key}: {error}")
+        return None
+
+
+def _rows(problems: list[str], plain: dict, measures: Measures | None) -> tuple[tuple[str, ...], str | None]:
+    """The models to measure, each once, the teacher first where it is among them or has a row anyway; and the teacher,
+    as it is called there."""
+    models, teacher = plain["models"], plain["teacher"]
+    if models == "???" or not matches(models, list[str]) or not models:
+        problems.append("models: wanted a list of directories or hub ids, for example models=[runs/demo/student]")
+        models = []
+    named = [("models", name) for name in models] + ([("teacher", teacher)] if isinstance(teacher, str) else [])
+    places: dict[str, Any] = {}
+    for key, name in named:
+        found = _try(problems, key, lambda name=name: Checkpoint(name).resolve())
+        if found:
+            path, revision = found
+            places[name] = (str(Path(path).resolve()) if Path(path).is_dir() else path, revision)
+    first: dict[Any, str] = {}
+    for name in models:
+        place = places.get(name, name)
+        if place in first:
+            problems.append(f"models: {name} is there already, as {first[place]}; wanted each once")
+        first.setdefault(place, name)
+    if isinstance(teacher, str):
+        teacher = first.get(places.get(teacher), teacher)
+        if teacher in models or (measures and measures.teacher_row):
+            models = [teacher, *(name for name in models if name != teacher)]
+    return tuple(models), teacher
+
+
+def _settings(plain: dict, dtype: str, files: list[str], models: list[str]) -> dict:
+    """What must not change when the work goes on, with the content of files and weights."""
+    out = {key: value for key, value in plain.items() if key not in _FREE}
+    out |= {"dtype": dtype.removeprefix("torch."), "seeds": list(plain["seeds"])}
+    judge = plain["suite"].get("judge")
+    if judge:
+        asked = judge["base_url"] is not None
+        out["suite"] = plain["suite"] | {
+            "judge": {key: judge[key] for key in _JUDGE if key in judge} if asked else None
+        }
+    content = None
+    if rank() == 0:  # weights are large: one process reads them
+        paths = {name: Path(Checkpoint(name).resolve()[0]) for name in models} | {file: Path(file) for file in files}
+        content = {name: fingerprint(path) for name, path in paths.items() if path.exists()}
+    return out | {"content": agree(content)}
+
+
+def _refuse_another(settings: dict, run_dir: Path) -> None:
+    file = run_dir / SETTINGS
+    if not file.exists():
+        return
+    # As JSON gives them back: a name may have dots, a tuple is a list.
+    differing = changes(flat(json.loads(file.read_text())), flat(json.loads(json.dumps(settings))))
+    if differing:
+        end = f"; {run_dir} was begun otherwise: choose another run.name or delete it"
+        content = "content."
+        raise ConfigError(
+            (f"{each.key.removeprefix(content)} has other content now" if each.key.startswith(content) else str(each))
+            + end
+            for each in differing
+        )
