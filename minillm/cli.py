@@ -23,6 +23,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from minillm.checks import trainer_problem
 from minillm.errors import Interrupted, MinillmError, nearest
+from minillm.help import show_help
 from minillm.machine import keep_freed_memory
 from minillm.ranks import in_a_worker, rank, stand_back
 
@@ -37,6 +38,8 @@ def run(main: Callable[[], None], config_name: str) -> None:
     _quieten()
     keep_freed_memory()
     with _told(config_name):
+        if config_name != "train" and {"--help", "-h"} & set(sys.argv[1:]):  # Hydra shows train.py's groups for each
+            return show_help(CONF, config_name)
         main()
         if in_a_worker():
             _leave(0)

@@ -48,6 +48,7 @@ LAYERS = [
         "compare",
         "chart",
         "columns",
+        "help",
     },
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
