@@ -21,6 +21,7 @@ from rich import get_console
 from minillm.console import say
 from minillm.errors import ConfigError, Interrupted, MinillmError
 from minillm.files import fingerprint, write_whole
+from minillm.units import duration
 
 ROOT = Path(__file__).parents[1]
 
@@ -69,7 +70,7 @@ def run_chain(run_dir: Path, stages: list[Stage]) -> dict[str, dict]:
                 "finished": time.strftime("%Y-%m-%d %H:%M:%S"),
             }
             write_whole(file, json.dumps(records, indent=2) + "\n")
-            say(f"{title}: {'was there, is recorded now' if seconds is None else f'{seconds:.0f} s'}")
+            say(f"{title}: {'was there, is recorded now' if seconds is None else duration(seconds)}")
     return records
 
 

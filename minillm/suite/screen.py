@@ -17,6 +17,7 @@ from minillm.console import say
 from minillm.suite.names import file_labels, folded, labels
 from minillm.suite.settings import Suite
 from minillm.suite.units import Unit
+from minillm.units import duration
 
 _NAME, _CELL = 20, 12  # columns of a name and of a figure, where words allow it
 _SUMMARY = {
@@ -67,7 +68,7 @@ class Progress:
             self._bars.update(self._bar, completed=self._done)
         else:
             seconds, left = time.monotonic() - self._last, self._left()
-            say(f"[{self._done}/{self._total}] {self._title}: {seconds:.0f} s{', ' * bool(left)}{left}")
+            say(f"[{self._done}/{self._total}] {self._title}: {duration(seconds)}{', ' * bool(left)}{left}")
 
     def _left(self) -> str:
         made = self._done - self._first

@@ -107,4 +107,4 @@ def test_the_end_of_a_good_one_removes_nothing(command, tmp_path):
 def test_an_unknown_name_is_answered_with_the_nearest(override, text):
     with initialize_config_dir(str(CONF), version_base="1.3"), pytest.raises(HydraException) as caught:
         compose("train", [override])
-    assert cli._explain(caught.value, "train").startswith(text)
+    assert cli.explain(caught.value, "train").startswith(text)
