@@ -233,7 +233,7 @@ def test_mistakes_come_in_one_message():
         ((), "model.student.source=S", "overrides: model.student.source=S: goes to the teacher's run too"),
         (("teacher=T",), "model.student.source=S", r"in experiment=narrow_(.|\n)*For other models make a pair of your"),
         (("teacher=T",), "optim.learning_rat=1", "optim.learning_rat: no such key; did you mean optim.learning_rate?"),
-        (("teacher=T",), "optim=adam", "in experiment=narrow_sft: In 'train': Could not find 'optim/adam'"),
+        (("teacher=T",), "optim=adam", "in experiment=narrow_sft: optim=adam: no such choice; did you mean adamw"),
     ],
 )
 def test_an_override_without_a_place_is_told_before_the_first_stage(tmp_path, given, override, text):
