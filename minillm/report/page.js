@@ -29,6 +29,18 @@ function segments(label, name, options, onchange) {
   return el("fieldset", {}, el("legend", {}, label), el("div", { class: "segments" }, ...buttons));
 }
 
+// One small window for numbers, below a box of the screen or, where there is no room, above it.
+const tip = document.getElementById("tip");
+const hideTip = () => { tip.hidden = true; };
+function tipAt(box, ...children) {
+  tip.replaceChildren(...children);
+  tip.hidden = false;
+  const left = Math.max(8, Math.min(box.left, document.documentElement.clientWidth - tip.offsetWidth - 8));
+  const below = box.bottom + 6 + tip.offsetHeight < innerHeight;
+  tip.style.left = `${left}px`;
+  tip.style.top = `${below ? box.bottom + 6 : Math.max(4, box.top - tip.offsetHeight - 6)}px`;
+}
+
 function results(table) {
   const form = document.getElementById("table-controls");
   const target = document.getElementById("results-table");
@@ -93,7 +105,3 @@ function contents() {
   addEventListener("scroll", mark, { passive: true });
   mark();
 }
-
-const data = read("data");
-if (data.table) results(data.table);
-contents();

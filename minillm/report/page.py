@@ -18,7 +18,9 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 
 def page_of(**values: Any) -> str:
     """page.html filled in; `data` and `samples` are embedded for the script, all other text is escaped."""
-    script = "\n".join((HERE / name).read_text(encoding="utf-8") for name in ("page.js", "tokens.js", "samples.js"))
+    script = "\n".join(
+        (HERE / name).read_text(encoding="utf-8") for name in ("page.js", "plots.js", "tokens.js", "samples.js")
+    )
     # The browser runs this script alone, even if a text were to become markup.
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     template = Environment(

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from minillm.report.plots import Series, dots, lines, render
+from minillm.report.plots import Series, dots, lines, render, slot
 from minillm.report.source import Evaluation
 from minillm.report.tables import NAMED, spread_of
 from minillm.runs import RunFiles
@@ -31,7 +32,8 @@ _ROWS = 24  # of the numbers below a curve
 
 @dataclass(frozen=True)
 class Panel:
-    """A plot: `title` alone, `caption` below a group's heading, `svg` for the page, its PNG, and its numbers."""
+    """A plot: `title` alone, `caption` below a group's heading, `svg` for the page, its PNG, and its numbers; `curves`
+    has what the page shows of a curve that is pointed at."""
 
     name: str
     title: str
@@ -40,6 +42,7 @@ class Panel:
     png: Path
     columns: list[str]
     rows: list[list[str]]
+    curves: dict | None = None
 
 
 @dataclass(frozen=True)
@@ -59,16 +62,35 @@ class Section:
 
 
 def make_panel(
-    folder: Path, kind: str, caption: str, draw: Callable, numbers: tuple, *, heading: str = "", height: float = 3.1
+    folder: Path,
+    kind: str,
+    caption: str,
+    draw: Callable,
+    numbers: tuple | None = None,
+    *,
+    curves: tuple[str, Sequence[Series]] | None = None,
+    heading: str = "",
+    height: float = 3.1,
 ) -> Panel:
-    """Draw and write <kind>-<caption>.png into `folder`; a name that is taken gets a number."""
+    """Draw and write <kind>-<caption>.png into `folder`; a name that is taken gets a number.
+
+    Args:
+        numbers: columns and rows; of `curves`, the name of x and the series, where there are none.
+    """
     name = stem = f"{kind}-{re.sub(r'[^A-Za-z0-9_.-]+', '_', caption)}"[:100]
     number = 2
     while (folder / f"{name}.png").exists():
         name, number = f"{stem}-{number}", number + 1
     title = f"{caption}: {heading}" if heading else caption
-    svg, png = render(name, title, draw, folder, height=height)
-    return Panel(name, title, caption, svg, png, *numbers)
+    svg, png, frame = render(name, title, draw, folder, height=height)
+    shown = curves and {"x": curves[0], "box": frame.box, "limits": frame.limits, "series": [*map(_points, curves[1])]}
+    return Panel(name, title, caption, svg, png, *(numbers or _numbers_of(*curves)), shown)
+
+
+def _points(series: Series) -> dict:
+    pairs = zip(series.x, series.y, strict=True)
+    points = [[x, float(f"{y:.4g}")] for x, y in pairs if y is not None]
+    return {"label": series.name, "slot": slot(series.style), "points": points}
 
 
 def overview(evaluation: Evaluation, folder: Path, figure: str) -> list[Panel]:
@@ -108,7 +130,7 @@ def learning_curves(runs: dict[str, tuple[int, RunFiles]], folder: Path, figures
         series = [
             Series(name, style, *map(list, zip(*curve, strict=True)))
             for name, (style, run) in runs.items()
-            if (curve := run.curve(figure))
+            if (curve := [point for point in run.curve(figure) if math.isfinite(point[1])])
         ]
         if not series:
             continue
@@ -118,11 +140,11 @@ def learning_curves(runs: dict[str, tuple[int, RunFiles]], folder: Path, figures
             lines(axes, series, points=figure.startswith("val/"))
             axes.set_xlabel("optimizer step")
 
-        panels.append(make_panel(folder, "curve", CURVES[figure], draw, numbers_of("step", series)))
+        panels.append(make_panel(folder, "curve", CURVES[figure], draw, curves=("step", series)))
     return panels
 
 
-def numbers_of(x: str, series: Sequence[Series]) -> tuple[list[str], list[list[str]]]:
+def _numbers_of(x: str, series: Sequence[Series]) -> tuple[list[str], list[list[str]]]:
     """Columns and rows of the table below a plot; of long curves some rows, with the last."""
     values = [dict(zip(each.x, each.y, strict=True)) for each in series]
     places = sorted({place for each in values for place in each})

@@ -68,6 +68,14 @@ class Series:
     hollow: bool = False  # as points: another decoding
 
 
+@dataclass(frozen=True)
+class Frame:
+    """`box`: left, right, top, bottom of the axes in the SVG's units; `limits`: x at left and right."""
+
+    box: tuple[float, float, float, float]
+    limits: tuple[float, float]
+
+
 def colour(style: int) -> str:
     return COLOURS[slot(style)]
 
@@ -79,8 +87,9 @@ def slot(style: int) -> int:
 
 def render(
     name: str, title: str, draw: Callable, folder: Path, *, height: float = 3.1, width: float = _WIDTH
-) -> tuple[str, Path]:
-    """`draw(figure)` on a new figure -> SVG for the page, without title and legend, and the PNG that has both."""
+) -> tuple[str, Path, Frame]:
+    """`draw(figure)` on a new figure -> SVG for the page, without title and legend, the PNG that has both, and where
+    the SVG's data lie."""
     from matplotlib import rc_context
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -92,6 +101,7 @@ def render(
         draw(figure)
         text = io.StringIO()
         figure.savefig(text, format="svg", transparent=True, metadata={"Date": None})
+        frame = _frame(figure)
         figure.suptitle(title, x=0.02, ha="left", fontsize=11)
         named = [zip(*axes.get_legend_handles_labels(), strict=True) for axes in figure.axes]
         handles = {label: handle for pairs in named for handle, label in pairs}
@@ -100,7 +110,14 @@ def render(
             figure.set_figheight(height + 0.22 * -(-len(handles) // 2))
         file = folder / f"{name}.png"
         figure.savefig(file, dpi=200, facecolor="white")
-    return page_svg(text.getvalue(), title), file
+    return page_svg(text.getvalue(), title), file, frame
+
+
+def _frame(figure) -> Frame:
+    width, height = 72 * figure.get_size_inches()
+    above, below = figure.axes[0].get_position(), figure.axes[-1].get_position()
+    box = (above.x0 * width, above.x1 * width, (1 - above.y1) * height, (1 - below.y0) * height)
+    return Frame(box, figure.axes[0].get_xlim())
 
 
 def page_svg(svg: str, title: str) -> str:

@@ -107,7 +107,7 @@ function samples(all) {
     ].filter(Boolean).join(" · ");
     const slot = style === 0 ? 0 : 1 + ((style - 1) % 8);
     const body = place >= 0 && text !== "" && form.elements.colours.checked ? tokenText(all.tokens[place], LONG) : written(text);
-    return el("div", { class: `answer m${slot}` }, el("h4", {}, label), el("p", { class: "meta" }, meta || " "), ...body);
+    return el("div", { class: `answer m${slot}` }, el("h4", {}, label), el("p", { class: "meta" }, meta || "\u00a0"), ...body);
   }
 
   function draw() {
@@ -130,4 +130,11 @@ function samples(all) {
   filter();
 }
 
-setTimeout(() => samples(read("samples-data"))); // after the first picture of the page
+const data = read("data");
+if (data.table) results(data.table);
+contents();
+// After the first picture of the page.
+setTimeout(() => {
+  samples(read("samples-data"));
+  for (const [name, plot] of Object.entries(data.plots)) curves(name, plot);
+});

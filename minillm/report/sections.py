@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from minillm.report.panels import CURVES, Section, learning_curves, make_panel, numbers_of, overview, text_of
+from minillm.report.panels import CURVES, Section, learning_curves, make_panel, overview, text_of
 from minillm.report.plots import Series, bins, lines, reliability, stacked
 from minillm.report.source import Evaluation, Model
 from minillm.report.tables import spread_of
@@ -33,8 +33,9 @@ def _positions(evaluation: Evaluation, folder: Path) -> Section:
             alive = [_curve(model, each["alive"]) for model, each in found]
             if any(value is not None for each in means for value in each.y):
                 draw = _over_alive(means, alive, "nats", "position in the answer")
-                numbers = numbers_of("position", means)
-                groups[heading].append(make_panel(folder, f"position_{kind}", short, draw, numbers, heading=heading))
+                curves = ("position", means)
+                panel = make_panel(folder, f"position_{kind}", short, draw, curves=curves, heading=heading)
+                groups[heading].append(panel)
     text = (
         "Distance to the teacher at each token of the student’s own answers (q student, p teacher), over the whole "
         "vocabulary; below it, how many answers are that long."
@@ -52,8 +53,9 @@ def _exposure(evaluation: Evaluation, folder: Path) -> Section:
             counts = found[0][1]["teacher"]["alive"]  # the teacher's answers are the same for every student
             alive.append(Series("the teacher’s answers", 0, range(1, len(counts) + 1), counts))
             draw = _over_alive(excess, alive, "ExAccErr, %", "length l")
-            numbers = numbers_of("length", excess)
-            panels.append(make_panel(folder, "exposure", short, draw, numbers, heading="exposure bias"))
+            panels.append(
+                make_panel(folder, "exposure", short, draw, curves=("length", excess), heading="exposure bias")
+            )
     text = (
         "ExAccErr(l): by how many percent more the student errs on its own prefixes than on the teacher’s, up to "
         "length l, with its 95% interval; below it, how many answers are still alive, the teacher’s dashed. 0 is no "
@@ -155,7 +157,7 @@ def _diversity(evaluation: Evaluation, folder: Path) -> Section:
             axes.set_xticks(range(1, 5))
             axes.set_xlabel("n")
 
-        panels.append(make_panel(folder, "distinct", short, draw, numbers_of("n", series), heading="distinct-n"))
+        panels.append(make_panel(folder, "distinct", short, draw, curves=("n", series), heading="distinct-n"))
     groups = {"Distinct-n": panels, "Loss on references, nats a token": overview(evaluation, folder, "reference_loss")}
     text = "Different n-grams as a share of all n-grams in the answers to a set, and the language-modelling loss."
     return Section("diversity", "Diversity and loss", text, groups)

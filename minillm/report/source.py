@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -63,7 +64,7 @@ def read_folder(folder: Path) -> Evaluation | Training:
     if not folder.is_dir():
         raise DataError(f"{folder}: no such directory; wanted one of evaluate.py, or of a training run")
     metrics, answers = folder / "metrics.json", folder / "answers.jsonl"
-    if answers.exists() and not metrics.exists():
+    if (answers.exists() or (folder / "units").is_dir()) and not metrics.exists():
         raise DataError(f"{metrics}: missing, so the evaluation is not finished; the same command goes on with it")
     if not answers.exists() and ((folder / "config.yaml").exists() or (folder / "metrics.csv").exists()):
         return _training(folder)
@@ -87,7 +88,11 @@ def _training(folder: Path) -> Training:
         chosen = {0, 1, *(2 + round(i * (len(files) - 3) / (_STAGES - 3)) for i in range(_STAGES - 2))}
         files = [files[number] for number in sorted(chosen)]
     wanted = {"id": str, "prompt": str, "answer": str}
-    return Training(run, {file.stem: list(_lines(file, wanted)) for file in files})
+    samples = {file.stem: list(_lines(file, wanted)) for file in files}
+    for file in files:
+        for number, row in enumerate(samples[file.stem], start=1):
+            _check_answer(row, f"{file}, line {number}")
+    return Training(run, samples)
 
 
 def _step(file: Path) -> int:
@@ -118,9 +123,12 @@ def _evaluation(folder: Path, file: Path, answers: Path) -> Evaluation:
         for number, row in enumerate(found, start=1):
             if row["model"] not in metrics["models"]:
                 raise DataError(f"{name}, line {number}: model {row['model']!r} is not in {file.name}")
+    for number, row in enumerate(rows, start=1):
+        _check_answer(row, f"{answers}, line {number}")
     for number, row in enumerate(coloured, start=1):
-        if not len(row["tokens"]) == len(row["log_q"]) == len(row["log_p"]):
-            raise DataError(f"{tokens}, line {number}: wanted tokens, log_q and log_p of one length")
+        same = len(row["tokens"]) == len(row["log_q"]) == len(row["log_p"])
+        if not same or not all(map(_number, row["log_q"] + row["log_p"])) or not _texts(row["tokens"]):
+            raise DataError(f"{tokens}, line {number}: wanted tokens (texts), log_q and log_p (numbers) of one length")
     parts = [
         *metrics["answers"].values(),
         *(metrics.get(key) or {} for key in ("reference_loss", "position", "exposure")),
@@ -161,6 +169,18 @@ def _lines(file: Path, wanted: Mapping[str, type]) -> Iterator[dict]:
         raise DataError(f"{file}, line {number}: not JSON ({error.msg}); wanted a JSON object a line") from error
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{file}: cannot be read ({error})") from error
+
+
+def _check_answer(row: dict, where: str) -> None:
+    for key in ("n_tokens", "reverse_kl", "rouge_l", "exact_match"):
+        if not _number(row.get(key)):
+            raise DataError(f"{where}: {key}={row[key]!r}; wanted a number or null")
+    if not _texts(row.get("references") or []):
+        raise DataError(f"{where}: references={row['references']!r}; wanted a list of texts")
+
+
+def _texts(values: Any) -> bool:
+    return isinstance(values, list) and all(isinstance(each, str) for each in values)
 
 
 def _check(metrics: Any, file: Path) -> None:
@@ -224,4 +244,4 @@ def _check(metrics: Any, file: Path) -> None:
 
 
 def _number(value: Any) -> bool:
-    return value is None or (isinstance(value, int | float) and not isinstance(value, bool))
+    return value is None or (isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value))

@@ -48,21 +48,12 @@ function tokenLegend(target) {
 }
 
 function tips(area) {
-  const tip = document.getElementById("tip");
   function show(event) {
     const token = event.target.closest?.(".token");
-    if (!token) return;
-    tip.textContent = token.tip;
-    tip.hidden = false;
-    const box = token.getClientRects()[0] ?? token.getBoundingClientRect();
-    const left = Math.max(8, Math.min(box.left, document.documentElement.clientWidth - tip.offsetWidth - 8));
-    const below = box.bottom + 6 + tip.offsetHeight < innerHeight;
-    tip.style.left = `${left}px`;
-    tip.style.top = `${below ? box.bottom + 6 : box.top - tip.offsetHeight - 6}px`;
+    if (token) tipAt(token.getClientRects()[0] ?? token.getBoundingClientRect(), token.tip);
   }
-  const hide = () => { tip.hidden = true; };
   for (const name of ["mouseover", "focusin"]) area.addEventListener(name, show);
-  for (const name of ["mouseout", "focusout"]) area.addEventListener(name, hide);
-  addEventListener("keydown", (event) => { if (event.key === "Escape") hide(); });
-  addEventListener("scroll", hide, { passive: true });
+  for (const name of ["mouseout", "focusout"]) area.addEventListener(name, hideTip);
+  addEventListener("keydown", (event) => { if (event.key === "Escape") hideTip(); });
+  addEventListener("scroll", hideTip, { passive: true });
 }

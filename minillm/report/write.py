@@ -21,6 +21,7 @@ from minillm.report.sections import sections_of
 from minillm.report.source import Evaluation, Training, read_folder
 from minillm.report.tables import NAMED, table_of, table_rows, to_csv, to_latex
 
+_VALIDATED = {key: figure.name for key, figure in NAMED.items()} | {"loss": NAMED["reference_loss"].name}
 _STAGES = {"_raw": "as given", "_start": "after the start", "": "at the end"}
 
 
@@ -42,11 +43,12 @@ def write_report(run_dir: Path, *, wandb: bool = False) -> Path:
         if latex:
             write_whole(folder / "table.tex", latex)
         page = folder / "index.html"
+        panels = values["panels"] + [panel for section in values["sections"] for panel in section.panels]
+        values["data"] |= {"plots": {panel.name: panel.curves for panel in panels if panel.curves}}
         write_whole(page, page_of(**values, samples=samples_of(source)))
     except OSError as error:
         raise StorageError(f"{folder} cannot be written ({error})") from error
     if wandb:
-        panels = values["panels"] + [panel for section in values["sections"] for panel in section.panels]
         _log(run_dir, values["settings"], table, panels)
     say(f"Wrote {page}")
     return page
@@ -85,6 +87,7 @@ def _evaluation(source: Evaluation, folder: Path) -> tuple[dict, tuple, str]:
         "published": _published(source),
         "settings": settings,
         "settings_text": yaml.safe_dump(settings, sort_keys=False, allow_unicode=True),
+        "intro": "The same prompt answered by each model.",
         "coloured": bool(source.tokens),
     }
     return values, table_rows(source), to_latex(source)
@@ -93,13 +96,12 @@ def _evaluation(source: Evaluation, folder: Path) -> tuple[dict, tuple, str]:
 def _training(source: Training, folder: Path) -> tuple[dict, tuple, str]:
     run = source.run
     steps = int(run.rows[-1]["progress/optimizer_step"])
-    figures = sorted({key for key in run.figures if key.startswith("val/") and not key.startswith("val/teacher_")})
-    bare = list(dict.fromkeys(key.removeprefix("val/").removesuffix("_raw").removesuffix("_start") for key in figures))
+    bare = [key for key in _VALIDATED if any(f"val/{key}{suffix}" in run.figures for suffix in _STAGES)]
     stages = [suffix for suffix in _STAGES if any(f"val/{name}{suffix}" in run.figures for name in bare)]
     columns = ["figure", *(_STAGES[suffix] for suffix in stages), "best", "teacher"]
     rows = [
         [
-            NAMED[name].name if name in NAMED else name,
+            _VALIDATED[name],
             *(_number(run.figures.get(f"val/{name}{suffix}")) for suffix in stages),
             _number(run.figures.get(f"best/{name}")),
             _number(run.figures.get(f"val/teacher_{name}")),
@@ -132,6 +134,7 @@ def _training(source: Training, folder: Path) -> tuple[dict, tuple, str]:
         "published": None,
         "settings": run.settings,
         "settings_text": "".join(f"{key}: {value}\n" for key, value in flat(run.settings).items()),
+        "intro": "The same held-out prompt, answered at stages of the run.",
         "coloured": False,
     }
     return values, (names, [[row.get(name) for name in names] for row in run.rows]), ""

@@ -17,7 +17,7 @@ from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import Select, WebDriverWait
 
 from minillm.report import write_report
-from tests.evaluation_files import CHINESE, FILES, HOSTILE, START, write_evaluation
+from tests.evaluation_files import CHINESE, FILES, HOSTILE, START, STUDENT, write_evaluation
 from tests.integration.commands import ROOT
 
 pytestmark = pytest.mark.browser
@@ -214,6 +214,23 @@ def test_tokens_have_colours_and_tell_their_numbers_to_mouse_and_keyboard(opened
     only = opened.find_element(By.NAME, "only")
     press(opened, only)
     assert texts(opened, ".pager p")[0] == "1–8 of 12"
+
+
+def test_curves_tell_their_numbers_to_mouse_and_keyboard(opened, page):
+    curves = json.loads((page.parent.parent / "metrics.json").read_text())["exposure"][FILES[0]]
+    plot = opened.find_element(By.CSS_SELECTOR, "#plot-exposure-dolly_test svg")
+    opened.execute_script("arguments[0].scrollIntoView({block: 'center'}); arguments[0].focus()", plot)
+    plot.send_keys(Keys.HOME, Keys.ARROW_RIGHT)
+    tip = opened.find_element(By.ID, "tip")
+    labels = {"demo/start": START, "demo/minillm": STUDENT}
+    expected = [f"{label} {curves[source]['excess'][1]:.4g}" for label, source in labels.items()]
+    assert [" ".join(line.split()) for line in tip.text.splitlines()] == ["length 2", *expected]
+    plot.send_keys(Keys.END)
+    assert tip.text.startswith("length 35")  # the last with a value
+    webdriver.ActionChains(opened).move_to_element(plot).perform()
+    assert 15 < int(tip.text.split()[1]) < 25
+    plot.send_keys(Keys.ESCAPE)
+    assert not tip.is_displayed() and not plot.find_elements(By.CSS_SELECTOR, ".cursor")
 
 
 @pytest.mark.parametrize("width", [320, 360, 1280])

@@ -41,7 +41,7 @@ def test_embedded_json_cannot_end_its_script_and_reads_back():
 def test_names_and_settings_are_text_in_the_page():
     page = page_of(
         title=HOSTILE, kind="Evaluation", facts={"Teacher": HOSTILE}, legend=[], panels=[], sections=[], data={},
-        published=None, settings_text=HOSTILE, coloured=False, samples={"answers": [HOSTILE]},
+        published=None, settings_text=HOSTILE, intro="", coloured=False, samples={"answers": [HOSTILE]},
     )  # fmt: skip
     assert "window.hacked" in page and "<img" not in page and page.count("<script") == 3
 
@@ -164,6 +164,29 @@ def test_a_training_run_alone_has_curves_figures_and_answers_of_its_stages(tmp_p
     assert [row[0] for row in samples["answers"]] == [0, 1, 2, 3, 4, 5]
 
 
+def test_tables_and_plots_go_to_wandb(tmp_path, monkeypatch):
+    sent = {}
+
+    class Logger:
+        experiment = type("Run", (), {"finish": lambda self: sent.setdefault("finished", True)})()
+
+        def log_table(self, key, columns, data):
+            sent[key] = (columns, data)
+
+        def log_image(self, key, images, caption):
+            sent[key] = (images, caption)
+
+    monkeypatch.setattr("minillm.report.write.wandb_logger", lambda **given: sent.update(given) or Logger())
+    folder = training_run(tmp_path / "mine")
+    write_report(folder, wandb=True)
+    image = folder / "report" / "curve-Validation_Rouge-L.png"
+    assert sent["run_dir"] == folder and sent["name"] == "mine" and sent["finished"]
+    assert sent["report/table"] == (["progress/optimizer_step", "val/rouge_l"], [[0.0, 8.5], [5.0, 11.0], [10.0, 12.0]])
+    assert sent["report/curve-Validation_Rouge-L"] == ([str(image)], ["Validation: Rouge-L"])
+    numbers = sent["report/curve-Validation_Rouge-L_numbers"]
+    assert numbers == (["step", "mine"], [["0", "8.500"], ["5", "11.000"], ["10", "12.000"]])
+
+
 def test_learning_curves_are_found_where_the_models_lie(tmp_path):
     folder = write_evaluation(tmp_path / "runs" / "test", prompts=1)
     made = (tmp_path / STUDENT).parent
@@ -216,7 +239,21 @@ BROKEN = [
     ("answers.jsonl", lambda text: text[:-9], r"answers\.jsonl, line 180: not JSON"),
     ("answers.jsonl", lambda text: text + '{"model": "x"}\n', r"line 181: file is missing; wanted model, file"),
     ("answers.jsonl", lambda text: text.replace(START, "other", 1), r"line 61: model 'other' is not in metrics\.json"),
-    ("tokens.jsonl", lambda text: text.replace('"log_q": [', '"log_q": [1, ', 1), r"line 1: wanted tokens, log_q"),
+    (
+        "answers.jsonl",
+        lambda text: text.replace('"references": [', '"references": [1, ', 1),
+        r"line 1: references=\[1, ",
+    ),
+    (
+        "answers.jsonl",
+        lambda text: text.replace('"n_tokens": ', '"n_tokens": 1e999', 1),
+        r"line 1: n_tokens=inf; wanted",
+    ),
+    (
+        "tokens.jsonl",
+        lambda text: text.replace('"log_q": [', '"log_q": [1, ', 1),
+        r"line 1: wanted tokens .texts., log_q",
+    ),
 ]
 
 
