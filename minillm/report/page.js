@@ -14,6 +14,9 @@ function el(tag, attributes = {}, ...children) {
 const read = (id) => JSON.parse(document.getElementById(id).textContent);
 const number = (value, digits) => (value == null ? "–" : value.toFixed(digits).replace("-", "−"));
 
+// A name may go on in the next line behind these characters.
+const foldable = (name) => name.split(/(?<=[_/.-])/).flatMap((part) => [part, el("wbr")]);
+
 function choice(label, name, options, onchange) {
   const select = el("select", { name }, ...options.map(([value, text]) => el("option", { value }, text)));
   select.addEventListener("change", onchange);
@@ -79,7 +82,7 @@ function results(table) {
       el("th", { scope: "col" }, file, el("small", {}, sizes[column] ? `n = ${sizes[column]}` : "not measured")));
     const best = table.files.map((_, column) => bestOf(rows, column, figure.better));
     const body = table.models.flatMap((model, index) => {
-      const line = el("tr", { class: model.role === "teacher" ? "teacher" : null }, el("th", { scope: "row" }, model.label),
+      const line = el("tr", { class: model.role === "teacher" ? "teacher" : null }, el("th", { scope: "row" }, ...foldable(model.label)),
         ...rows[index].map((values, column) => cell(values, figure.digits, best[column] === index)));
       const paper = figure.key === "rouge_l" && table.published[index];
       if (!paper) return [line];

@@ -100,12 +100,11 @@ function samples(all) {
   }
 
   function answerOf([model, , , , text, cut, tokens, kl, rouge, exact, place]) {
-    const { label, style } = all.models[model];
+    const { label, slot } = all.models[model];
     const meta = [
       rouge == null ? null : `Rouge-L ${number(rouge, 1)}`, exact ? "exact" : null, kl == null ? null : `KL ${number(kl, 2)}`,
       tokens == null ? null : `${tokens} token${tokens === 1 ? "" : "s"}`, cut ? "cut off" : null,
     ].filter(Boolean).join(" · ");
-    const slot = style === 0 ? 0 : 1 + ((style - 1) % 8);
     const body = place >= 0 && text !== "" && form.elements.colours.checked ? tokenText(all.tokens[place], LONG) : written(text);
     return el("div", { class: `answer m${slot}` }, el("h4", {}, label), el("p", { class: "meta" }, meta || "\u00a0"), ...body);
   }

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from minillm.report.plots import slot
 from minillm.report.source import Evaluation, Training
 
 
@@ -16,18 +17,18 @@ class _Numbers(dict):
 
 
 def samples_of(source: Evaluation | Training) -> dict:
-    """models, files, decodings, seeds: names. prompts: [file, id, text, references]. answers: [model, prompt, decoding,
-    seed, text, cut off, tokens, reverse KL a token, Rouge-L, exact match, number in `tokens` or -1]. tokens: [pieces,
-    log p - log q, log q]."""
+    """models: label, and slot of its colour. files, decodings, seeds: names. prompts: [file, id, text, references].
+    answers: [model, prompt, decoding, seed, text, cut off, tokens, reverse KL a token, Rouge-L, exact match, number in
+    `tokens` or -1]. tokens: [pieces, log p - log q, log q]."""
     if isinstance(source, Evaluation):
-        models = {model.source: {"label": model.label, "style": model.style} for model in source.models}
+        models = {model.source: {"label": model.label, "slot": slot(model.style)} for model in source.models}
         return _pack(models, source.files, source.answers, source.tokens)
     teacher = any("teacher" in row for rows in source.samples.values() for row in rows)
-    models = {"teacher": {"label": "teacher (greedy)", "style": 0}} if teacher else {}
+    models = {"teacher": {"label": "teacher (greedy)", "slot": 0}} if teacher else {}
     rows: list[dict] = []
     names = list(source.samples)
     for number, stage in enumerate(names, start=1):
-        models[stage] = {"label": stage.replace("_", " "), "style": number}
+        models[stage] = {"label": stage.replace("_", " "), "slot": slot(number)}
         for row in source.samples[stage]:
             common = {"file": "validation", "decoding": "validation", "id": row["id"], "prompt": row["prompt"]}
             if teacher and stage == names[0]:

@@ -71,7 +71,7 @@ def table_of(evaluation: Evaluation) -> dict:
         "figures": [vars(figure) for figure in FIGURES if figure.key in there],
         "decodings": list(evaluation.decodings),
         "files": list(evaluation.files.values()),
-        "models": [{"label": m.label, "role": m.role, "style": m.style} for m in evaluation.models],
+        "models": [{"label": m.label, "role": m.role} for m in evaluation.models],
         "cells": cells,
         "published": published,
     }

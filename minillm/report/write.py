@@ -83,7 +83,7 @@ def _evaluation(source: Evaluation, folder: Path) -> tuple[dict, tuple, str]:
         ],
         "panels": overview(source, folder, first) if first else [],
         "sections": sections_of(source, folder),
-        "data": {"table": table_of(source)},
+        "data": {"table": table_of(source)} if first else {},
         "published": _published(source),
         "settings": settings,
         "settings_text": yaml.safe_dump(settings, sort_keys=False, allow_unicode=True),
