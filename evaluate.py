@@ -1,19 +1,31 @@
 """Measure models: `python evaluate.py models=[DIR_OR_ID,...] teacher=DIR_OR_ID data.files=[FILE,...]`.
 
-`suite=paper` measures all that the paper does. All keys: conf/evaluate.yaml, conf/suite/.
+`suite=paper` measures all that the paper does; `report=RUN_DIR` only draws what an evaluation or a training run left.
+All keys: conf/evaluate.yaml, conf/suite/.
 """
+
+from pathlib import Path
 
 import hydra
 from omegaconf import DictConfig
 
 from minillm import cli
+from minillm.errors import check
+from minillm.ranks import rank
+from minillm.report import write_report
 from minillm.suite import evaluate
 
 
 @hydra.main(config_path="conf", config_name="evaluate", version_base="1.3")
 @cli.job
 def main(cfg: DictConfig) -> None:
-    evaluate(cfg)
+    check((isinstance(cfg.wandb, bool), f"wandb={cfg.wandb}: wanted true or false"))
+    if cfg.report is None:
+        evaluate(cfg)
+    elif rank() == 0:
+        cli.free(Path(cfg.run.dir), "evaluate.log")  # what Hydra made for a measurement that does not come
+    if rank() == 0:
+        write_report(Path(str(cfg.report or cfg.run.dir)), wandb=cfg.wandb)
 
 
 if __name__ == "__main__":

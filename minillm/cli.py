@@ -59,7 +59,7 @@ def job(function: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
                 return function(cfg)
             except BaseException:
                 if rank() == 0:
-                    _free(Path(hydra_cfg.runtime.output_dir), f"{hydra_cfg.job.name}.log")
+                    free(Path(hydra_cfg.runtime.output_dir), f"{hydra_cfg.job.name}.log")
                 raise
 
     return call
@@ -85,7 +85,7 @@ def _told(config_name: str) -> Iterator[None]:
         fail("Error: interrupted", 130)  # as shells have it
 
 
-def _free(folder: Path, log: str) -> None:
+def free(folder: Path, log: str) -> None:
     """Remove a run's directory that holds nothing but Hydra's log, and those above it that are empty then, up to the
     one we are in."""
     here = Path.cwd()

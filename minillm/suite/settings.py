@@ -31,8 +31,8 @@ _KINDS = {
     "devices": int,
 }  # fmt: skip
 _POSITIVE = ("max_new_tokens", "batch_size", "chunk", "limit", "devices")
-# What changes nothing that is measured: where, by how many, and how the judge is reached.
-_FREE = ("run", "device", "devices")
+# What changes nothing that is measured: where, by how many, what is drawn of it, and how the judge is reached.
+_FREE = ("run", "device", "devices", "report", "wandb")
 _JUDGE = ("model", "options", "asks")
 
 

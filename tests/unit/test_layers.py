@@ -23,7 +23,7 @@ LAYERS = [
     },
     {"objectives", "linear_loss", "models", "data", "optim", "parallel", "saved"},
     {"sampling", "packing", "scoring", "metrics", "evaluation", "prefixes", "zero_shot", "repeats"},
-    {"modules", "callbacks", "loggers", "datamodule", "runs"},
+    {"modules", "callbacks", "loggers", "datamodule", "runs", "report"},
     {
         "checks",
         "rules",

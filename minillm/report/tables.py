@@ -1,0 +1,158 @@
+"""The layout of the paper's Table 1, for every figure and decoding: as data of the page, as CSV and as LaTeX."""
+
+from __future__ import annotations
+
+import csv
+import io
+from dataclasses import dataclass
+
+from minillm.report.published import SETS, row_of, set_of
+from minillm.report.source import SPREAD, Evaluation
+
+
+@dataclass(frozen=True)
+class Figure:
+    """`better` is 1 where more is better, -1 where less is, 0 where neither is."""
+
+    key: str
+    name: str
+    digits: int
+    better: int
+
+
+FIGURES = (
+    Figure("rouge_l", "Rouge-L", 1, 1),
+    Figure("exact_match", "Exact match", 1, 1),
+    Figure("judge", "Judge, % of the reference", 1, 1),
+    Figure("reverse_kl", "Reverse KL, nats a token", 3, -1),
+    Figure("forward_kl", "Forward KL, nats a token", 3, -1),
+    Figure("reference_loss", "Loss on references, nats a token", 3, -1),
+    Figure("length", "Length, tokens", 1, 0),
+    Figure("truncated", "Cut off, share", 3, 0),
+    Figure("empty", "Empty, share", 3, 0),
+    *(Figure(f"distinct_{n}", f"Distinct-{n}", 3, 1) for n in range(1, 5)),
+)
+NAMED = {figure.key: figure for figure in FIGURES}
+
+
+def spread_of(evaluation: Evaluation, decoding: str, file: str, source: str, figure: str) -> dict | None:
+    """One cell, or None where it was not measured. The loss on references is the same in every decoding."""
+    if figure == "reference_loss":
+        return (evaluation.metrics.get("reference_loss") or {}).get(file, {}).get(source)
+    entry = evaluation.metrics["answers"][decoding].get(file, {}).get(source, {})
+    return entry.get("figures", {}).get(figure)
+
+
+def table_of(evaluation: Evaluation) -> dict:
+    """For the page: cells[decoding][figure][model][file] = [mean, deviation, low, high, n] or None; the paper's rows
+    where a model is comparable; figures that nobody has are left out."""
+    cells: dict[str, dict] = {}
+    for decoding in evaluation.decodings:
+        cells[decoding] = {}
+        for figure in FIGURES:
+            rows = [
+                [spread_of(evaluation, decoding, file, model.source, figure.key) for file in evaluation.files]
+                for model in evaluation.models
+            ]
+            if any(each is not None for row in rows for each in row):
+                cells[decoding][figure.key] = [
+                    [None if each is None else [each[key] for key in SPREAD] for each in row] for row in rows
+                ]
+    there = {key for figures in cells.values() for key in figures}
+    sets = [set_of(file) for file in evaluation.files]
+    published = []
+    for model in evaluation.models:
+        row = row_of(model)
+        values = row and dict(zip(SETS, row.values, strict=True))
+        published.append(
+            row and {"name": f"{row.family} {row.size}, {row.method}", "values": [values.get(name) for name in sets]}
+        )
+    return {
+        "figures": [vars(figure) for figure in FIGURES if figure.key in there],
+        "decodings": list(evaluation.decodings),
+        "files": list(evaluation.files.values()),
+        "models": [{"label": m.label, "role": m.role} for m in evaluation.models],
+        "cells": cells,
+        "published": published,
+    }
+
+
+def table_rows(evaluation: Evaluation) -> tuple[list[str], list[list]]:
+    """Columns and rows of the long table: a row a figure, decoding, model and file."""
+    columns = ["decoding", "model", "source", "file", "figure", *SPREAD]
+    rows = []
+    for decoding in evaluation.decodings:
+        for model in evaluation.models:
+            for file in evaluation.files:
+                for figure in FIGURES:
+                    cell = spread_of(evaluation, decoding, file, model.source, figure.key)
+                    if cell is not None:
+                        head = [decoding, model.label, model.source, file, figure.key]
+                        rows.append([*head, *(cell[key] for key in SPREAD)])
+    return columns, rows
+
+
+def to_csv(columns: list[str], rows: list[list]) -> str:
+    """None as an empty field."""
+    text = io.StringIO(newline="")
+    csv.writer(text, lineterminator="\n").writerows([columns, *rows])
+    return text.getvalue()
+
+
+_LATEX = {
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    **{char: rf"\{char}" for char in "&%$#_{}"},
+}
+
+
+def latex_escape(text: str) -> str:
+    """Text that LaTeX prints as it is; line ends and tabs as a space."""
+    return " ".join("".join(_LATEX.get(char, char) for char in text).split())
+
+
+def to_latex(evaluation: Evaluation) -> str:
+    """A booktabs table a decoding: Rouge-L or, where there is none, the first figure; the best student is bold."""
+    blocks = ["% wants \\usepackage{booktabs}"]
+    table = table_of(evaluation)
+    for decoding, figures in table["cells"].items():
+        if not figures:
+            continue
+        figure = NAMED[next(iter(figures))]
+        rows, n_files = figures[figure.key], len(table["files"])
+        best = [best_of(rows, table["models"], column, figure.better) for column in range(n_files)]
+        lines = [
+            rf"% {figure.key}, decoding {decoding}: mean over seeds, deviation, 95\% interval over prompts",
+            rf"\begin{{tabular}}{{l{'c' * n_files}}}",
+            r"\toprule",
+            " & ".join(["Model", *map(latex_escape, table["files"])]) + r" \\",
+            r"\midrule",
+        ]
+        for number, (model, row) in enumerate(zip(table["models"], rows, strict=True)):
+            texts = [_latex_cell(cell, figure.digits, best[column] == number) for column, cell in enumerate(row)]
+            lines.append(" & ".join([latex_escape(model["label"]), *texts]) + r" \\")
+        blocks.append("\n".join([*lines, r"\bottomrule", r"\end{tabular}"]))
+    return "\n\n".join(blocks) + "\n"
+
+
+def best_of(rows: list, models: list[dict], column: int, better: int) -> int | None:
+    """The student with the best mean, where there are two students or more and one way is better."""
+    values = {
+        number: row[column][0]
+        for number, (model, row) in enumerate(zip(models, rows, strict=True))
+        if model["role"] != "teacher" and row[column] and row[column][0] is not None
+    }
+    return max(values, key=lambda number: better * values[number]) if better and len(values) > 1 else None
+
+
+def _latex_cell(cell: list | None, digits: int, best: bool) -> str:
+    if cell is None or cell[0] is None:
+        return "--"
+    mean, deviation, low, high, _ = cell
+    text = rf"\textbf{{{mean:.{digits}f}}}" if best else f"{mean:.{digits}f}"
+    if deviation is not None:
+        text += rf" $\pm$ {deviation:.{digits}f}"
+    return text if low is None else rf"{text} [{low:.{digits}f}, {high:.{digits}f}]"

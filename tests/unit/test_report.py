@@ -1,0 +1,275 @@
+"""What the report makes of files: tables, escapes, samples, the paper's rows, and what it says of broken files."""
+
+import csv
+import io
+import json
+from pathlib import Path
+
+import pytest
+
+from minillm.errors import DataError
+from minillm.report import Model, read_folder, write_report
+from minillm.report.page import embedded, page_of
+from minillm.report.plots import COLOURS, page_svg
+from minillm.report.published import ROWS, row_of, set_of
+from minillm.report.samples import samples_of
+from minillm.report.tables import latex_escape, table_of, table_rows, to_csv, to_latex
+from tests.evaluation_files import CHINESE, FILES, HOSTILE, START, STUDENT, TEACHER, write_evaluation
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return write_evaluation(tmp_path_factory.mktemp("evaluation") / "paper", prompts=5)
+
+
+@pytest.fixture(scope="module")
+def evaluation(folder):
+    return read_folder(folder)
+
+
+def test_embedded_json_cannot_end_its_script_and_reads_back():
+    value = {"text": f"{HOSTILE} <!-- {CHINESE} \u2029", "none": None}
+    text = embedded(value)
+    assert not set("<>&\u2028\u2029") & set(text)
+    text.encode()  # half characters are gone
+    assert json.loads(text)["text"] == value["text"].replace("\ud83d", "\ufffd")
+    assert CHINESE in text  # and is not blown up by escapes
+    with pytest.raises(ValueError):
+        embedded(float("nan"))
+
+
+def test_names_and_settings_are_text_in_the_page():
+    page = page_of(
+        title=HOSTILE, kind="Evaluation", facts={"Teacher": HOSTILE}, legend=[], panels=[], sections=[], data={},
+        published=None, settings_text=HOSTILE, intro="", coloured=False, samples={"answers": [HOSTILE]},
+    )  # fmt: skip
+    assert "window.hacked" in page and "<img" not in page and page.count("<script") == 3
+
+
+def test_colours_of_a_plot_become_variables_and_its_title_is_text():
+    drawn = f'<metadata>x</metadata><g id="a" style="fill: {COLOURS[1]}"/>'
+    page = page_svg(f'<?xml?><svg width="9pt" viewBox="0 0 9 9" x="1">{drawn}</svg>', 'a "b" <c>')
+    assert page == (
+        '<svg viewBox="0 0 9 9" role="img" aria-label="a &quot;b&quot; &lt;c>"><g style="fill: var(--m1)"/></svg>'
+    )
+
+
+def test_a_cell_of_the_table_is_empty_where_nothing_was_measured(evaluation):
+    table = table_of(evaluation)
+    assert table["files"] == ["dolly_test", "vicuna", "a_<b>&$_set"]
+    assert [model["label"] for model in table["models"]] == ["teacher", "demo/start", "demo/minillm"]
+    entry = evaluation.metrics["answers"]["no_repeat_ngram_6"][FILES[1]][START]["figures"]["rouge_l"]
+    expected = [entry[key] for key in ("mean", "deviation", "low", "high", "n")]
+    assert table["cells"]["no_repeat_ngram_6"]["rouge_l"][1][1:] == [expected, None]
+    assert table["cells"]["plain"]["reverse_kl"][0] == [None, None, None]  # a teacher has no distance to itself
+    assert "judge" not in table["cells"]["plain"]
+    assert table["published"] == [None, None, None]
+
+
+def test_csv_holds_every_figure_and_leaves_nulls_empty(evaluation):
+    columns, rows = table_rows(evaluation)
+    read = list(csv.DictReader(io.StringIO(to_csv(columns, rows))))
+    assert len(read) == len(rows)
+    place = ("plain", STUDENT, FILES[2], "distinct_4")
+    keys = ("decoding", "source", "file", "figure")
+    (row,) = (each for each in read if tuple(each[key] for key in keys) == place)
+    assert row["low"] == row["high"] == "" and float(row["mean"]) > 0 and row["n"] == "5"
+
+
+def test_latex_is_escaped_and_sets_the_best_student_in_bold(evaluation):
+    assert latex_escape("50% of $x_1$ & \\co {a}~^#\n<b>") == (
+        r"50\% of \$x\_1\$ \& \textbackslash{}co \{a\}\textasciitilde{}\textasciicircum{}\# \textless{}b\textgreater{}"
+    )
+    text = to_latex(evaluation)
+    rows = [line for line in text.splitlines() if line.endswith(r"\\")]
+    assert rows[0] == r"Model & dolly\_test & vicuna & a\_\textless{}b\textgreater{}\&\$\_set \\"
+    assert [row.count(r"\textbf") for row in rows[:4]] == [0, 0, 0, 2]  # not the teacher, though it is better
+    assert rows[3].endswith(r"& -- \\") and r"$\pm$" in rows[3]
+
+
+def test_samples_say_each_prompt_once_and_kl_a_token(evaluation):
+    samples = samples_of(evaluation)
+    assert len(samples["answers"]) == 3 * 3 * 2 * 2 * 5 and len(samples["prompts"]) == 3 * 5
+    row = next(row for row in evaluation.answers if row["model"] == STUDENT and row["answer"] == HOSTILE)
+    packed = next(row for row in samples["answers"] if row[0] == 2 and row[4] == HOSTILE)
+    assert packed[7] == round(row["reverse_kl"] / row["n_tokens"], 3)
+    assert samples["prompts"][packed[1]][1] == row["id"]
+    pieces, differences, log_q = samples["tokens"][packed[10]]
+    of = next(each for each in evaluation.tokens if each["model"] == STUDENT and each["id"] == row["id"])
+    assert pieces == of["tokens"] and log_q[0] == round(of["log_q"][0], 3)
+    assert differences[0] == round(of["log_p"][0] - of["log_q"][0], 3)
+    assert all(row[10] == -1 for row in samples["answers"] if row[0] == 0 or row[3] == 1)
+
+
+@pytest.mark.parametrize(
+    ("file", "expected"),
+    [
+        ("data/eval_dolly_test.jsonl", "Dolly"),
+        ("eval_self_instruct.jsonl", "SelfInst"),
+        ("eval_vicuna.jsonl", "Vicuna"),
+        ("eval_sinst_11plus.jsonl", "S-NI"),
+        ("eval_uinst_11plus_small.jsonl", "UnNI"),
+        ("test_lists.jsonl", None),
+        ("clips.jsonl", None),
+    ],
+)
+def test_sets_of_the_paper_by_file_name(file, expected):
+    assert set_of(file) == expected
+
+
+@pytest.mark.parametrize(
+    ("kind", "millions", "label", "expected"),
+    [
+        ("gpt2", 124.44, "gpt2_120m_minillm/student", 24.6),
+        ("gpt2", 124.44, "gpt2_120m_seqkd/student", 22.7),
+        ("gpt2", 124.44, "mine/student", None),  # of no known method
+        ("llama", 124.44, "gpt2_120m_minillm/student", None),
+        ("gpt2", 130.0, "gpt2_120m_minillm/student", None),
+    ],
+)
+def test_the_papers_row_stands_beside_the_same_network_and_method_only(tmp_path, kind, millions, label, expected):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": kind}))
+    row = row_of(Model(str(tmp_path), label, "student", int(millions * 1e6), 1))
+    assert (row and row.values[0]) == expected
+
+
+def test_published_values_are_those_of_the_paper():
+    averages = {(row.family, row.size, row.method): sum(row.values) / 5 for row in ROWS}
+    assert len(averages) == 13
+    assert averages["GPT-2", "120M", "MiniLLM"] == pytest.approx(21.32)
+    assert averages["LLaMA", "13B", "Teacher"] == pytest.approx(29.36)
+
+
+def training_run(folder: Path) -> Path:
+    (folder / "samples").mkdir(parents=True)
+    (folder / "config.yaml").write_text("seed: 0\nmodel:\n  student:\n    source: <b>\n")
+    (folder / "metrics.csv").write_text("progress/optimizer_step,val/rouge_l\n0,8.5\n5,11.0\n10,12.\n")
+    figures = {"val/rouge_l_raw": 8.5, "val/rouge_l": 12.0, "best/rouge_l": 12.0, "best/step": 10}
+    (folder / "metrics.json").write_text(json.dumps(figures))
+    for stage in ("raw", "start", *(f"step_{n}" for n in range(1, 12))):
+        row = {"id": "a:1", "prompt": "Why?", "answer": f"{stage} {HOSTILE}", "teacher": "So.", "seed": 1}
+        (folder / "samples" / f"{stage}.jsonl").write_text(json.dumps(row) + "\n")
+    return folder
+
+
+def test_a_training_run_alone_has_curves_figures_and_answers_of_its_stages(tmp_path):
+    folder = training_run(tmp_path / "mine")
+    page = write_report(folder).read_text()
+    assert page.startswith("<!doctype html>") and "Training run" in page and "<b>" not in page
+    assert (folder / "report" / "curve-Validation_Rouge-L.png").stat().st_size > 5000
+    assert (folder / "report" / "table.csv").read_text().splitlines()[-1] == "10.0,12.0"
+    samples = samples_of(read_folder(folder))
+    names = [model["label"] for model in samples["models"]]
+    assert names == ["teacher (greedy)", "raw", "start", "step 1", "step 6", "step 11"]
+    assert [row[0] for row in samples["answers"]] == [0, 1, 2, 3, 4, 5]
+
+
+def test_tables_and_plots_go_to_wandb(tmp_path, monkeypatch):
+    sent = {}
+
+    class Logger:
+        experiment = type("Run", (), {"finish": lambda self: sent.setdefault("finished", True)})()
+
+        def log_table(self, key, columns, data):
+            sent[key] = (columns, data)
+
+        def log_image(self, key, images, caption):
+            sent[key] = (images, caption)
+
+    monkeypatch.setattr("minillm.report.write.wandb_logger", lambda **given: sent.update(given) or Logger())
+    folder = training_run(tmp_path / "mine")
+    write_report(folder, wandb=True)
+    image = folder / "report" / "curve-Validation_Rouge-L.png"
+    assert sent["run_dir"] == folder and sent["name"] == "mine" and sent["finished"]
+    assert sent["report/table"] == (["progress/optimizer_step", "val/rouge_l"], [[0.0, 8.5], [5.0, 11.0], [10.0, 12.0]])
+    assert sent["report/curve-Validation_Rouge-L"] == ([str(image)], ["Validation: Rouge-L"])
+    numbers = sent["report/curve-Validation_Rouge-L_numbers"]
+    assert numbers == (["step", "mine"], [["0", "8.500"], ["5", "11.000"], ["10", "12.000"]])
+
+
+def test_learning_curves_are_found_where_the_models_lie(tmp_path):
+    folder = write_evaluation(tmp_path / "runs" / "test", prompts=1)
+    made = (tmp_path / STUDENT).parent
+    made.mkdir(parents=True)
+    (made / "metrics.csv").write_text("progress/optimizer_step,val/loss\n0,3\n")
+    runs = read_folder(folder).runs
+    assert list(runs) == [STUDENT] and runs[STUDENT].curve("val/loss") == [(0.0, 3.0)]
+
+
+def broken(folder, name, change):
+    file = folder / name
+    text = change(file.read_text())
+    file.unlink() if text is None else file.write_text(text)
+
+
+def edit(*path, value):
+    def change(text):
+        metrics = node = json.loads(text)
+        for key in path[:-1]:
+            node = node[key]
+        if value is None:
+            del node[path[-1]]
+        else:
+            node[path[-1]] = value
+        return json.dumps(metrics)
+
+    return change
+
+
+PLAIN = ("answers", "plain", FILES[0])
+LOW = (*PLAIN, TEACHER, "figures", "rouge_l", "low")
+KL = ("position", FILES[0], START, "reverse_kl")
+BROKEN = [
+    ("metrics.json", lambda text: None, r"metrics\.json: missing, so the evaluation is not finished"),
+    ("metrics.json", lambda text: text[:-9], r"metrics\.json: cannot be read as JSON"),
+    ("metrics.json", lambda text: "[1]", r"metrics\.json: the whole: wanted a JSON object"),
+    ("metrics.json", edit("models", value=None), r"metrics\.json: models: wanted a JSON object"),
+    ("metrics.json", edit("models", value={}), r"models: wanted at least one model"),
+    (
+        "metrics.json",
+        edit(*PLAIN, TEACHER, value={}),
+        rf"answers\.plain\.{FILES[0]}\.{TEACHER}\.figures: wanted a JSON",
+    ),
+    ("metrics.json", edit(*LOW, value="x"), r"rouge_l: wanted mean, deviation, low"),
+    ("metrics.json", edit(*PLAIN, "other", value={}), r"wanted models that models lists, not 'other'"),
+    ("metrics.json", edit("exposure", FILES[0], START, "low", value=[1]), r"excess, low, high of one length"),
+    ("metrics.json", edit(*KL, "alive", value=1), r"each a list of numbers or null"),
+    ("metrics.json", edit("calibration", "sst2", START, "bins", value=[{}]), r"bins: wanted low, high, count"),
+    ("answers.jsonl", lambda text: None, r"answers\.jsonl: missing; wanted the answers"),
+    ("answers.jsonl", lambda text: text[:-9], r"answers\.jsonl, line 180: not JSON"),
+    ("answers.jsonl", lambda text: text + '{"model": "x"}\n', r"line 181: file is missing; wanted model, file"),
+    ("answers.jsonl", lambda text: text.replace(START, "other", 1), r"line 61: model 'other' is not in metrics\.json"),
+    (
+        "answers.jsonl",
+        lambda text: text.replace('"references": [', '"references": [1, ', 1),
+        r"line 1: references=\[1, ",
+    ),
+    (
+        "answers.jsonl",
+        lambda text: text.replace('"n_tokens": ', '"n_tokens": 1e999', 1),
+        r"line 1: n_tokens=inf; wanted",
+    ),
+    (
+        "tokens.jsonl",
+        lambda text: text.replace('"log_q": [', '"log_q": [1, ', 1),
+        r"line 1: wanted tokens .texts., log_q",
+    ),
+]
+
+
+@pytest.mark.parametrize(("name", "change", "message"), BROKEN)
+def test_a_broken_file_is_named_with_what_was_wanted(tmp_path, name, change, message):
+    folder = write_evaluation(tmp_path / "paper", prompts=5)
+    broken(folder, name, change)
+    with pytest.raises(DataError, match=message):
+        read_folder(folder)
+
+
+def test_a_directory_without_a_run_is_refused(tmp_path):
+    with pytest.raises(DataError, match="no such directory; wanted one of evaluate.py"):
+        write_report(tmp_path / "nowhere")
+    with pytest.raises(DataError, match="nothing to report; wanted metrics.json and answers.jsonl"):
+        write_report(tmp_path)
+    (tmp_path / "config.yaml").write_text("seed: 0\n")
+    with pytest.raises(DataError, match=r"metrics\.csv: no whole row"):
+        write_report(tmp_path)
