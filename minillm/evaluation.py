@@ -46,7 +46,7 @@ def answer_prompts(
     prompts: PromptSet,
     tokenizer: PreTrainedTokenizerBase,
     *,
-    seed: int | None,
+    seeds: Sequence[int] | None,
     max_new_tokens: int,
     batch_size: int,
     stop_ids: tuple[int, ...],
@@ -57,23 +57,24 @@ def answer_prompts(
     group: Group = ALONE,
     interrupt: Callable[[], None] | None = None,
 ) -> list[Answer]:
-    """One answer a prompt, in the order of the prompts: sampled with `seed`, or greedy where it is None.
+    """One answer a prompt and seed, seed by seed in the order of the prompts; greedy ones where `seeds` is None.
 
-    `rows` chooses some of the prompts. The ranks of `group` share them, and each gets all answers.
+    `rows` chooses some of the prompts. The ranks of `group` share the work, and each gets all answers.
     `no_repeat_ngram_size`, `interrupt`: see `decode`. The reverse KL is that of the models' own distributions at T = 1,
     whatever temperature and n-gram limit the answers were drawn with.
 
     A prompt's random stream depends on seed and prompt number only: not on the batch, nor on what was trained.
     """
-    rows = group.share(range(len(prompts)) if rows is None else rows)
-    if not rows:
+    rows = range(len(prompts)) if rows is None else rows
+    asked = group.share([(seed, row) for seed in ((None,) if seeds is None else seeds) for row in rows])
+    if not asked:
         return group.join([])
-    batch = prompts.batch(rows).to(model.device)
+    batch = prompts.batch([row for _, row in asked]).to(model.device)
     rollout = decode(
         model,
         None,
         batch,
-        seeds=None if seed is None else [seed_for(seed, "evaluation", row) for row in rows],
+        seeds=None if seeds is None else [seed_for(seed, "evaluation", row) for seed, row in asked],
         batch_size=batch_size,
         stop_ids=stop_ids,
         pad_id=prompts.pad_id,
@@ -82,20 +83,20 @@ def answer_prompts(
         no_repeat_ngram_size=no_repeat_ngram_size,
         interrupt=interrupt,
     )
-    kl_B = [None] * len(rows)
+    kl_B = [None] * len(asked)
     if teacher:
         kl_B = rollout_reverse_kl(model, teacher, rollout, LinearLoss(), max_tokens=_MAX_TOKENS).sum(-1).tolist()
     answers = []
-    for row, record in enumerate(prompts.records[row] for row in rows):
-        tokens = rollout.response_ids_BR[row][rollout.response_mask_BR[row]].tolist()
+    for at, (seed, row) in enumerate(asked):
+        tokens = rollout.response_ids_BR[at][rollout.response_mask_BR[at]].tolist()
         answer = Answer(
-            id=record.id,
+            id=prompts.records[row].id,
             seed=seed,
-            prompt=record.question,
+            prompt=prompts.records[row].question,
             answer=tokenizer.decode(tokens, skip_special_tokens=True).strip(),
             tokens=tuple(tokens),
             truncated=tokens[-1] not in stop_ids,
-            reverse_kl=kl_B[row],
+            reverse_kl=kl_B[at],
         )
         answers.append(answer)
     return group.join(answers)

@@ -131,7 +131,7 @@ def generate(work: Generation, device: str, rank: int = 0, world_size: int = 1) 
                 LanguageModel(pair.student, pair.n_vocab),
                 prompts,
                 tokenizer,
-                seed=settings["seed"],
+                seeds=None if settings["seed"] is None else [settings["seed"]],
                 max_new_tokens=settings["max_new_tokens"],
                 batch_size=settings["batch_size"],
                 stop_ids=pair.stop_ids,

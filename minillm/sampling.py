@@ -35,11 +35,16 @@ class _Stream:
         self.hidden_BH: Tensor | None = None
         self.starts_B: Tensor | None = None
 
-    def admit(self, ids_BP: Tensor, lengths: list[int]) -> None:
+    def admit(self, ids_BP: Tensor, lengths: list[int], records: list[int]) -> None:
+        """Rows with the same record have the same prompt, which is read once."""
+        place = {record: at for at, record in enumerate(dict.fromkeys(records))}
+        once = [records.index(record) for record in place]
+        of_B, last_B = torch.tensor([[place[record] for record in records], lengths], device=ids_BP.device)
         prefilled = DynamicCache()
-        hidden_BPH = self.model.hidden(ids_BP, prefilled)
-        last_B = torch.tensor(lengths, device=ids_BP.device) - 1
-        last_BH = hidden_BPH[torch.arange(len(lengths), device=ids_BP.device), last_B]
+        hidden_UPH = self.model.hidden(ids_BP[once], prefilled)
+        if len(once) < len(records):
+            prefilled.batch_select_indices(of_B)
+        last_BH = hidden_UPH[of_B, last_B - 1]
         self.hidden_BH = last_BH if self.hidden_BH is None else torch.cat([self.hidden_BH, last_BH])
         self.cache.admit(prefilled, lengths)
         self._note_starts()
@@ -144,7 +149,7 @@ def decode(
     longest = max(limits)
     uniforms_NR = None if seeds is None else row_uniforms(seeds, longest).to(device)
     stops = torch.tensor(stop_ids, device=device)
-    ids_NP, lengths = prompts.flush_left()
+    (ids_NP, lengths), numbers = prompts.flush_left(), prompts.records.tolist()
     n_slots = min(batch_size, n_rows)
     streams = {
         name: _Stream(model, RollingCache(n_slots, max(lengths), longest, refills=n_slots < n_rows), temperature)
@@ -174,7 +179,8 @@ def decode(
                 width = max(lengths[row] for row in new)
                 for name, stream in streams.items():
                     with record_function(f"rollout: prompts, {name}"):
-                        stream.admit(ids_NP[places.rows_B[-len(new) :], :width], [lengths[row] for row in new])
+                        ids_BP = ids_NP[places.rows_B[-len(new) :], :width]
+                        stream.admit(ids_BP, [lengths[row] for row in new], [numbers[row] for row in new])
 
             with record_function("rollout: heads"):
                 each = {name: Distribution(repeats.ban(it.logits(), places.rows_B)) for name, it in streams.items()}

@@ -31,8 +31,8 @@ class _Rows:
 
 @dataclass(frozen=True)
 class PromptBatch(_Rows):
-    """Prompts, left padded. `records` [B] are row numbers in the prompt set; `references` are the tokenised answers
-    that the data gives (with their end token), empty where it gives none."""
+    """Prompts, left padded. `records` [B] are row numbers in the prompt set, equal for equal prompts; `references` are
+    the tokenised answers that the data gives (with their end token), empty where it gives none."""
 
     ids_BP: Tensor
     mask_BP: Tensor

@@ -106,7 +106,7 @@ class Validation(BoundaryCallback):
                 model,
                 self._prompts,
                 self._pair.tokenizer,
-                seed=seed,
+                seeds=None if seed is None else [seed],
                 max_new_tokens=self.max_new_tokens,
                 batch_size=self.batch_size,
                 stop_ids=self._pair.stop_ids,

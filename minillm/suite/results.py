@@ -61,7 +61,7 @@ def results_of(suite: Suite, store: Store) -> dict:
         for source in suite.models:
             kept: list[str] | None = None
             for decoding in measures.decodings:
-                rows = {seed: list(answers(suite, store, source, file, decoding, seed)) for seed in suite.seeds}
+                rows = answers(suite, store, source, file, decoding)
                 kept = _same_ids(suite, f"{source}, {file}, {decoding}", file, rows, kept)
                 figures = answer_figures(rows)
                 if measures.judge:
@@ -100,9 +100,9 @@ def _all_answers(suite: Suite, store: Store) -> Iterator[tuple[dict, dict, objec
         for file, records in suite.records.items():
             by_id = {record.id: record for record in records}
             for decoding in suite.measures.decodings:
-                for seed in suite.seeds:
+                for seed, own in answers(suite, store, source, file, decoding).items():
                     where = {"model": source, "file": file, "decoding": decoding, "seed": seed}
-                    for row in answers(suite, store, source, file, decoding, seed):
+                    for row in own:
                         yield where, row, by_id[row["id"]]
 
 
@@ -204,9 +204,8 @@ def _reference_loss(store: Store, source: str, file: str) -> dict | None:
 def _position(suite: Suite, store: Store, source: str, file: str) -> dict:
     parts = [
         position
-        for seed in suite.seeds
         for chunk in chunks(suite, file)
-        if (position := store.read(Unit("answers", source, file, suite.measures.plain, seed, chunk))["position"])
+        if (position := store.read(Unit("answers", source, file, suite.measures.plain, chunk=chunk))["position"])
     ]
     return {
         name: asdict(pooled([PositionMeans(tuple(part[name]["mean"]), tuple(part[name]["alive"])) for part in parts]))

@@ -79,7 +79,7 @@ class Progress:
 
     def _of(self, unit: Unit) -> str:
         parts = [unit.kind, self._names.get(unit.source, unit.source), self._names.get(unit.of, unit.of), unit.decoding]
-        if unit.kind in ("answers", "judge"):
+        if unit.kind == "judge":
             parts.append("greedy" if unit.seed is None else f"seed {unit.seed}")
         return " ".join(filter(None, parts))
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
@@ -22,8 +21,9 @@ Kind = Literal["model", "calibration", "references", "answers", "exposure", "sam
 
 @dataclass(frozen=True)
 class Unit:
-    """`of` is a file of prompts or a task; `chunk` numbers its records in steps of `Suite.chunk`. The source of
-    samples, the teacher's side of exposure bias, is a hash of what they depend on."""
+    """`of` is a file of prompts or a task; `chunk` numbers its records in steps of `Suite.chunk`, answered with all
+    seeds. `seed`: of the judge's units alone. The source of samples, the teacher's side of exposure bias, is a hash of
+    what they depend on."""
 
     kind: Kind
     source: str
@@ -84,10 +84,9 @@ def units_of(suite: Suite, source: str) -> list[Unit]:
 
 def answer_units(suite: Suite, source: str) -> list[Unit]:
     return [
-        Unit("answers", source, file, decoding, seed, chunk)
+        Unit("answers", source, file, decoding, chunk=chunk)
         for file in suite.records
         for decoding in suite.measures.decodings
-        for seed in suite.seeds
         for chunk in chunks(suite, file)
     ]
 
@@ -105,7 +104,10 @@ def judge_units(suite: Suite) -> list[Unit]:
     ]
 
 
-def answers(suite: Suite, store: Store, source: str, file: str, decoding: str, seed: int | None) -> Iterator[dict]:
-    """The rows of all chunks, in the order of the records."""
+def answers(suite: Suite, store: Store, source: str, file: str, decoding: str) -> dict[int | None, list[dict]]:
+    """The rows of all chunks by seed, in the order of the records."""
+    rows: dict[int | None, list[dict]] = {seed: [] for seed in suite.seeds}
     for chunk in chunks(suite, file):
-        yield from store.read(Unit("answers", source, file, decoding, seed, chunk))["rows"]
+        for row in store.read(Unit("answers", source, file, decoding, chunk=chunk))["rows"]:
+            rows[row["seed"]].append(row)
+    return rows

@@ -97,21 +97,29 @@ class Bench:
         rows = self._rows(prompts, unit)
         if not rows:
             return {"rows": [], "position": None}
-        found = answer_prompts(
-            self._model,
-            prompts,
-            self.pair.tokenizer,
-            seed=unit.seed,
-            rows=rows,
-            no_repeat_ngram_size=self.suite.measures.decodings[unit.decoding],
-            max_new_tokens=self.suite.max_new_tokens,
-            batch_size=self.suite.batch_size,
-            stop_ids=self.pair.stop_ids,
-        )
-        made = [self._row(*each) for each in joined(found, [prompts.records[row] for row in rows])]
+        limit = self.suite.measures.decodings[unit.decoding]
+        sampled = [seed for seed in self.suite.seeds if seed is not None]
+        found, records = [], [prompts.records[row] for row in rows]
+        for seeds in ([sampled] if sampled else []) + ([None] if None in self.suite.seeds else []):
+            found += answer_prompts(
+                self._model,
+                prompts,
+                self.pair.tokenizer,
+                seeds=seeds,
+                rows=rows,
+                no_repeat_ngram_size=limit,
+                max_new_tokens=self.suite.max_new_tokens,
+                batch_size=self.suite.batch_size,
+                stop_ids=self.pair.stop_ids,
+            )
+        by_seed = {seed: [answer for answer in found if answer.seed == seed] for seed in self.suite.seeds}
+        made = [self._row(*each) for own in by_seed.values() for each in joined(own, records)]
         position = None
-        if self.pair.teacher is not None:
-            samples = [Sample(row, answer.tokens) for row, answer in zip(rows, found, strict=True)]
+        # Under a limit on n-grams answers are not the model's own samples, over which a KL is a mean.
+        if self.pair.teacher is not None and not limit:
+            samples = [
+                Sample(row, answer.tokens) for own in by_seed.values() for row, answer in zip(rows, own, strict=True)
+            ]
             said = divergence(self._model, self.pair.teacher, prompts, samples)
             mask_BR = sample_mask(samples)
             position = {}
@@ -119,8 +127,8 @@ class Bench:
                 position[name] = asdict(position_means(values_BR, mask_BR))
                 for each, total in zip(made, values_BR.sum(-1).tolist(), strict=True):
                     each[name] = total
-            if unit.decoding == self.suite.measures.plain and unit.seed == self.suite.seeds[0]:
-                for at, row in enumerate(rows):
+            if unit.decoding == self.suite.measures.plain:
+                for at, row in enumerate(rows):  # those of the first seed come first
                     if row < self.suite.measures.token_rows:
                         tokens = samples[at].tokens
                         made[at]["pieces"] = pieces(self.pair.tokenizer, tokens)
@@ -134,6 +142,7 @@ class Bench:
             length = reference_length(record.references, lambda text: self._encode(text))
         return {
             "id": answer.id,
+            "seed": answer.seed,
             "answer": answer.answer,
             "tokens": answer.tokens,
             "truncated": answer.truncated,
@@ -230,7 +239,7 @@ def judged(suite: Suite, store: Store, unit: Unit) -> dict:
     """The ratings of all answers of a model to a file with one seed; nothing where a prompt has no reference. Counts of
     what was paid for are said, not kept: they are others when the work is stopped and goes on."""
     records = {record.id: record for record in suite.records[unit.of]}
-    rows = list(answers(suite, store, unit.source, unit.of, unit.decoding, unit.seed))
+    rows = answers(suite, store, unit.source, unit.of, unit.decoding)[unit.seed]
     if not all(records[row["id"]].references for row in rows):
         return {"rows": [], "counts": {}}
     items = [

@@ -109,13 +109,14 @@ def test_every_figure_is_there_for_every_row(whole, world, place):
     assert next(iter(found["models"])) == teacher and found["models"][one]["parameters"] > 5000
     files = [f"{world}/val.jsonl", f"{world}/train.jsonl"]
     assert list(found["answers"]) == ["plain", "no_repeat_ngram_1"]
+    kl = {"reverse_kl", "forward_kl"}
     own = {"length", "truncated", "empty", "rouge_l", "exact_match", *(f"distinct_{n}" for n in (1, 2, 3, 4))}
-    for decoding in found["answers"].values():
+    for name, decoding in found["answers"].items():
         assert list(decoding) == files
         for file, n in zip(files, (5, 12), strict=True):
             for source, row in decoding[file].items():
                 assert row["prompts"] == n and row["figures"]["length"]["n"] == n
-                assert row["figures"].keys() == own | ({"reverse_kl", "forward_kl"} if source != teacher else set())
+                assert row["figures"].keys() == own | (kl if source != teacher and name == "plain" else set())
                 assert row["by_length"]["0-5"]["rouge_l"]["n"] == n and row["by_length"]["11+"]["rouge_l"]["n"] == 0
     for file in files:
         assert set(found["reference_loss"][file]) == {teacher, one, two}
@@ -138,13 +139,15 @@ def test_figures_of_answers_are_those_of_the_prompts_at_once(whole, world, place
     for decoding, size in (("plain", 0), ("no_repeat_ngram_1", 1)):
         for seed in (1, 2):
             answers = answer_prompts(
-                model, prompts, pair.tokenizer, seed=seed, max_new_tokens=4, batch_size=99, stop_ids=pair.stop_ids,
+                model, prompts, pair.tokenizer, seeds=[seed], max_new_tokens=4, batch_size=99, stop_ids=pair.stop_ids,
                 teacher=pair.teacher, no_repeat_ngram_size=size,
             )  # fmt: skip
             direct = summarise(answers, [record.references for record in prompts.records])
             figures = found["answers"][decoding][file][source]["figures"]
-            for name in ("rouge_l", "exact_match", "length", "truncated", "distinct_4", "reverse_kl"):
+            assert ("reverse_kl" in figures) == ("forward_kl" in figures) == (size == 0)
+            for name in figures.keys() & direct.keys():
                 assert figures[name]["per_seed"][str(seed)] == pytest.approx(direct[name], abs=1e-9)
+            assert {"rouge_l", "exact_match", "length", "truncated", "distinct_4"} <= figures.keys() & direct.keys()
     rows = [row for row in lines(whole / "answers.jsonl") if (row["model"], row["file"]) == (source, file)]
     assert len(rows) == 2 * 2 * 12 and rows[0]["references"] == list(prompts.records[0].references)
     assert all(row["rouge_l"] == rouge_l(row["answer"], row["references"]) for row in rows)
@@ -422,10 +425,20 @@ def command(world, place, run_dir, *more):
     )
 
 
+@pytest.fixture(scope="module")
+def undisturbed(world, place, tmp_path_factory):
+    """By the command, with as many threads: they decide how sums are rounded."""
+    run_dir = tmp_path_factory.mktemp("undisturbed") / "run"
+    process = command(world, place, run_dir)
+    said = process.communicate(timeout=300)[0]
+    assert process.returncode == 0, said
+    return run_dir
+
+
 @pytest.mark.slow
-def test_killed_at_any_moment_it_ends_the_same(whole, world, place, tmp_path):
+def test_killed_at_any_moment_it_ends_the_same(undisturbed, world, place, tmp_path):
     run_dir, kills = tmp_path / "run", 0
-    for wanted in (1, 40, 90):
+    for wanted in (1, 20, 45):
         process = command(world, place, run_dir)
         while process.poll() is None and len(list(run_dir.glob("units/[!.]*"))) < wanted:
             time.sleep(0.01)
@@ -435,12 +448,12 @@ def test_killed_at_any_moment_it_ends_the_same(whole, world, place, tmp_path):
     assert kills == 3 and not (run_dir / "metrics.json").exists()
     last = command(world, place, run_dir)
     said = last.communicate(timeout=300)[0]
-    assert last.returncode == 0 and "units of work are already there" in said and same(run_dir, whole)
+    assert last.returncode == 0 and "units of work are already there" in said and same(run_dir, undisturbed)
 
 
 @pytest.mark.slow
-def test_two_processes_of_its_own(whole, world, place, tmp_path):
+def test_two_processes_of_its_own(undisturbed, world, place, tmp_path):
     process = command(world, place, tmp_path / "run", "devices=2")
     said = process.communicate(timeout=300)[0]
     assert process.returncode == 0, said
-    assert same(tmp_path / "run", whole) and said.count("Exposure bias") == 1
+    assert same(tmp_path / "run", undisturbed) and said.count("Exposure bias") == 1

@@ -128,7 +128,7 @@ def test_a_row_that_may_say_nothing_may_say_everything(seeds):
 def test_answers_are_drawn_under_the_limit_and_measured_without_it():
     pair, tokens = make_pair(), [(7, 9, 7, 9), (5, 5, 5)]
     prompts = PromptSet(tuple(Record(str(row), "x") for row in range(2)), tuple(tokens), ((), ()), 0, Counter())
-    options = dict(seed=None, max_new_tokens=12, batch_size=2, stop_ids=(999,), teacher=pair.teacher)
+    options = dict(seeds=None, max_new_tokens=12, batch_size=2, stop_ids=(999,), teacher=pair.teacher)
     answers = answer_prompts(
         LanguageModel(pair.student), prompts, pair.tokenizer, no_repeat_ngram_size=2, temperature=0.5, **options
     )

@@ -1,6 +1,7 @@
 """Decoding against transformers' generate, a full forward pass, and exact probabilities."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -41,6 +42,26 @@ def test_greedy_decoding_equals_generate_on_padded_prompts(family):
         assert tokens == expected[row, : len(tokens)].tolist()
         assert tokens[-1] in stop_ids or len(tokens) == 12
     assert rollout.response_mask_BR[0].sum() == free[0].tolist().index(stop_ids[0]) + 1
+
+
+@pytest.mark.parametrize("batch_size", [2, 4, 9])
+def test_a_prompt_with_several_seeds_is_read_once(batch_size, monkeypatch):
+    pair, records, read = make_pair(), [0, 1, 1, 2, 0, 2, 0], []
+    batch = prompt_batch([PROMPTS[record] for record in records])
+    options = OPTIONS | {"seeds": list(range(7)), "batch_size": batch_size, "alpha": 0.3}
+    apart = decode(LanguageModel(pair.student), pair.teacher, batch, **options)
+    real = LanguageModel.hidden
+    monkeypatch.setattr(
+        LanguageModel, "hidden", lambda self, ids, *rest: read.append(len(ids)) or real(self, ids, *rest)
+    )
+    together = decode(
+        LanguageModel(pair.student), pair.teacher, replace(batch, records=torch.tensor(records)), **options
+    )
+    assert torch.equal(together.response_ids_BR, apart.response_ids_BR)
+    for name in ("student_logprobs_BR", "teacher_logprobs_BR", "teacher_hidden_BRH"):
+        torch.testing.assert_close(getattr(together, name), getattr(apart, name), rtol=0, atol=1e-9)
+    assert read[0] < batch_size if batch_size > 2 else sum(read) < 14
+    assert batch_size < 9 or read == [3, 3]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
