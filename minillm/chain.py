@@ -83,7 +83,8 @@ def composed(plain: dict) -> dict[str, DictConfig]:
     for name in _experiments(plain):
         experiment = f"experiment={plain['pair']}_{name}"
         try:
-            found[name] = compose("train", [experiment, *plain["overrides"]])
+            more = [] if name in ("teacher", "start", "sft") else plain["teacher_overrides"]
+            found[name] = compose("train", [experiment, *plain["overrides"], *more])
         except HydraException as error:
             text = f"overrides, in {experiment}: {cli.explain(error, 'train')}"
             raise ConfigError(text + (f"\nFor other models {_OWN_PAIR}" if "model." in text else "")) from error

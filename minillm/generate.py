@@ -76,8 +76,8 @@ def check_generation(cfg: DictConfig) -> Generation:
             problems.append(f"{key}={value}: wanted a positive number")
     settings = {key: plain[key] for key in ("teacher", "data", *_KINDS) if key != "device"}
     for key, path in (("teacher", plain["teacher"]), ("data.file", file)):
-        if isinstance(path, str) and Path(path).exists():  # what lies there may change while the run is stopped
-            settings[f"content of {key}"] = fingerprint(Path(path))
+        if isinstance(path, str) and Path(path).expanduser().exists():  # it may change while the run is stopped
+            settings[f"content of {key}"] = fingerprint(Path(path).expanduser())
     if matches(plain["dtype"], Dtype) and matches(plain["device"], _KINDS["device"]):
         settings["dtype"] = str(choose_dtype(plain["dtype"], device_of(plain["device"]))).removeprefix("torch.")
     run_dir = Path(plain["run"]["dir"])

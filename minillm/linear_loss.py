@@ -95,6 +95,18 @@ class LinearLoss:
             **{name: torch.cat([getattr(each, name) for each in chunks]) for name in ("logprobs_N", *wanted)}
         )
 
+    @torch.no_grad()
+    def divergences(self, student: Side, teacher: Side, ids_N: Tensor) -> tuple[Tensor, ...]:
+        """[N] each: log q(y), log p(y), KL[q || p], KL[p || q]; the logits of each are made once, no gradient."""
+        found = []
+        for rows in _slices(len(ids_N), max(1, len(ids_N)) if self.chunk_mb is None else self._rows(student.head)):
+            logq_NV, logp_NV = losses.log_softmax(student.logits(rows)), losses.log_softmax(teacher.logits(rows))
+            gap_NV, ids_N1 = logq_NV - logp_NV, ids_N[rows].unsqueeze(-1)
+            chosen = [each.gather(-1, ids_N1).squeeze(-1) for each in (logq_NV, logp_NV)]
+            reverse_N = torch.linalg.vecdot(logq_NV.exp_(), gap_NV)
+            found.append((*chosen, reverse_N, -torch.linalg.vecdot(logp_NV.exp_(), gap_NV)))
+        return tuple(map(torch.cat, zip(*found, strict=True)))
+
     def _rows(self, head: Head) -> int:
         bytes_per_row = len(head.weight_VH) * max(4, head.weight_VH.element_size())
         return max(1, int(self.chunk_mb * 2**20 / bytes_per_row))

@@ -74,12 +74,8 @@ def rollout_divergence(
     shape = rollout.response_mask_BR.shape
     out = [torch.zeros(shape, device=rollout.response_ids_BR.device) for _ in range(4)]
     for micro in micro_batches(rollout, max_tokens):
-        ours, theirs = micro.side(student), micro.side(teacher)
         ids_N = micro.take(rollout.response_ids_BR)
-        reverse = linear_loss.values(ours, theirs, ids_N, (REVERSE_KL,))
-        # KL[p || q] is the reverse KL with the roles changed.
-        forward = linear_loss.values(theirs, ours, ids_N, (REVERSE_KL,))
-        found = (reverse.logprobs_N, forward.logprobs_N, reverse.reverse_kl_N, forward.reverse_kl_N)
+        found = linear_loss.divergences(micro.side(student), micro.side(teacher), ids_N)
         out = [values_BR.to(values_N) for values_BR, values_N in zip(out, found, strict=True)]
         for values_BR, values_N in zip(out, found, strict=True):
             values_BR.view(-1)[micro.token_N] = values_N

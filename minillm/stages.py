@@ -6,6 +6,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from typing import TextIO
 
 from rich import get_console
 
+from minillm.child import forwarded
 from minillm.console import say
 from minillm.errors import ConfigError, Interrupted, MinillmError
 from minillm.files import fingerprint, write_whole
@@ -41,12 +43,12 @@ def run_chain(run_dir: Path, stages: list[Stage]) -> dict[str, dict]:
     """Make what is missing; the records of all stages, by name.
 
     Raises:
-        ConfigError: a result is there that was made otherwise. Interrupted: by Ctrl-C. MinillmError: a stage failed.
+        ConfigError: a result is there that was made otherwise. Interrupted: by a signal. MinillmError: a stage failed.
     """
     (run_dir / "logs").mkdir(parents=True, exist_ok=True)
     file = run_dir / "chain.json"
-    records = json.loads(file.read_text()) if file.exists() else {}
     with _alone(run_dir) as lock:
+        records = json.loads(file.read_text()) if file.exists() else {}
         for number, stage in enumerate(stages, start=1):
             title, folder = f"[{number}/{len(stages)}] {stage.name}", run_dir / stage.name
             inputs = {
@@ -122,23 +124,16 @@ def _call(stage: Stage, run_dir: Path, title: str, lock: TextIO) -> float:
     with open(log, "a", encoding="utf-8") as stream, get_console().status(f"{title}  ({log})"):
         child = subprocess.Popen(command, stdout=stream, **own)
         _note(lock, f"stage {stage.name} (process {child.pid} on {socket.gethostname()}) of a chain ({os.getpid()})")
-        code = _waited_for(child, title)
+        received: list[int] = []
+        try:
+            with forwarded(child, received, f"stage {stage.name}"):
+                code = child.wait()
+        except KeyboardInterrupt:
+            raise Interrupted(f"Ctrl-C in {title}", then="the same command goes on") from None
+    if received or code == Interrupted.status:
+        why = signal.Signals(received[0]).name if received else "a signal"
+        raise Interrupted(f"{why} in {title}", then="the same command goes on")
     if code:
         last = "\n".join(log.read_text(encoding="utf-8").splitlines()[-15:])
         raise MinillmError(f"{title} failed; the same command goes on from here. The end of {log}:\n{last}")
     return time.time() - began
-
-
-def _waited_for(child: subprocess.Popen, title: str) -> int:
-    """Its exit status. Raises Interrupted on Ctrl-C, once the stage has ended."""
-    try:
-        return child.wait()
-    except KeyboardInterrupt:
-        say(f"{title}: interrupted; waiting for it to save, Ctrl-C again ends it at once")
-        child.terminate()  # a terminal's Ctrl-C has reached it already, a signal to this process alone has not
-        try:
-            child.wait()
-        except KeyboardInterrupt:
-            child.kill()
-            child.wait()
-        raise Interrupted(f"Ctrl-C in {title}", then="the same command goes on") from None

@@ -11,10 +11,8 @@ import hashlib
 import json
 import math
 import re
-import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,6 +24,7 @@ from hydra.core.override_parser.types import Quote, QuotedString
 from omegaconf import DictConfig, OmegaConf
 
 from minillm.changes import LONGER, changes, flat
+from minillm.child import forwarded
 from minillm.console import say
 from minillm.errors import Interrupted
 from minillm.files import write_whole
@@ -35,7 +34,6 @@ from minillm.units import count, duration
 ROOT = Path(__file__).parents[1]
 DONE = ("finished", "stopped early")
 _LONGEST_NAME, _LONGEST_TAG = 100, 64  # W&B refuses longer tags
-_FORWARD = {signal.SIGTERM: signal.SIGTERM, signal.SIGUSR1: signal.SIGUSR1, signal.SIGUSR2: signal.SIGUSR1}
 
 
 @dataclass(frozen=True)
@@ -140,7 +138,7 @@ def _make(plain: dict, run_dir: Path, number: int, lock: int, received: list[int
     with open(run_dir / LOG, "ab") as log:
         start = log.tell()
         child = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, pass_fds=(lock,))
-        with _forwarded(child, received):
+        with forwarded(child, received, "the trial"):
             code = child.wait()
     seconds, name = time.time() - began, run_dir.name
     figures = None
@@ -196,30 +194,3 @@ def error_in(output: str) -> str:
 
 def _quoted(text: str) -> str:
     return QuotedString(text, Quote.single).with_quotes()
-
-
-@contextmanager
-def _forwarded(child: subprocess.Popen, received: list[int]) -> Iterator[None]:
-    """Signals that ask a job to save and end go to the run, Ctrl-C as SIGTERM: a terminal's reaches it by itself, and a
-    second one would end it without saving."""
-
-    def forward(number, frame) -> None:
-        received.append(number)
-        child.send_signal(_FORWARD[signal.Signals(number)])
-
-    on = threading.current_thread() is threading.main_thread()
-    before = {each: signal.signal(each, forward) for each in _FORWARD} if on else {}
-    try:
-        yield
-    except KeyboardInterrupt:
-        say("Interrupted; waiting for the trial to save, Ctrl-C again ends it at once")
-        child.terminate()
-        try:
-            child.wait()
-        except KeyboardInterrupt:
-            child.kill()
-            child.wait()
-        raise
-    finally:
-        for each, handler in before.items():
-            signal.signal(each, handler)

@@ -3,6 +3,7 @@
 import ctypes
 import json
 import logging
+import os
 import signal
 import sys
 from pathlib import Path
@@ -21,6 +22,8 @@ def main() -> None:
     if sys.platform.startswith("linux"):  # without the command nobody waits for us, and the next one would meet us
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     job = json.loads(Path(sys.argv[1]).read_text())
+    if os.getppid() != job["launcher"]:
+        os._exit(1)  # it ended before it could be followed
     if rank() == 0:  # as Hydra's command does, which does not run here
         log = Path(job["cfg"]["run"]["dir"]) / f"{job['task']}.log"
         handlers = [logging.StreamHandler(sys.stdout), logging.FileHandler(log, delay=True)]

@@ -54,7 +54,7 @@ def launch(devices: int, job: dict[str, Any]) -> None:
         os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // devices)))
     with tempfile.TemporaryDirectory(prefix="minillm-") as folder:
         file = Path(folder) / "job.json"
-        file.write_text(json.dumps(job))
+        file.write_text(json.dumps(job | {"launcher": os.getpid()}))
         config = LaunchConfig(
             min_nodes=1,
             max_nodes=1,
@@ -64,7 +64,7 @@ def launch(devices: int, job: dict[str, Any]) -> None:
             rdzv_endpoint="localhost:0",
             max_restarts=0,
             local_addr="localhost",
-            signals_to_handle="SIGTERM,SIGHUP,SIGQUIT,SIGUSR1",
+            signals_to_handle="SIGTERM,SIGHUP,SIGQUIT,SIGUSR1,SIGUSR2",
             shutdown_timeout=_GRACE,
         )
         logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)

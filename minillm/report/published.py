@@ -14,8 +14,8 @@ SETS = {
     "Dolly": r"dolly",
     "SelfInst": r"self_?inst",
     "Vicuna": r"vicuna",
-    "S-NI": r"(?<![a-z])s-?ni|sinst",
-    "UnNI": r"unni|uinst|unnatural",
+    "S-NI": r"(?<![a-z])(s-?ni|sinst)(?![a-z])",
+    "UnNI": r"(?<![a-z])(unni|uinst)(?![a-z])|unnatural",
 }
 _METHODS = {"teacher": "Teacher", "sft": "SFT", "kd": "KD", "seqkd": "SeqKD", "minillm": "MiniLLM"}
 # transformers' model type and number of parameters, in millions

@@ -15,6 +15,7 @@ from minillm.runs import RunFiles
 SPREAD = ("mean", "deviation", "low", "high", "n")
 _ANSWER = {"model": str, "file": str, "decoding": str, "id": str, "prompt": str, "answer": str}
 _TOKENS = {"model": str, "file": str, "decoding": str, "id": str, "tokens": list, "log_q": list, "log_p": list}
+SHOWN = 100  # prompts of each file, with all their answers: a page with all of them would be too large to open
 _STAGES = 5  # of a training run: columns of its samples
 
 
@@ -32,13 +33,15 @@ class Model:
 @dataclass(frozen=True)
 class Evaluation:
     """`metrics` is metrics.json; `files` maps each data file to a short name; `runs` are the training runs that the
-    models lie in, by model; `answers` and `tokens` are rows."""
+    models lie in, by model; `answers` are rows of the first SHOWN prompts of each file, out of `n_answers` in all;
+    `tokens` are rows."""
 
     folder: Path
     metrics: dict[str, Any]
     models: tuple[Model, ...]
     files: dict[str, str]
     answers: list[dict] = field(repr=False)
+    n_answers: int
     tokens: list[dict] = field(repr=False)
     runs: dict[str, RunFiles] = field(repr=False)
 
@@ -117,15 +120,18 @@ def _evaluation(folder: Path, file: Path, answers: Path) -> Evaluation:
     if not answers.exists():
         raise DataError(f"{answers}: missing; wanted the answers that belong to {file.name}")
     tokens = folder / "tokens.jsonl"
-    rows = list(_lines(answers, _ANSWER))
+    rows, n_answers, shown = [], 0, {}
+    for n_answers, row in enumerate(_lines(answers, _ANSWER), start=1):
+        where = f"{answers}, line {n_answers}"
+        _check_model(row, metrics, where)
+        _check_answer(row, where)
+        prompts = shown.setdefault(row["file"], set())
+        if row["id"] in prompts or len(prompts) < SHOWN:
+            prompts.add(row["id"])
+            rows.append(row)
     coloured = list(_lines(tokens, _TOKENS)) if tokens.exists() else []
-    for name, found in ((answers, rows), (tokens, coloured)):
-        for number, row in enumerate(found, start=1):
-            if row["model"] not in metrics["models"]:
-                raise DataError(f"{name}, line {number}: model {row['model']!r} is not in {file.name}")
-    for number, row in enumerate(rows, start=1):
-        _check_answer(row, f"{answers}, line {number}")
     for number, row in enumerate(coloured, start=1):
+        _check_model(row, metrics, f"{tokens}, line {number}")
         same = len(row["tokens"]) == len(row["log_q"]) == len(row["log_p"])
         if not same or not all(map(_number, row["log_q"] + row["log_p"])) or not _texts(row["tokens"]):
             raise DataError(f"{tokens}, line {number}: wanted tokens (texts), log_q and log_p (numbers) of one length")
@@ -137,7 +143,7 @@ def _evaluation(folder: Path, file: Path, answers: Path) -> Evaluation:
     stems = [Path(name).stem.removeprefix("eval_") for name in names]
     files = {name: stem if stems.count(stem) == 1 else name for name, stem in zip(names, stems, strict=True)}
     runs = {model.source: run for model in models if (run := _run_of(folder, model.source))}
-    return Evaluation(folder, metrics, models, files, rows, coloured, runs)
+    return Evaluation(folder, metrics, models, files, rows, n_answers, coloured, runs)
 
 
 def _run_of(folder: Path, source: str) -> RunFiles | None:
@@ -169,6 +175,11 @@ def _lines(file: Path, wanted: Mapping[str, type]) -> Iterator[dict]:
         raise DataError(f"{file}, line {number}: not JSON ({error.msg}); wanted a JSON object a line") from error
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{file}: cannot be read ({error})") from error
+
+
+def _check_model(row: dict, metrics: dict, where: str) -> None:
+    if row["model"] not in metrics["models"]:
+        raise DataError(f"{where}: model {row['model']!r} is not in metrics.json")
 
 
 def _check_answer(row: dict, where: str) -> None:

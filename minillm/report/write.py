@@ -18,7 +18,7 @@ from minillm.report.plots import MARKS, slot
 from minillm.report.published import ROWS, SETS, set_of
 from minillm.report.samples import samples_of
 from minillm.report.sections import sections_of
-from minillm.report.source import Evaluation, Training, read_folder
+from minillm.report.source import SHOWN, Evaluation, Training, read_folder
 from minillm.report.tables import NAMED, table_of, table_rows, to_csv, to_latex
 
 _VALIDATED = {key: figure.name for key, figure in NAMED.items()} | {"loss": NAMED["reference_loss"].name}
@@ -70,7 +70,7 @@ def _evaluation(source: Evaluation, folder: Path) -> tuple[dict, tuple, str]:
             "Data sets": len(source.files),
             "Decoding": ", ".join(source.decodings),
             "Seeds": ", ".join("greedy" if seed is None else str(seed) for seed in settings.get("seeds") or []),
-            "Answers": f"{len(source.answers):,}",
+            "Answers": f"{source.n_answers:,}",
         },
         "legend": [
             {
@@ -87,7 +87,9 @@ def _evaluation(source: Evaluation, folder: Path) -> tuple[dict, tuple, str]:
         "published": _published(source),
         "settings": settings,
         "settings_text": yaml.safe_dump(settings, sort_keys=False, allow_unicode=True),
-        "intro": "The same prompt answered by each model.",
+        "intro": "The same prompt answered by each model."
+        + f" The first {SHOWN} prompts of each data set; all are in answers.jsonl."
+        * (len(source.answers) < source.n_answers),
         "coloured": bool(source.tokens),
     }
     return values, table_rows(source), to_latex(source)

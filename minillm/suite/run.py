@@ -58,6 +58,7 @@ def run_suite(suite: Suite) -> dict:
         store.folder.mkdir(parents=True, exist_ok=True)
         if rank() == 0:
             write_whole(suite.run_dir / SETTINGS, json.dumps(suite.settings, indent=2) + "\n")
+        barrier()  # no unit without the settings it was made with
         _work(suite, store)
         barrier()
     if rank() > 0:

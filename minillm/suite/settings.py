@@ -81,7 +81,7 @@ def check_suite(cfg: DictConfig) -> Suite:
     ]
     problems += _value_problems(plain)
     run_dir = Path(plain["run"]["dir"])
-    others = [name for name in ("metrics.json", "config.yaml") if (run_dir / name).exists()]
+    others = [name for name in ("metrics.json", "config.yaml", "units") if (run_dir / name).exists()]
     if others and not (run_dir / SETTINGS).exists():
         problems.append(
             f"run.name={plain['run']['name']}: {run_dir} already holds another run ({others[0]}); choose another name"
@@ -131,7 +131,11 @@ def _value_problems(plain: dict) -> list[str]:
     seeds = plain["seeds"]
     if matches(seeds, list) and (not seeds or len(set(map(str, seeds))) < len(seeds)):
         problems.append(f"seeds={seeds}: wanted different integers, or [null] for greedy decoding")
+    if matches(seeds, list) and None in seeds and len(seeds) > 1:
+        problems.append(f"seeds={seeds}: null is greedy decoding and no seed; wanted integers, or [null] alone")
     gpus = torch.cuda.device_count()
+    if plain["device"] == "cuda" and not gpus:
+        problems.append("device=cuda: no GPU is seen here; use device=auto or cpu")
     ours = started_processes() == 1 and plain["device"] != "cpu" and matches(plain["devices"], int)
     if ours and gpus and plain["devices"] > gpus:
         problems.append(f"devices={plain['devices']}: this node has {gpus} GPUs; use at most as many")
@@ -185,7 +189,9 @@ def _settings(plain: dict, dtype: str, files: list[str], models: list[str]) -> d
         }
     content = None
     if rank() == 0:  # weights are large: one process reads them
-        paths = {name: Path(Checkpoint(name).resolve()[0]) for name in models} | {file: Path(file) for file in files}
+        paths = {name: Path(Checkpoint(name).resolve()[0]) for name in models} | {
+            file: Path(file).expanduser() for file in files
+        }
         content = {name: fingerprint(path) for name, path in paths.items() if path.exists()}
     return out | {"content": agree(content)}
 

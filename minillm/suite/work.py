@@ -98,20 +98,18 @@ class Bench:
         if not rows:
             return {"rows": [], "position": None}
         limit = self.suite.measures.decodings[unit.decoding]
-        sampled = [seed for seed in self.suite.seeds if seed is not None]
-        found, records = [], [prompts.records[row] for row in rows]
-        for seeds in ([sampled] if sampled else []) + ([None] if None in self.suite.seeds else []):
-            found += answer_prompts(
-                self._model,
-                prompts,
-                self.pair.tokenizer,
-                seeds=seeds,
-                rows=rows,
-                no_repeat_ngram_size=limit,
-                max_new_tokens=self.suite.max_new_tokens,
-                batch_size=self.suite.batch_size,
-                stop_ids=self.pair.stop_ids,
-            )
+        records = [prompts.records[row] for row in rows]
+        found = answer_prompts(
+            self._model,
+            prompts,
+            self.pair.tokenizer,
+            seeds=None if self.suite.seeds == (None,) else self.suite.seeds,
+            rows=rows,
+            no_repeat_ngram_size=limit,
+            max_new_tokens=self.suite.max_new_tokens,
+            batch_size=self.suite.batch_size,
+            stop_ids=self.pair.stop_ids,
+        )
         by_seed = {seed: [answer for answer in found if answer.seed == seed] for seed in self.suite.seeds}
         made = [self._row(*each) for own in by_seed.values() for each in joined(own, records)]
         position = None
@@ -139,7 +137,7 @@ class Bench:
     def _row(self, answer: Answer, record: Record) -> dict:
         length = None
         if record.references:
-            length = reference_length(record.references, lambda text: self._encode(text))
+            length = reference_length(record.references, self._encode)
         return {
             "id": answer.id,
             "seed": answer.seed,

@@ -20,7 +20,7 @@ from tests.integration.test_resume import train
 def run_dir(tmp_path_factory, overrides):
     """A run whose best step (0: the learning rate is far too high) is not its last, and whose student/ is the best."""
     folder = tmp_path_factory.mktemp("run") / "tiny"
-    train(folder, [*overrides, "start.steps=0", "regime.max_steps=4", "optim.learning_rate=10"])
+    train(folder, [*overrides, "start.steps=0", "regime.max_steps=4", "optim.learning_rate=1"])
     assert json.loads((folder / "metrics.json").read_text())["best/step"] == 0
     return folder
 

@@ -302,4 +302,4 @@ def test_the_command_makes_a_report_alone_and_leaves_no_other_directory(tmp_path
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0 and "Wrote mine/report/index.html" in done.stdout
     assert (tmp_path / "mine" / "report" / "index.html").exists()
-    assert list((tmp_path / "runs").iterdir()) == []
+    assert [each.name for each in tmp_path.iterdir()] == ["mine"]

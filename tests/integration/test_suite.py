@@ -231,10 +231,11 @@ def test_stopped_work_goes_on_and_ends_the_same(whole, checked, tmp_path, monkey
 def test_processes_share_the_work(whole, checked, tmp_path, monkeypatch, size):
     """One after the other, the first at the end: it puts together what all have made."""
     monkeypatch.setattr(minillm.suite.run, "started_processes", lambda: size)
+    suite = checked(tmp_path)
     for rank in reversed(range(size)):
         monkeypatch.setattr(minillm.suite.run, "rank", lambda rank=rank: rank)
         before = {file.name for file in tmp_path.glob("units/*")}
-        assert bool(run_suite(checked(tmp_path))) == (rank == 0)
+        assert bool(run_suite(suite)) == (rank == 0)
         assert len({file.name for file in tmp_path.glob("units/*")} - before) > 20
     assert same(tmp_path, whole)
 

@@ -40,6 +40,7 @@ LAYERS = [
         "narrow",
         "table",
         "chain",
+        "child",
         "stages",
         "fit",
         "worker",

@@ -101,6 +101,16 @@ def test_samples_say_each_prompt_once_and_kl_a_token(evaluation):
     assert all(row[10] == -1 for row in samples["answers"] if row[0] == 0 or row[3] == 1)
 
 
+def test_a_page_has_the_first_prompts_of_each_file_with_all_their_answers(tmp_path, monkeypatch):
+    folder = write_evaluation(tmp_path / "run")
+    every = [json.loads(line) for line in (folder / "answers.jsonl").read_text().splitlines()]
+    monkeypatch.setattr("minillm.report.source.SHOWN", 3)
+    found = read_folder(folder)
+    firsts = {file: list(dict.fromkeys(row["id"] for row in every if row["file"] == file))[:3] for file in FILES}
+    wanted = [row for row in every if row["id"] in firsts[row["file"]]]
+    assert found.answers == wanted and found.n_answers == len(every) == 4 * len(wanted)
+
+
 @pytest.mark.parametrize(
     ("file", "expected"),
     [

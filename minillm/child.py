@@ -1,0 +1,40 @@
+"""A command of ours as a child: what asks us to end asks it to save, and it is waited for."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from minillm.console import say
+
+_FORWARD = {signal.SIGTERM: signal.SIGTERM, signal.SIGUSR1: signal.SIGUSR1, signal.SIGUSR2: signal.SIGUSR1}
+
+
+@contextmanager
+def forwarded(child: subprocess.Popen, received: list[int], what: str) -> Iterator[None]:
+    """Signals that ask a job to save and end go to the child and are noted, Ctrl-C as SIGTERM: a terminal's reaches it
+    by itself, and a second one would end it without saving. `what` it is called on screen."""
+
+    def forward(number, frame) -> None:
+        received.append(number)
+        child.send_signal(_FORWARD[signal.Signals(number)])
+
+    on = threading.current_thread() is threading.main_thread()
+    before = {each: signal.signal(each, forward) for each in _FORWARD} if on else {}
+    try:
+        yield
+    except KeyboardInterrupt:
+        say(f"Interrupted; waiting for {what} to save, Ctrl-C again ends it at once")
+        child.terminate()
+        try:
+            child.wait()
+        except KeyboardInterrupt:
+            child.kill()
+            child.wait()
+        raise
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
