@@ -1,95 +1,88 @@
 """A command's edge to the shell: what is said of a mistake, and what is left of a start that came to nothing."""
 
-import logging
+import os
+import subprocess
 import sys
+from pathlib import Path
 
-import hydra
 import pytest
 from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
 
 from minillm import cli
 from minillm.cli import CONF
+
+PROGRAM = """
+import logging, os, sys
+from pathlib import Path
+import hydra
+from minillm import cli
 from minillm.errors import ConfigError
+
+@hydra.main(config_path=sys.argv.pop(), config_name="generate", version_base="1.3")
+@cli.job
+def main(cfg):
+    logging.getLogger("program").info("it begins")
+    {body}
+
+cli.run(main, "generate")
+"""
+MISTAKE = 'raise ConfigError("x=1: wanted 2")'
 
 
 @pytest.fixture
-def command(tmp_path, monkeypatch):
-    """Call `work` as the job of a command with runs/<name>/, in an empty directory; Hydra's logging is taken back."""
-    root = logging.getLogger()
-    before, level = root.handlers[:], root.level
-    monkeypatch.chdir(tmp_path)
+def command(tmp_path):
+    """Run a command with `body` as its job and the directory runs/<name>/, in `here`, in a process of its own: Hydra
+    takes over the logging of the one it is in."""
+    here = tmp_path / "here"
+    here.mkdir()
 
-    def call(work, name="it"):
-        @hydra.main(config_path=str(CONF), config_name="generate", version_base="1.3")
-        @cli.job
-        def main(cfg):
-            logging.getLogger(__name__).info("it begins")
-            work(tmp_path / "runs" / name)
+    def call(body, name="it"):
+        program = tmp_path / "program.py"
+        program.write_text(PROGRAM.format(body=body))
+        return subprocess.run(
+            [sys.executable, program, f"run.name={name}", str(CONF)], cwd=here, capture_output=True, text=True,
+            env=os.environ | {"PYTHONPATH": str(Path(cli.__file__).parents[1])},
+        )  # fmt: skip
 
-        monkeypatch.setattr(sys, "argv", ["generate", f"run.name={name}"])
-        cli.run(main, "generate")
-
-    yield call
-    root.handlers[:] = before
-    root.setLevel(level)
+    call.here = here
+    return call
 
 
-def mistake(folder):
-    assert [file.name for file in folder.iterdir()] == ["test_cli.log"]
-    raise ConfigError("x=1: wanted 2")
+def test_an_error_of_ours_is_all_that_is_said_and_nothing_is_left(command):
+    there = 'assert os.listdir("runs/a/b") == ["program.log"]; '
+    done = command(there + MISTAKE, "a/b")
+    assert (done.returncode, done.stderr) == (1, "Error: x=1: wanted 2\n")
+    assert not list(command.here.iterdir())
 
 
-def test_an_error_of_ours_is_all_that_is_said_and_nothing_is_left(command, tmp_path, capsys):
-    with pytest.raises(SystemExit) as caught:
-        command(mistake, "a/b")
-    assert caught.value.code == 1 and capsys.readouterr().err == "Error: x=1: wanted 2\n"
-    assert not list(tmp_path.iterdir())
+def test_what_others_made_stays(command):
+    (command.here / "runs" / "a" / "other").mkdir(parents=True)
+    assert command(MISTAKE, "a/b").returncode == 1
+    left = [str(each.relative_to(command.here)) for each in sorted(command.here.rglob("*"))]
+    assert left == ["runs", "runs/a", "runs/a/other"]
 
 
-def test_what_others_made_stays(command, tmp_path):
-    (tmp_path / "runs" / "a" / "other").mkdir(parents=True)
-    with pytest.raises(SystemExit):
-        command(mistake, "a/b")
-    assert [str(each.relative_to(tmp_path)) for each in sorted(tmp_path.rglob("*"))] == [
-        "runs",
-        "runs/a",
-        "runs/a/other",
-    ]
+def test_what_is_of_use_stays(command):
+    assert command(f'Path("runs/it/config.yaml").touch(); {MISTAKE}').returncode == 1
+    assert {file.name for file in (command.here / "runs" / "it").iterdir()} == {"config.yaml", "program.log"}
 
 
-def test_what_is_of_use_stays(command, tmp_path):
-    def half_way(folder):
-        (folder / "config.yaml").touch()
-        raise ConfigError("too late")
-
-    with pytest.raises(SystemExit):
-        command(half_way)
-    assert {file.name for file in (tmp_path / "runs" / "it").iterdir()} == {"config.yaml", "test_cli.log"}
+def test_a_bug_keeps_its_traceback_and_its_name_is_free(command):
+    done = command("1 / 0")
+    assert done.returncode == 1 and "ZeroDivisionError" in done.stderr and "Traceback" in done.stderr
+    assert not list(command.here.iterdir())
 
 
-def test_a_bug_keeps_its_traceback_and_its_name_is_free(command, tmp_path):
-    with pytest.raises(ZeroDivisionError):
-        command(lambda folder: 1 / 0)
-    assert not list(tmp_path.iterdir())
+def test_a_directory_of_ones_own_outside_stays_but_for_the_runs(command):
+    assert command(f'os.mkdir("deep"); os.chdir("deep"); {MISTAKE}').returncode == 1
+    assert sorted(each.name for each in command.here.iterdir()) == ["deep", "runs"]
+    assert not list((command.here / "runs").iterdir())
 
 
-def test_a_directory_of_ones_own_outside_stays_but_for_the_runs(command, tmp_path, monkeypatch):
-    (tmp_path / "here").mkdir()
-
-    def elsewhere(folder):
-        monkeypatch.chdir(tmp_path / "here")
-        mistake(folder)
-
-    with pytest.raises(SystemExit):
-        command(elsewhere)
-    assert sorted(each.name for each in tmp_path.iterdir()) == ["here", "runs"]
-    assert not list((tmp_path / "runs").iterdir())
-
-
-def test_the_end_of_a_good_one_removes_nothing(command, tmp_path):
-    command(lambda folder: None)
-    assert (tmp_path / "runs" / "it" / "test_cli.log").exists()
+def test_the_end_of_a_good_one_removes_nothing(command):
+    assert command("pass").returncode == 0
+    assert (command.here / "runs" / "it" / "program.log").exists()
 
 
 @pytest.mark.parametrize(
