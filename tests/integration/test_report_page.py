@@ -58,9 +58,9 @@ def opened(browser, page):
     assert browser.execute_script("return window.hacked") is None
     assert browser.get_log("browser") == []
     messages = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
-    asked = {m["params"]["request"]["url"] for m in messages if m["method"] == "Network.requestWillBeSent"}
-    asked = {url.partition("#")[0] for url in asked if not url.startswith("chrome://")}  # the browser's own first tab
-    assert asked == {page.as_uri()}
+    asked = [m["params"] for m in messages if m["method"] == "Network.requestWillBeSent"]
+    own = [each for each in asked if each["documentURL"].partition("#")[0] == page.as_uri()]  # not the first tab's
+    assert {each["request"]["url"].partition("#")[0] for each in own} == {page.as_uri()}
 
 
 def dress(browser, width: int, scheme: str) -> None:
