@@ -1,9 +1,15 @@
 """A tiny pair, prompts and a corpus on disk, as a user would have them."""
 
+import json
+
 import pytest
 import torch
+from hydra import compose, initialize_config_dir
 
-from tests.conftest import make_model, make_tokenizer, write_texts
+from minillm.suite import check_suite, run_suite
+from tests.conf.test_compose import CONF
+from tests.conftest import WORDS, make_model, make_tokenizer, write_texts
+from tests.integration.evaluations import command, options
 
 
 @pytest.fixture(scope="session")
@@ -43,3 +49,45 @@ def supervised(overrides):
     absent = ("regime.rollouts", "regime.microbatch_tokens", "regime.inner_epochs")
     ours = {key.split("=")[0] for key in SUPERVISED}
     return SUPERVISED + [key for key in overrides if not key.startswith(absent) and key.split("=")[0] not in ours]
+
+
+@pytest.fixture(scope="module")
+def place(world, tmp_path_factory):
+    """Two students and a teacher, 12 and 5 prompts, 7 labelled rows."""
+    folder = tmp_path_factory.mktemp("suite")
+    for name in ("one", "two"):
+        make_model(seed=1 if name == "one" else 4, layers=1, dtype=torch.float32).save_pretrained(
+            folder / name / "student"
+        )
+        make_tokenizer().save_pretrained(folder / name / "student")
+    rows = [{"text": f"{WORDS[i]} {WORDS[i + 1]}", "label": i % 2} for i in range(7)]
+    (folder / "choices.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+@pytest.fixture
+def checked(world, place):
+    def make(run_dir, *more):
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            return check_suite(compose("evaluate", options(world, place, run_dir, *more)))
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def whole(world, place, tmp_path_factory):
+    """The directory of an undisturbed run."""
+    run_dir = tmp_path_factory.mktemp("whole")
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        run_suite(check_suite(compose("evaluate", options(world, place, run_dir))))
+    return run_dir
+
+
+@pytest.fixture(scope="module")
+def undisturbed(world, place, tmp_path_factory):
+    """By the command, with as many threads: they decide how sums are rounded."""
+    run_dir = tmp_path_factory.mktemp("undisturbed") / "run"
+    process = command(world, place, run_dir)
+    said = process.communicate(timeout=300)[0]
+    assert process.returncode == 0, said
+    return run_dir
