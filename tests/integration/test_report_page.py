@@ -92,13 +92,8 @@ def search(browser, text: str, expected: str) -> None:
 
 def test_files_beside_the_page(page):
     folder, names = page.parent, {file.name for file in page.parent.iterdir()}
-    assert {
-        "index.html",
-        "table.csv",
-        "table.tex",
-        "exposure-dolly_test.png",
-        "reliability-sst2-demo_start.png",
-    } <= names
+    assert {"index.html", "table.csv", "table.tex"} <= names
+    assert {"exposure-dolly_test.png", "reliability-sst2-demo_start.png"} <= names
     text = page.read_text()
     assert text.count("<figure") == len(list(folder.glob("*.png"))) > 20
     assert not re.search(r"(src|href)=\"(?!#)", text)
