@@ -5,7 +5,7 @@ Axes: B answers, R response positions.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 import torch
@@ -16,7 +16,6 @@ from minillm.data.prompts import pad
 from minillm.linear_loss import LinearLoss
 from minillm.metrics import PrefixKL
 from minillm.models import LanguageModel
-from minillm.parallel import ALONE, Group
 from minillm.sampling import decode
 from minillm.scoring import Divergence, rollout_divergence
 from minillm.seeding import seed_for
@@ -41,19 +40,16 @@ def sample_answers(
     batch_size: int,
     stop_ids: tuple[int, ...],
     rows: Sequence[int] | None = None,
-    group: Group = ALONE,
-    interrupt: Callable[[], None] | None = None,
 ) -> list[Sample]:
     """`n_samples` answers to every prompt (or those of `rows`) at temperature 1, those of one prompt together.
 
     A random stream depends on seed, prompt and sample only. Student and teacher get the same streams, so that what
-    differs between their samples is the models and not the luck. The ranks of `group` share the work, and each gets all
-    answers; `interrupt`: see `decode`.
+    differs between their samples is the models and not the luck.
     """
     rows = range(len(prompts)) if rows is None else rows
-    numbers = group.share([(row, sample) for row in rows for sample in range(n_samples)])
+    numbers = [(row, sample) for row in rows for sample in range(n_samples)]
     if not numbers:
-        return group.join([])
+        return []
     rollout = decode(
         model,
         None,
@@ -63,12 +59,9 @@ def sample_answers(
         stop_ids=stop_ids,
         pad_id=prompts.pad_id,
         max_new_tokens=max_new_tokens,
-        interrupt=interrupt,
     )
     ids, counts = rollout.response_ids_BR.tolist(), rollout.response_mask_BR.sum(-1).tolist()
-    return group.join(
-        [Sample(row, tuple(ids[at][: counts[at]])) for at, (row, _) in enumerate(numbers)],
-    )
+    return [Sample(row, tuple(ids[at][: counts[at]])) for at, (row, _) in enumerate(numbers)]
 
 
 def divergence(
@@ -78,27 +71,18 @@ def divergence(
     samples: Sequence[Sample],
     *,
     max_tokens: int = 2048,
-    group: Group = ALONE,
 ) -> Divergence:
-    """[B, R] on the CPU: both models at every token of the samples, whoever drew them; see `rollout_divergence`. The
-    ranks of `group` share the work, and each gets all values."""
-    mine = group.share(samples)
-    rows: list[list[list[float]]] = []
-    if mine:
-        batch = prompts.batch([sample.prompt for sample in mine])
-        rollout = Rollout(batch.ids_BP, batch.mask_BP, *pad([sample.tokens for sample in mine], 0, left=False))
-        found = rollout_divergence(student, teacher, rollout.to(student.device), LinearLoss(), max_tokens=max_tokens)
-        values_BFR = torch.stack([getattr(found, field.name).double() for field in fields(Divergence)], dim=1)
-        rows = [
-            values_FR[:, : len(sample.tokens)].tolist()
-            for values_FR, sample in zip(values_BFR.cpu(), mine, strict=True)
-        ]
-    rows = group.join(rows)
-    width = max((len(sample.tokens) for sample in samples), default=0)
-    values_BFR = torch.zeros(len(rows), len(fields(Divergence)), width, dtype=torch.float64)
-    for values_FR, row in zip(values_BFR, rows, strict=True):
-        values_FR[:, : len(row[0])] = torch.tensor(row, dtype=torch.float64)
-    return Divergence(*values_BFR.unbind(1))
+    """[B, R] float64 on the CPU: both models at every token of the samples, whoever drew them; see
+    `rollout_divergence`. Each prompt is read once for all its samples."""
+    if not samples:
+        return Divergence(*(torch.zeros(0, 0, dtype=torch.float64) for _ in fields(Divergence)))
+    batch = prompts.batch([sample.prompt for sample in samples])
+    rollout = Rollout(batch.ids_BP, batch.mask_BP, *pad([sample.tokens for sample in samples], 0, left=False))
+    records = [sample.prompt for sample in samples]
+    found = rollout_divergence(
+        student, teacher, rollout.to(student.device), LinearLoss(), max_tokens=max_tokens, records=records
+    )
+    return Divergence(*(getattr(found, field.name).double().cpu() for field in fields(Divergence)))
 
 
 def sample_mask(samples: Sequence[Sample]) -> Tensor:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from minillm.branches import branches
 from minillm.linear_loss import REVERSE_KL, LinearLoss
 from minillm.models import LanguageModel
 from minillm.packing import micro_batches
@@ -68,12 +69,21 @@ class Divergence:
 
 @torch.no_grad()
 def rollout_divergence(
-    student: LanguageModel, teacher: LanguageModel, rollout: Rollout, linear_loss: LinearLoss, *, max_tokens: int
+    student: LanguageModel,
+    teacher: LanguageModel,
+    rollout: Rollout,
+    linear_loss: LinearLoss,
+    *,
+    max_tokens: int,
+    records: list[int] | None = None,
 ) -> Divergence:
-    """By one forward pass of each model, `max_tokens` at a time."""
+    """By one forward pass of each model, `max_tokens` at a time. `records`: rows with the same one are answers to the
+    same prompt, which is read once for all of them."""
     shape = rollout.response_mask_BR.shape
+    together = records is not None and len(set(records)) < len(records)
+    batches = branches(rollout, records, max_tokens) if together else micro_batches(rollout, max_tokens)
     out = [torch.zeros(shape, device=rollout.response_ids_BR.device) for _ in range(4)]
-    for micro in micro_batches(rollout, max_tokens):
+    for micro in batches:
         ids_N = micro.take(rollout.response_ids_BR)
         found = linear_loss.divergences(micro.side(student), micro.side(teacher), ids_N)
         out = [values_BR.to(values_N) for values_BR, values_N in zip(out, found, strict=True)]

@@ -16,7 +16,6 @@ from minillm.errors import ConfigError, DataError
 from minillm.linear_loss import LinearLoss
 from minillm.models import LanguageModel
 from minillm.packing import micro_batches
-from minillm.parallel import ALONE, Group
 from minillm.types import Rollout
 
 
@@ -71,28 +70,25 @@ def label_logprobs(
     words: Sequence[tuple[int, ...]],
     *,
     max_tokens: int = 2048,
-    group: Group = ALONE,
 ) -> Tensor:
     """[N, K] float64: log-probability of each word after each prompt, summed over the word's tokens; no end token.
 
-    `words`: see `word_tokens`. `max_tokens` go through the model at a time. The ranks of `group` share the prompts, and
-    each gets all values.
+    `words`: see `word_tokens`. `max_tokens` go through the model at a time.
     """
-    rows = group.share(range(len(prompts)))
-    sums_NK = torch.zeros(len(rows), len(words), dtype=torch.float64)
+    sums_NK = torch.zeros(len(prompts), len(words), dtype=torch.float64)
     # The last token of a word is nobody's input: words that differ there alone need one pass together.
     alike: dict[tuple[int, ...], list[int]] = {}
     for word, ids in enumerate(words):
         alike.setdefault(ids[:-1], []).append(word)
-    for members in alike.values() if rows else ():
-        batch = prompts.batch(rows).to(model.device)
+    batch = prompts.batch(range(len(prompts))).to(model.device)
+    for members in alike.values():
         ids_KR = torch.tensor([words[word] for word in members], device=model.device)
         n_tokens = ids_KR.shape[1]
-        mask_NR = torch.ones(len(rows), n_tokens, dtype=torch.bool, device=model.device)
-        rollout = Rollout(batch.ids_BP, batch.mask_BP, ids_KR[:1].expand(len(rows), -1), mask_NR)
+        mask_NR = torch.ones(len(prompts), n_tokens, dtype=torch.bool, device=model.device)
+        rollout = Rollout(batch.ids_BP, batch.mask_BP, ids_KR[:1].expand(len(prompts), -1), mask_NR)
         for micro in micro_batches(rollout, max_tokens):
             side, row_N = micro.side(model), micro.token_N // n_tokens
             for word, ids_R in zip(members, ids_KR, strict=True):
-                values = LinearLoss().values(side, None, micro.take(ids_R.expand(len(rows), -1)))
+                values = LinearLoss().values(side, None, micro.take(ids_R.expand(len(prompts), -1)))
                 sums_NK[:, word].index_add_(0, row_N.cpu(), values.logprobs_N.double().cpu())
-    return torch.tensor(group.join(sums_NK.tolist()), dtype=torch.float64).view(len(prompts), len(words))
+    return sums_NK

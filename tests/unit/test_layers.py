@@ -22,7 +22,7 @@ LAYERS = [
         "units",
     },
     {"objectives", "linear_loss", "models", "data", "optim", "parallel", "saved"},
-    {"sampling", "packing", "scoring", "metrics", "evaluation", "prefixes", "zero_shot", "repeats"},
+    {"sampling", "packing", "branches", "scoring", "metrics", "evaluation", "prefixes", "zero_shot", "repeats"},
     {"modules", "callbacks", "loggers", "datamodule", "runs", "report"},
     {
         "checks",

@@ -37,10 +37,15 @@ def rollout_of(prompts, samples):
 @pytest.mark.parametrize("road", ROADS, ids=ROAD_NAMES)
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("max_tokens", [1, 10_000])
-def test_figures_are_those_of_the_models_own_passes(road, family, max_tokens):
+@pytest.mark.parametrize("together", [False, True])
+def test_figures_are_those_of_the_models_own_passes(road, family, max_tokens, together):
     pair = make_pair(family)
-    rollout = rollout_of(PROMPTS, sample_answers(LanguageModel(pair.student), prompt_set(), n_samples=2, **OPTIONS))
-    found = rollout_divergence(LanguageModel(pair.student), pair.teacher, rollout, road, max_tokens=max_tokens)
+    samples = sample_answers(LanguageModel(pair.student), prompt_set(), n_samples=2, **OPTIONS)[::-1]
+    rollout = rollout_of(PROMPTS, samples)
+    records = [sample.prompt for sample in samples] if together else None
+    found = rollout_divergence(
+        LanguageModel(pair.student), pair.teacher, rollout, road, max_tokens=max_tokens, records=records
+    )
     mask, ours, theirs = (
         rollout.response_mask_BR,
         own_logits(pair.student, rollout),
@@ -76,39 +81,23 @@ def test_equal_models_draw_equal_samples():
     assert sample_answers(models[0], prompt_set(), **OPTIONS) == sample_answers(models[1], prompt_set(), **OPTIONS)
 
 
-def test_ranks_share_the_work_and_get_everything(ranks):
-    pair = make_pair()
-    student = LanguageModel(pair.student)
-    for n_samples, rows in ((4, PROMPTS), (2, PROMPTS[:1])):  # with two samples the third rank has none
-        prompts = prompt_set(rows)
-        samples = sample_answers(student, prompts, n_samples=n_samples, **OPTIONS)
-        alone = divergence(student, pair.teacher, prompts, samples)
-
-        def work(group, n_samples=n_samples, prompts=prompts):
-            samples = sample_answers(student, prompts, n_samples=n_samples, group=group, **OPTIONS)
-            return samples, divergence(student, pair.teacher, prompts, samples, group=group)
-
-        for got, found in ranks(work):
-            assert got == samples
-            for name, values in vars(alone).items():
-                torch.testing.assert_close(getattr(found, name), values, rtol=0, atol=1e-12)
+def test_a_prompt_is_read_once_for_all_its_answers(monkeypatch):
+    pair, calls = make_pair(), []
+    models = [LanguageModel(pair.student), pair.teacher]
+    for model in models:
+        hidden = model.hidden
+        monkeypatch.setattr(
+            model, "hidden", lambda ids, cache=None, hidden=hidden: calls.append(tuple(ids.shape)) or hidden(ids, cache)
+        )
+    samples = [Sample(2, (5, 6, 0)), Sample(0, (0,)), Sample(2, (7, 0)), Sample(0, (0,))]
+    divergence(*models, prompt_set(), samples)
+    assert calls == [*2 * [(1, len(PROMPTS[0]))], *2 * [(1, len(PROMPTS[2])), (2, 2)]]
 
 
 def test_no_samples_have_no_values():
     pair = make_pair()
     found = divergence(LanguageModel(pair.student), pair.teacher, prompt_set(), [])
     assert found.forward_kl_BR.shape == sample_mask([]).shape == (0, 0)
-
-
-def test_the_interrupt_is_heard():
-    class Stop(Exception):
-        pass
-
-    def stop():
-        raise Stop
-
-    with pytest.raises(Stop):
-        sample_answers(LanguageModel(make_model()), prompt_set(), interrupt=stop, **OPTIONS)
 
 
 V, T, END = 4, 3, 0

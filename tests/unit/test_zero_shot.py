@@ -58,15 +58,6 @@ def test_the_vocabulary_is_cut_before_the_softmax():
     torch.testing.assert_close(got, by_rows(network, prompts, tokens), rtol=0, atol=1e-9)
 
 
-def test_ranks_share_the_prompts_and_get_all_values(ranks):
-    network, prompts = make_model(), prompts_of()
-    model, tokens = LanguageModel(network), word_tokens(("red cat", "blue"), make_tokenizer(), 31)
-    alone = label_logprobs(model, prompts, tokens)
-    for texts in (TEXTS, TEXTS[:2]):  # with two prompts the third rank has none
-        for got in ranks(lambda group: label_logprobs(model, prompts_of(texts), tokens, group=group)):  # noqa: B023
-            torch.testing.assert_close(got, alone[: len(texts)], rtol=0, atol=1e-12)
-
-
 def test_words_that_differ_in_their_last_token_share_one_pass(monkeypatch):
     network, calls = make_model(), []
     model = LanguageModel(network)
