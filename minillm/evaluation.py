@@ -92,7 +92,7 @@ def answer_prompts(
         answer = Answer(
             id=prompts.records[row].id,
             seed=seed,
-            prompt=prompts.records[row].question,
+            prompt=prompts.records[row].conversation,
             answer=tokenizer.decode(tokens, skip_special_tokens=True).strip(),
             tokens=tuple(tokens),
             truncated=tokens[-1] not in stop_ids,

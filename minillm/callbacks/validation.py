@@ -187,7 +187,7 @@ class Validation(BoundaryCallback):
         return {} if self._pair.teacher is None else {name: self._teacher_figures}
 
     def _teacher_columns(self) -> dict[str, list[str]]:
-        prompts = {"prompt": [record.question for record in self._prompts.records]}
+        prompts = {"prompt": [record.conversation for record in self._prompts.records]}
         return prompts | ({"teacher": [a.answer for a in self.teacher_answers]} if self._pair.teacher else {})
 
     @cached_property

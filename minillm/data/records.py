@@ -30,6 +30,13 @@ class Record:
         """Instruction and input as one user turn."""
         return f"{self.instruction}\n\n{self.input}" if self.input else self.instruction
 
+    @property
+    def conversation(self) -> str:
+        """All turns as a person or a judge reads them; the question alone where nothing came before."""
+        if not self.history:
+            return self.question
+        return "\n\n".join(f"{role}: {text}" for role, text in (*self.history, ("user", self.question)))
+
 
 def read_records(source: str) -> list[Record]:
     """All records of a .jsonl file, `builtin`, `builtin:validation`, or a hub data set `owner/name[:split]`.

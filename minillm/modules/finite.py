@@ -155,7 +155,7 @@ def _rewards(module, experience: Experience) -> Tensor:
 def _save(module, batch: Concerned, records: list, stem: Path) -> str:
     """STEM.safetensors with the tensors, STEM.jsonl with the prompts; or why not."""
     tokenizer, answers = module.pair.tokenizer, batch.tensors.get("response_ids_BR")
-    rows = [{"id": record.id, "prompt": record.question, "references": record.references} for record in records]
+    rows = [{"id": record.id, "prompt": record.conversation, "references": record.references} for record in records]
     if answers is not None:
         for row, ids, mask in zip(rows, answers, batch.tensors["response_mask_BR"], strict=True):
             row["answer"] = tokenizer.decode(ids[mask].tolist())

@@ -85,8 +85,9 @@ def _ctrl_c(number: int, frame) -> NoReturn:
     raise SignalException("Ctrl-C", sigval=signal.Signals(number))  # as torch's handler of the other signals
 
 
-def join() -> None:
-    """Become a member of the processes that were started, with a silent terminal on all but the first."""
+def join(patience: timedelta = _PATIENCE) -> None:
+    """Become a member of the processes that were started, with a silent terminal on all but the first. `patience`: how
+    long one waits for another that lives; one that ends is noticed by who started them."""
     if dist.is_initialized():
         return
     cuda = torch.cuda.is_available()
@@ -96,7 +97,7 @@ def join() -> None:
         device = torch.device("cuda", local)
         torch.cuda.set_device(device)
     dist.init_process_group(
-        "cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=_PATIENCE, device_id=device, **_rendezvous()
+        "cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=patience, device_id=device, **_rendezvous()
     )
     if rank() > 0:
         rich.reconfigure(quiet=True)

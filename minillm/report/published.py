@@ -68,7 +68,10 @@ def row_of(model: Model) -> Row | None:
     config = Path(model.source) / "config.json"
     if not config.is_file() or not model.parameters:
         return None
-    kind = json.loads(config.read_text(encoding="utf-8")).get("model_type")
+    try:
+        kind = json.loads(config.read_text(encoding="utf-8"))["model_type"]
+    except (OSError, ValueError, TypeError, KeyError):  # the report is of what was measured; this only compares
+        return None
     words = re.split(r"[^a-z0-9]+", model.label.lower())
     method = (
         "teacher" if model.role == "teacher" else next((word for word in reversed(words) if word in _METHODS), None)

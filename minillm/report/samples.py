@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from minillm.names import seed_name
 from minillm.report.plots import slot
 from minillm.report.source import Evaluation, Training
 
@@ -60,7 +61,7 @@ def _pack(models: dict[str, dict], files: dict[str, str], answers: Iterable[dict
                 order[row["model"]],
                 prompts.of(place),
                 decodings.of(row["decoding"]),
-                seeds.of(_seed(row)),
+                seeds.of(seed_name(row.get("seed"))),
                 row["answer"],
                 int(bool(row.get("truncated"))),
                 n_tokens,
@@ -82,11 +83,7 @@ def _pack(models: dict[str, dict], files: dict[str, str], answers: Iterable[dict
 
 
 def _key(row: dict) -> tuple:
-    return (row["model"], row["file"], row["decoding"], _seed(row), row["id"])
-
-
-def _seed(row: dict) -> str:
-    return "greedy" if row.get("seed") is None else str(row["seed"])
+    return (row["model"], row["file"], row["decoding"], seed_name(row.get("seed")), row["id"])
 
 
 def _rounded(value: float | None, digits: int) -> float | None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from minillm.errors import DataError
+from minillm.names import file_labels
 from minillm.runs import RunFiles
 
 SPREAD = ("mean", "deviation", "low", "high", "n")
@@ -140,10 +141,8 @@ def _evaluation(folder: Path, file: Path, answers: Path) -> Evaluation:
         *(metrics.get(key) or {} for key in ("reference_loss", "position", "exposure")),
     ]
     names = list(dict.fromkeys(name for part in parts for name in part))
-    stems = [Path(name).stem.removeprefix("eval_") for name in names]
-    files = {name: stem if stems.count(stem) == 1 else name for name, stem in zip(names, stems, strict=True)}
     runs = {model.source: run for model in models if (run := _run_of(folder, model.source))}
-    return Evaluation(folder, metrics, models, files, rows, n_answers, coloured, runs)
+    return Evaluation(folder, metrics, models, file_labels(names), rows, n_answers, coloured, runs)
 
 
 def _run_of(folder: Path, source: str) -> RunFiles | None:

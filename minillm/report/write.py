@@ -12,6 +12,7 @@ from minillm.console import say
 from minillm.errors import StorageError
 from minillm.files import write_whole
 from minillm.loggers import wandb_logger
+from minillm.names import seed_name
 from minillm.report.page import page_of
 from minillm.report.panels import CURVES, Panel, Section, learning_curves, overview
 from minillm.report.plots import MARKS, slot
@@ -69,7 +70,7 @@ def _evaluation(source: Evaluation, folder: Path) -> tuple[dict, tuple, str]:
             "Models": len(source.models),
             "Data sets": len(source.files),
             "Decoding": ", ".join(source.decodings),
-            "Seeds": ", ".join("greedy" if seed is None else str(seed) for seed in settings.get("seeds") or []),
+            "Seeds": ", ".join(map(seed_name, settings.get("seeds") or [])),
             "Answers": f"{source.n_answers:,}",
         },
         "legend": [

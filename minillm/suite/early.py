@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from minillm.data import Sources
-from minillm.data.templates import prompt_encoder
-from minillm.errors import ConfigError, ModelError
+from transformers import PreTrainedTokenizerBase
+
+from minillm.data import Record, Sources
+from minillm.errors import ConfigError, DataError, ModelError
 from minillm.models import Checkpoint
 from minillm.models.vocabulary import compare_vocabularies
 from minillm.zero_shot import word_tokens
@@ -17,10 +20,12 @@ def model_problems(
     names: Sequence[str],
     teacher: str | None,
     sources: Sources,
+    records: Mapping[str, list[Record]],
     tasks: Mapping[str, tuple],
     lengths: Mapping[str, int],
 ) -> list[str]:
-    """Of each model with its prompts, its label words and its teacher; `lengths` of what may follow a prompt."""
+    """Of each model with its prompts by file, its label words and its teacher; `lengths` of what may follow a prompt."""
+    logging.getLogger("minillm.data.prompts").setLevel(logging.WARNING)  # what it counts is said where it matters
     problems: list[str] = []
     found: dict[str, tuple[Any, Any]] = {}
     for name in names:
@@ -37,10 +42,6 @@ def model_problems(
                 problems.append(
                     f"data.max_prompt_tokens + {key}={longest}: {name} has {positions} positions; lower them"
                 )
-        try:
-            prompt_encoder(tokenizer, sources.template, sources.system, sources.template_arguments)
-        except ConfigError as error:
-            problems += [f"{name}: {problem}" for problem in error.problems]
         shared = rows
         if teacher in found and name != teacher:
             shared = min(rows, _rows(found[teacher][0]))
@@ -48,12 +49,29 @@ def model_problems(
                 compare_vocabularies(tokenizer, found[teacher][1], rows, _rows(found[teacher][0]))
             except ModelError as error:
                 problems.append(f"{name} with teacher {teacher}: {error}")
+        for of, asked in {**records, **{task: rows_of for task, (_, rows_of) in tasks.items()}}.items():
+            try:
+                sources.evaluation_prompts(asked, _Tokens(tokenizer, shared), of)
+            except ConfigError as error:  # of the template, so the same for all files
+                problems += [f"{name}: {problem}" for problem in error.problems]
+                break
+            except DataError as error:
+                problems.append(f"{error} (with {name})")
         for task, (calibration, _) in tasks.items():
             try:
                 word_tokens(calibration.words, tokenizer, shared)
             except ConfigError as error:
                 problems += [f"suite.calibration.{task}.{problem} (with {name})" for problem in error.problems]
     return problems
+
+
+@dataclass(frozen=True)
+class _Tokens:
+    """What prompts need of a `Pair`, before there is one."""
+
+    tokenizer: PreTrainedTokenizerBase
+    n_vocab: int
+    pad_id: int = 0
 
 
 def _rows(config: Any) -> int:

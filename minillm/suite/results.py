@@ -25,7 +25,7 @@ from minillm.metrics import (
     pooled,
 )
 from minillm.metrics.verdict import ratio_interval, ratio_over_seeds
-from minillm.suite.names import labels
+from minillm.names import labels, seed_name
 from minillm.suite.settings import Suite
 from minillm.suite.units import Store, Unit, answers, chunks
 
@@ -83,7 +83,7 @@ def answer_lines(suite: Suite, store: Store) -> Iterator[str]:
     """Of answers.jsonl."""
     for where, row, record in _all_answers(suite, store):
         shown = {name: row[name] for name in ("truncated", "reverse_kl", "rouge_l", "exact_match")}
-        texts = {"prompt": record.question, "answer": row["answer"], "references": record.references}
+        texts = {"prompt": record.conversation, "answer": row["answer"], "references": record.references}
         yield _line(where | {"id": row["id"]} | texts | shown | {"n_tokens": len(row["tokens"])})
 
 
@@ -132,17 +132,13 @@ def _same_ids(suite: Suite, where: str, file: str, rows: Rows, kept: list[str] |
     return kept
 
 
-def seed_key(seed: int | None) -> str:
-    return "greedy" if seed is None else str(seed)
-
-
 def spread(values: dict[int | None, Sequence[float]], weights: dict[int | None, Sequence[float]] | None = None) -> dict:
     """Of a figure that each seed has for each prompt, see `over_seeds`, with each seed's own."""
     found = over_seeds(list(values.values()), None if weights is None else list(weights.values()))
     if not found.n:
         return dict(NOTHING)
     per_seed = {
-        seed_key(seed): sum(own) / (len(own) if weights is None else sum(weights[seed])) for seed, own in values.items()
+        seed_name(seed): sum(own) / (len(own) if weights is None else sum(weights[seed])) for seed, own in values.items()
     }
     return asdict(found) | {"per_seed": per_seed}
 
@@ -173,7 +169,7 @@ def answer_figures(rows: Rows) -> dict[str, dict]:
             "low": None,
             "high": None,
             "n": len(first),
-            "per_seed": {seed_key(seed): found[name] for seed, found in each.items()},
+            "per_seed": {seed_name(seed): found[name] for seed, found in each.items()},
         }
     return figures
 
@@ -258,5 +254,5 @@ def _judge(suite: Suite, store: Store, counts: dict, source: str, file: str, dec
     # A prompt's mean over the seeds that were rated, both scores alike.
     pairs = [tuple(map(mean, zip(*own, strict=True))) for own in by_prompt.values()]
     low, high = ratio_interval(pairs) or (None, None)
-    found = ratio_over_seeds({seed_key(seed): own for seed, own in scores.items()})
+    found = ratio_over_seeds({seed_name(seed): own for seed, own in scores.items()})
     return {"judge": {"low": low, "high": high, "n": len(pairs)} | found}

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Callable
+from datetime import timedelta
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -20,6 +20,9 @@ from minillm.suite.units import Store, Unit, judge_units, units_of
 from minillm.suite.work import Bench, Loaded, judged, load, pair_for
 
 
+_PATIENCE = timedelta(days=30)  # shares are by number, and so of unequal length
+
+
 def evaluate(cfg: DictConfig) -> None:
     """Measure what `cfg` describes, here or in `devices` processes.
 
@@ -28,7 +31,7 @@ def evaluate(cfg: DictConfig) -> None:
     """
     plain = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=False)
     if in_a_worker():
-        join()
+        join(_PATIENCE)
         plain = agree(plain)  # the run's name may hold the time
     suite = check_suite(OmegaConf.create(plain))
     if suite.devices > 1 and not in_a_worker():
@@ -48,7 +51,6 @@ def run_suite(suite: Suite) -> dict:
     Raises:
         ModelError, ConfigError, DataError, JudgeError: what is finished is kept.
     """
-    logging.getLogger("minillm.data.prompts").setLevel(logging.WARNING)  # what it counts is said where it matters
     done = suite.run_dir / "metrics.json"
     there = agree(done.exists())
     if not there:

@@ -14,7 +14,7 @@ from rich.progress import Progress as Bars
 from rich.table import Table
 
 from minillm.console import say
-from minillm.suite.names import file_labels, folded, labels
+from minillm.names import file_labels, folded, labels, seed_name
 from minillm.suite.settings import Suite
 from minillm.suite.units import Unit
 from minillm.units import duration
@@ -80,7 +80,7 @@ class Progress:
     def _of(self, unit: Unit) -> str:
         parts = [unit.kind, self._names.get(unit.source, unit.source), self._names.get(unit.of, unit.of), unit.decoding]
         if unit.kind == "judge":
-            parts.append("greedy" if unit.seed is None else f"seed {unit.seed}")
+            parts.append(f"seed {seed_name(unit.seed)}")
         return " ".join(filter(None, parts))
 
 

@@ -107,7 +107,7 @@ def check_suite(cfg: DictConfig) -> Suite:
     lengths = {"max_new_tokens": plain["max_new_tokens"]}
     if measures.reference_loss:
         lengths["data.max_response_tokens"] = sources.max_response_tokens
-    if problems := model_problems(checkpoints, teacher, sources, tasks, lengths):
+    if problems := model_problems(checkpoints, teacher, sources, records, tasks, lengths):
         raise ConfigError(problems)
     device = device_of(plain["device"])
     dtype = choose_dtype(plain["dtype"], device)

@@ -1,5 +1,7 @@
 """The whole evaluation with a judge, and with mistakes, which are told before any work."""
 
+import json
+
 import pytest
 import torch
 
@@ -68,6 +70,14 @@ def test_mistakes_come_in_one_message_before_a_model_is_loaded(checked, world, p
         checked(tmp_path / "run", "suite.calibration.sst2.words=[red,nowhere]", "max_new_tokens=5000")
     text = str(caught.value)
     assert text.count("'nowhere' is unknown to the tokenizer") == 3 and text.count("2048 positions; lower them") == 3
+    chat, long = tmp_path / "chat.jsonl", tmp_path / "long.jsonl"
+    chat.write_text(json.dumps({"messages": [{"role": role, "content": "the"} for role in ("system", "user")]}))
+    long.write_text(json.dumps({"instruction": "the " * 300}))
+    with pytest.raises(ConfigError) as caught:
+        checked(tmp_path / "run", f"data.files=[{chat},{long}]", "data.template=paper")
+    text = str(caught.value)
+    assert text.count("chat.jsonl:1: a conversation of several turns") == 3
+    assert text.count("long.jsonl: none of 1 prompts is left") == 3
     with pytest.raises(ConfigError, match="no such key; did you mean token_rows"):
         checked(tmp_path / "run", "+suite.token_row=1")
 

@@ -20,6 +20,7 @@ LAYERS = [
         "ranks",
         "changes",
         "units",
+        "names",
     },
     {"objectives", "linear_loss", "models", "data", "optim", "parallel", "saved"},
     {"sampling", "packing", "branches", "scoring", "metrics", "evaluation", "prefixes", "zero_shot", "repeats"},

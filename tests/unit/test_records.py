@@ -35,6 +35,7 @@ def test_the_minillm_schema(tmp_path):
         "a\n\nb",
     )
     assert (two.input, two.references, two.question) == ("", ("f",), "e")
+    assert one.conversation == one.question
 
 
 def test_chat_messages(tmp_path):
@@ -44,6 +45,7 @@ def test_chat_messages(tmp_path):
     assert with_answer.instruction == without.instruction == "u2"
     assert with_answer.references == ("a2",) and without.references == ()
     assert with_answer.history == tuple(turns[:3])
+    assert without.conversation == "system: s\n\nuser: u1\n\nassistant: a1\n\nuser: u2"
 
 
 @pytest.mark.parametrize(

@@ -141,6 +141,8 @@ def test_the_papers_row_stands_beside_the_same_network_and_method_only(tmp_path,
     (tmp_path / "config.json").write_text(json.dumps({"model_type": kind}))
     row = row_of(Model(str(tmp_path), label, "student", int(millions * 1e6), 1))
     assert (row and row.values[0]) == expected
+    (tmp_path / "config.json").write_text("{broken")
+    assert row_of(Model(str(tmp_path), label, "student", int(millions * 1e6), 1)) is None
 
 
 def test_published_values_are_those_of_the_paper():

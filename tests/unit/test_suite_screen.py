@@ -3,7 +3,7 @@
 import pytest
 import rich
 
-from minillm.suite.names import file_labels, folded, labels
+from minillm.names import file_labels, folded, labels
 from minillm.suite.screen import show_results
 
 

@@ -1,4 +1,4 @@
-"""Short names of models and files, and lines that break between words only."""
+"""Short names of models, files and seeds, and lines that break between words only."""
 
 from __future__ import annotations
 
@@ -24,6 +24,10 @@ def file_labels(files: Sequence[str]) -> dict[str, str]:
     """The names without folder, ending and a first `eval_`, or the files as they are where those are not unique."""
     short = {file: PurePath(file).name.removesuffix(".jsonl").removeprefix("eval_") for file in files}
     return short if len(set(short.values())) == len(files) else {file: file for file in files}
+
+
+def seed_name(seed: int | None) -> str:
+    return "greedy" if seed is None else str(seed)
 
 
 def folded(name: str, width: int) -> str:
