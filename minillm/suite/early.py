@@ -24,7 +24,7 @@ def model_problems(
     tasks: Mapping[str, tuple],
     lengths: Mapping[str, int],
 ) -> list[str]:
-    """Of each model with its prompts by file, its label words and its teacher; `lengths` of what may follow a prompt."""
+    """Of each model with the prompts by file, its label words and teacher; `lengths` of what may follow a prompt."""
     logging.getLogger("minillm.data.prompts").setLevel(logging.WARNING)  # what it counts is said where it matters
     problems: list[str] = []
     found: dict[str, tuple[Any, Any]] = {}

@@ -138,7 +138,8 @@ def spread(values: dict[int | None, Sequence[float]], weights: dict[int | None, 
     if not found.n:
         return dict(NOTHING)
     per_seed = {
-        seed_name(seed): sum(own) / (len(own) if weights is None else sum(weights[seed])) for seed, own in values.items()
+        seed_name(seed): sum(own) / (len(own) if weights is None else sum(weights[seed]))
+        for seed, own in values.items()
     }
     return asdict(found) | {"per_seed": per_seed}
 

@@ -19,7 +19,6 @@ from minillm.suite.settings import SETTINGS, Suite, check_suite
 from minillm.suite.units import Store, Unit, judge_units, units_of
 from minillm.suite.work import Bench, Loaded, judged, load, pair_for
 
-
 _PATIENCE = timedelta(days=30)  # shares are by number, and so of unequal length
 
 

@@ -241,7 +241,8 @@ def judged(suite: Suite, store: Store, unit: Unit) -> dict:
     if not all(records[row["id"]].references for row in rows):
         return {"rows": [], "counts": {}}
     items = [
-        Item(row["id"], records[row["id"]].conversation, records[row["id"]].references[0], row["answer"]) for row in rows
+        Item(row["id"], records[row["id"]].conversation, records[row["id"]].references[0], row["answer"])
+        for row in rows
     ]
     ratings = suite.measures.judge.rate(items)
     counts = ratings.counts()
