@@ -10,6 +10,7 @@ from lightning.pytorch.loggers import WandbLogger
 from omegaconf import DictConfig, OmegaConf
 
 from minillm.build import build, check_config
+from minillm.machine import on_cuda
 from minillm.parallel import agree, join, launch, leave
 from minillm.ranks import in_a_worker, rank
 
@@ -26,13 +27,14 @@ def fit(cfg: DictConfig, *, command: str, began: float) -> dict[str, float]:
     for name in ("lightning.pytorch", "lightning.fabric"):  # they turn themselves up when they are imported
         logging.getLogger(name).setLevel(logging.ERROR)
     job = {"task": "train", "cfg": OmegaConf.to_container(cfg, resolve=True), "command": command, "began": began}
+    cuda = on_cuda(OmegaConf.select(cfg, "trainer.accelerator", default="auto"))
     if in_a_worker():
-        join()
+        join(cuda=cuda)
         job = agree(job)  # a run's name may hold the time
         cfg = OmegaConf.create(job["cfg"])
     settings = check_config(cfg, command=job["command"], began=job["began"])
     if settings.strategy.world_size > 1 and not in_a_worker():
-        launch(settings.strategy.devices_here, job)
+        launch(settings.strategy.devices_here, job, cuda=cuda)
     else:
         run = build(cfg, settings)
         run.trainer.fit(run.module, run.datamodule, ckpt_path=run.ckpt_path, weights_only=True)

@@ -46,11 +46,16 @@ def has_bfloat16(device: torch.device) -> bool:
     return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
 
 
+def on_cuda(accelerator: str) -> bool:
+    """Whether that is a GPU, of what `trainer.accelerator` or `device` of evaluate.py names."""
+    return accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
+
+
 def choose_precision(precision: str, accelerator: str = "auto") -> str:
     """For the trainer: `auto` is bf16-mixed on a GPU that has bfloat16, else 32-true."""
     if precision != "auto":
         return precision
-    gpu = accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
+    gpu = on_cuda(accelerator)
     return "bf16-mixed" if has_bfloat16(torch.device("cuda" if gpu else "cpu")) else "32-true"
 
 

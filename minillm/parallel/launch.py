@@ -40,9 +40,10 @@ def environment() -> ClusterEnvironment:
     return SLURMEnvironment(auto_requeue=False) if in_a_worker() else LightningEnvironment()
 
 
-def launch(devices: int, job: dict[str, Any]) -> None:
+def launch(devices: int, job: dict[str, Any], *, cuda: bool) -> None:
     """Run `job`, what `minillm.worker` reads, in one process a device of this node, and wait for them; they get our
-    signals. At a second Ctrl-C this process ends, and they with it (`minillm.worker`).
+    signals. At a second Ctrl-C this process ends, and they with it (`minillm.worker`). cuda: each has a GPU; else they
+    share the cores.
 
     Raises:
         SystemExit: one of them failed.
@@ -50,7 +51,7 @@ def launch(devices: int, job: dict[str, Any]) -> None:
     """
     root = str(Path(__file__).parents[2])  # the command may be called from anywhere
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
-    if not torch.cuda.is_available():
+    if not cuda:
         os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // devices)))
     with tempfile.TemporaryDirectory(prefix="minillm-") as folder:
         file = Path(folder) / "job.json"
@@ -85,12 +86,11 @@ def _ctrl_c(number: int, frame) -> NoReturn:
     raise SignalException("Ctrl-C", sigval=signal.Signals(number))  # as torch's handler of the other signals
 
 
-def join(patience: timedelta = _PATIENCE) -> None:
+def join(*, cuda: bool, patience: timedelta = _PATIENCE) -> None:
     """Become a member of the processes that were started, with a silent terminal on all but the first. `patience`: how
     long one waits for another that lives; one that ends is noticed by who started them."""
     if dist.is_initialized():
         return
-    cuda = torch.cuda.is_available()
     device = None
     if cuda:
         local = int(os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", 0)))

@@ -11,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from minillm.console import say
 from minillm.errors import Interrupted
 from minillm.files import write_whole
+from minillm.machine import on_cuda
 from minillm.parallel import agree, barrier, join, launch, leave
 from minillm.ranks import in_a_worker, rank, started_processes
 from minillm.suite.results import answer_lines, results_of, token_lines
@@ -29,13 +30,14 @@ def evaluate(cfg: DictConfig) -> None:
         MinillmError: see `check_suite` and `run_suite`.
     """
     plain = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=False)
+    cuda = on_cuda(plain["device"])
     if in_a_worker():
-        join(_PATIENCE)
+        join(cuda=cuda, patience=_PATIENCE)
         plain = agree(plain)  # the run's name may hold the time
     suite = check_suite(OmegaConf.create(plain))
     if suite.devices > 1 and not in_a_worker():
         try:
-            launch(suite.devices, {"task": "evaluate", "cfg": plain})
+            launch(suite.devices, {"task": "evaluate", "cfg": plain}, cuda=cuda)
         except Interrupted as error:
             raise Interrupted(error.signal, "the same command with the same run.name goes on") from error
         return

@@ -16,7 +16,7 @@ from tests.integration.test_resume import Killed, train
 
 
 def main() -> None:
-    join()
+    join(cuda=False)
     for job in json.loads(Path(sys.argv[1]).read_text()):
         if job.get("copy") and rank() == 0:
             shutil.copytree(job["copy"], job["run_dir"])

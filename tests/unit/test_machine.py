@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from minillm.machine import choose_precision
+from minillm.machine import choose_precision, on_cuda
 
 
 @pytest.mark.parametrize(
@@ -24,3 +24,11 @@ def test_auto_takes_bfloat16_where_it_is_native_and_an_explicit_value_wins(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: native or including_emulation)
     assert choose_precision(precision, accelerator) == chosen
+
+
+@pytest.mark.parametrize(
+    ("name", "gpu", "expected"), [("auto", True, True), ("cuda", False, False), ("cpu", True, False)]
+)
+def test_processes_of_a_run_on_the_cpu_touch_no_gpu(monkeypatch, name, gpu, expected):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    assert on_cuda(name) == expected
