@@ -72,6 +72,7 @@ def _evaluation(source: Evaluation, folder: Path) -> tuple[dict, tuple, str]:
             "Decoding": ", ".join(source.decodings),
             "Seeds": ", ".join(map(seed_name, settings.get("seeds") or [])),
             "Answers": f"{source.n_answers:,}",
+            "Take care": "; ".join(metrics.get("notes") or []),
         },
         "legend": [
             {

@@ -45,6 +45,7 @@ def results_of(suite: Suite, store: Store) -> dict:
             | store.read(Unit("model", source))
             for source in suite.models
         },
+        "notes": [],
         "answers": {},
         "reference_loss": {},
         "position": {},
@@ -58,6 +59,7 @@ def results_of(suite: Suite, store: Store) -> dict:
     if measures.judge:
         out["judge"] = {}
     for file in suite.records:
+        answered: dict[str, list[str]] = {}
         for source in suite.models:
             kept: list[str] | None = None
             for decoding in measures.decodings:
@@ -69,6 +71,7 @@ def results_of(suite: Suite, store: Store) -> dict:
                 _put(out["answers"], decoding, file, source, value={
                     "prompts": len(kept), "figures": figures, "by_length": length_bins(rows)
                 })  # fmt: skip
+            answered[source] = kept
             if measures.reference_loss:
                 _put(out["reference_loss"], file, source, value=_reference_loss(store, source, file))
             if suite.teacher is not None and source != suite.teacher:
@@ -76,6 +79,12 @@ def results_of(suite: Suite, store: Store) -> dict:
                     _put(out["position"], file, source, value=_position(suite, store, source, file))
                 if measures.exposure:
                     _put(out["exposure"], file, source, value=_exposure(suite, store, source, file))
+        if len({tuple(ids) for ids in answered.values()}) > 1:
+            counts = ", ".join(f"{names[source]} {len(ids)}" for source, ids in answered.items())
+            out["notes"].append(
+                f"{file}: the models answered different prompts ({counts}), because each counts its own tokens; raise "
+                "data.max_prompt_tokens to compare them on the same"
+            )
     return out
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from datetime import timedelta
+from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -14,6 +15,7 @@ from minillm.files import write_whole
 from minillm.machine import on_cuda
 from minillm.parallel import agree, barrier, join, launch, leave
 from minillm.ranks import in_a_worker, rank, started_processes
+from minillm.suite.grown import told
 from minillm.suite.results import answer_lines, results_of, token_lines
 from minillm.suite.screen import Progress, show_results
 from minillm.suite.settings import SETTINGS, Suite, check_suite
@@ -52,18 +54,11 @@ def run_suite(suite: Suite) -> dict:
     Raises:
         ModelError, ConfigError, DataError, JudgeError: what is finished is kept.
     """
-    done = suite.run_dir / "metrics.json"
-    there = agree(done.exists())
+    done, store = suite.run_dir / "metrics.json", Store(suite)
+    there = agree(rank() == 0 and _begin(suite, done))
     if not there:
-        say(f"Into {suite.run_dir}; if it is stopped, the same command with run.name={suite.run_dir.name} goes on.")
-        _say_left_out(suite)
-        store = Store(suite.run_dir / "units")
-        store.folder.mkdir(parents=True, exist_ok=True)
-        if rank() == 0:
-            write_whole(suite.run_dir / SETTINGS, json.dumps(suite.settings, indent=2) + "\n")
-        barrier()  # no unit without the settings it was made with
+        store.folder.mkdir(parents=True, exist_ok=True)  # after settings.json: without it the run would be another's
         _work(suite, store)
-        barrier()
     if rank() > 0:
         return {}
     if there:
@@ -80,9 +75,27 @@ def run_suite(suite: Suite) -> dict:
     return results
 
 
+def _begin(suite: Suite, done: Path) -> bool:
+    """Whether the work is done for these very settings; else they are in settings.json now."""
+    file, text = suite.run_dir / SETTINGS, json.dumps(suite.settings, indent=2) + "\n"
+    before = file.read_text() if file.exists() else text
+    if done.exists() and before == text:
+        return True
+    say(f"Into {suite.run_dir}; if it is stopped, the same command with run.name={suite.run_dir.name} goes on.")
+    if changed := told(json.loads(before), suite.settings):
+        say(f"Changed since: {changed}.")
+    _say_left_out(suite)
+    suite.run_dir.mkdir(parents=True, exist_ok=True)
+    done.unlink(missing_ok=True)  # first: beside the new settings it would pass for theirs
+    write_whole(file, text)
+    return False
+
+
 def _work(suite: Suite, store: Store) -> None:
+    """All that is missing; on the first rank all units are there at the end."""
     shares = {source: _share(units_of(suite, source)) for source in suite.models}
-    to_judge = _share(judge_units(suite))
+    # A judge is asked many things at a time as it is; and what it counts is said by the first rank alone.
+    to_judge = judge_units(suite) if rank() == 0 else []
     all_of = [unit for units in (*shares.values(), to_judge) for unit in units]
     missing = {unit for unit in all_of if unit not in store}
     teacher: Loaded | None = None
@@ -94,11 +107,8 @@ def _work(suite: Suite, store: Store) -> None:
                 teacher = load(suite, suite.teacher)
             if left:
                 _measure(suite, store, source, teacher, left, progress)
-        if suite.measures.judge:
-            barrier()  # the answers may be another process's
-            _make(
-                store, [unit for unit in to_judge if unit in missing], lambda unit: judged(suite, store, unit), progress
-            )
+        barrier()  # what follows needs the units of all; nobody waits for the judge
+        _make(store, [unit for unit in to_judge if unit in missing], lambda unit: judged(suite, store, unit), progress)
 
 
 def _share(units: list[Unit]) -> list[Unit]:

@@ -137,6 +137,8 @@ def show_results(results: dict) -> None:
             for name in ("items", "rated", "malformed", "failed", "malformed_replies")
         }
         _show(f"Answers given to the judge, decoding {decoding}, all data sets", names, columns)
+    for note in results.get("notes", []):
+        say(f"NOTE: {note}")
 
 
 def _show(title: str, names: Mapping[str, str], columns: Mapping[str, Mapping[str, str]], cell: int = _CELL) -> None:

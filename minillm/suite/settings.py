@@ -11,7 +11,6 @@ from typing import Any, Literal, TypeVar
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from minillm.changes import changes, flat
 from minillm.checks import collect, describe, matches
 from minillm.data import Record, Sources, read_choices, read_records, training_keys
 from minillm.errors import ConfigError, DataError, ModelError
@@ -21,10 +20,11 @@ from minillm.parallel import agree
 from minillm.ranks import rank, started_processes
 from minillm.secret import secret_problems
 from minillm.suite.early import model_problems
+from minillm.suite.grown import refused
 from minillm.suite.measures import Calibration, Measures, read_measures
 
 Found = TypeVar("Found")
-SETTINGS = "settings.json"  # in the run's directory: what must not change when it goes on
+SETTINGS = "settings.json"  # in the run's directory: what it measures, and how
 _KINDS = {
     "teacher": str | None, "seeds": list[int | None], "max_new_tokens": int, "batch_size": int, "chunk": int,
     "limit": int | None, "dtype": Dtype, "attention": Attention, "device": Literal["auto", "cpu", "cuda"],
@@ -178,7 +178,7 @@ def _rows(problems: list[str], plain: dict, measures: Measures | None) -> tuple[
 
 
 def _settings(plain: dict, dtype: str, files: list[str], models: list[str]) -> dict:
-    """What must not change when the work goes on, with the content of files and weights."""
+    """What is measured and how, with the content of files and weights, as JSON gives it back."""
     out = {key: value for key, value in plain.items() if key not in _FREE}
     out |= {"dtype": dtype.removeprefix("torch."), "seeds": list(plain["seeds"])}
     judge = plain["suite"].get("judge")
@@ -189,24 +189,20 @@ def _settings(plain: dict, dtype: str, files: list[str], models: list[str]) -> d
         }
     content = None
     if rank() == 0:  # weights are large: one process reads them
-        paths = {name: Path(Checkpoint(name).resolve()[0]) for name in models} | {
-            file: Path(file).expanduser() for file in files
-        }
-        content = {name: fingerprint(path) for name, path in paths.items() if path.exists()}
-    return out | {"content": agree(content)}
+        content = {name: _content_of(name) for name in models}
+        content |= {file: fingerprint(path) for file in files if (path := Path(file).expanduser()).exists()}
+    return json.loads(json.dumps(out | {"content": agree(content)}))
 
 
 def _refuse_another(settings: dict, run_dir: Path) -> None:
     file = run_dir / SETTINGS
-    if not file.exists():
-        return
-    # As JSON gives them back: a name may have dots, a tuple is a list.
-    differing = changes(flat(json.loads(file.read_text())), flat(json.loads(json.dumps(settings))))
-    if differing:
+    if file.exists() and (problems := refused(json.loads(file.read_text()), settings)):
         end = f"; {run_dir} was begun otherwise: choose another run.name or delete it"
-        content = "content."
-        raise ConfigError(
-            (f"{each.key.removeprefix(content)} has other content now" if each.key.startswith(content) else str(each))
-            + end
-            for each in differing
-        )
+        raise ConfigError(problem + end for problem in problems)
+
+
+def _content_of(model: str) -> str | None:
+    """Of a directory the hash of its files, of a model of the hub its commit where that is known."""
+    checkpoint = Checkpoint(model)
+    path = Path(checkpoint.resolve()[0])
+    return fingerprint(path) if path.exists() else getattr(checkpoint.peek()[0], "_commit_hash", None)

@@ -1,4 +1,5 @@
-"""The work in units, each with a file of its own that is written whole: what is there is not done again.
+"""The work in units, each with a file of its own that is written whole: what is there is not done again. The file's
+name is a hash of all that its content depends on: what was made under other settings is not taken for what is wanted.
 
 Which units there are follows from the settings alone. The units of a model are numbered, and process r of n takes every
 n-th from r on: what a unit gives does not depend on who does it, so that any number of processes gives the same.
@@ -23,7 +24,7 @@ Kind = Literal["model", "calibration", "references", "answers", "exposure", "sam
 class Unit:
     """`of` is a file of prompts or a task; `chunk` numbers its records in steps of `Suite.chunk`, answered with all
     seeds. `seed`: of the judge's units alone. The source of samples, the teacher's side of exposure bias, is a hash of
-    what they depend on."""
+    what is not among the settings."""
 
     kind: Kind
     source: str
@@ -32,29 +33,68 @@ class Unit:
     seed: int | None = None
     chunk: int = 0
 
-    @property
-    def file_name(self) -> str:
-        digest = hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
-        return f"{self.kind}-{digest[:20]}.json"
+
+def file_name(suite: Suite, unit: Unit) -> str:
+    depends = [asdict(unit), depends_on(suite, unit)]
+    return f"{unit.kind}-{hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()[:20]}.json"
+
+
+def depends_on(suite: Suite, unit: Unit) -> dict:
+    """What the unit's result depends on beside its own fields, as plain JSON. Models and files are known by their
+    content, those of the hub and of this package by their name."""
+    settings, measures, content = suite.settings, suite.measures, suite.settings["content"]
+    if unit.kind == "judge":
+        parts = [Unit("answers", unit.source, unit.of, unit.decoding, chunk=chunk) for chunk in chunks(suite, unit.of)]
+        return {"judge": settings["suite"]["judge"], "answers": [file_name(suite, part) for part in parts]}
+    found: dict = {"model": content.get(unit.source)}
+    if unit.kind == "model":
+        return found
+    # The teacher decides on the shared vocabulary and the ends of answers, so on everything; itself it is alone.
+    teacher = None if unit.source == suite.teacher else suite.teacher
+    found |= {"teacher": content.get(teacher, teacher)} | {key: settings[key] for key in ("dtype", "attention")}
+    found["data"] = {key: value for key, value in settings["data"].items() if key != "files"}
+    if unit.kind == "calibration":
+        task = asdict(suite.tasks[unit.of][0])
+        return found | {"task": task | {"file": content[task["file"]]}, "limit": measures.calibration_limit}
+    found |= {"file": content.get(unit.of), "limit": settings["limit"]}
+    if unit.kind == "references":
+        return found
+    found |= {key: settings[key] for key in ("max_new_tokens", "batch_size", "chunk")}
+    if unit.kind == "answers":
+        rows = measures.token_rows if unit.decoding == measures.plain else 0
+        size = measures.decodings[unit.decoding]
+        return found | {"seeds": settings["seeds"], "no_repeat_ngram_size": size, "token_rows": rows}
+    return found | {"exposure": asdict(measures.exposure)}
 
 
 @dataclass(frozen=True)
 class Store:
-    """Finished units in `folder`."""
+    """Finished units of a suite."""
 
-    folder: Path
+    suite: Suite
+
+    @property
+    def folder(self) -> Path:
+        return self.suite.run_dir / "units"
+
+    def _file(self, unit: Unit) -> Path:
+        return self.folder / file_name(self.suite, unit)
 
     def __contains__(self, unit: Unit) -> bool:
-        return (self.folder / unit.file_name).exists()
+        return self._file(unit).exists()
 
     def write(self, unit: Unit, made: dict) -> None:
-        write_whole(self.folder / unit.file_name, json.dumps({"unit": asdict(unit), "made": made}) + "\n")
+        write_whole(self._file(unit), json.dumps({"unit": asdict(unit), "made": made}) + "\n")
 
     def read(self, unit: Unit) -> dict:
-        """Raises DataError: it is damaged."""
-        file = self.folder / unit.file_name
+        """Raises DataError: it is damaged, or another process's and not in our directory."""
+        file = self._file(unit)
         try:
             return json.loads(file.read_text(encoding="utf-8"))["made"]
+        except FileNotFoundError as error:
+            raise DataError(
+                f"{file}: is not there, although it is made; all nodes must share run.dir={self.suite.run_dir}"
+            ) from error
         except (ValueError, KeyError, TypeError) as error:
             raise DataError(f"{file}: damaged ({error}); delete it, and the same command makes it again") from error
 
