@@ -185,3 +185,20 @@ def test_without_a_teacher_or_references(checked, tmp_path, capsys):
     shown = " ".join(capsys.readouterr().out.split())
     assert "not every prompt has a reference; Rouge-L and what else needs one are left out" in shown
     assert "No teacher: KL, exposure bias" in shown and "boolq: no file" in shown
+
+
+def test_models_that_keep_different_prompts_are_named(checked, place, tmp_path, capsys):
+    wordy = tmp_path / "wordy" / "student"
+    make_model(seed=1, layers=1, dtype=torch.float32).save_pretrained(wordy)
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = "the the " + tokenizer.chat_template
+    tokenizer.save_pretrained(wordy)
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"instruction": "the"}\n{"instruction": "the cat the"}\n')
+    options = ["teacher=null", "data.max_prompt_tokens=6", f"data.files=[{rows}]", "suite.calibration.sst2.file=null"]
+    found = run_suite(checked(tmp_path / "run", *BRIEF, *options, f"models=[{place}/one/student,{wordy}]"))
+    (note,) = found["notes"]
+    assert "the models answered different prompts (one/student 2, wordy/student 1)" in note
+    assert "NOTE: " in capsys.readouterr().out
+    alone = run_suite(checked(tmp_path / "alone", *BRIEF, *options, f"models=[{wordy}]"))
+    assert alone["notes"] == []
