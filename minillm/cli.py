@@ -144,13 +144,11 @@ def explain(error: HydraException, config_name: str) -> str:
     group, _, rest = key.partition(".")
     if group == "trainer" and (refused := trainer_problem(rest)):
         return refused
-    known = _known_keys(config_name)
-    if key in known:
-        return (
-            f"{key}: not a key of what these options compose; another choice of a group has it. Where it is meant all "
-            f"the same: +{key}=..."
-        )
-    return f"{key}: no such key; {nearest(key, known)}"
+    files = sorted((CONF / group).glob("*.yaml"))
+    if having := [file.stem for file in files if rest in _flat(OmegaConf.load(file))]:
+        places = " and ".join(f"{group}={name}" for name in having)
+        return f"{key}: not a key of what is composed, but of {places}. Where it is meant all the same: +{key}=..."
+    return f"{key}: no such key; {nearest(key, _known_keys(config_name))}"
 
 
 def _known_keys(config_name: str) -> list[str]:

@@ -95,9 +95,13 @@ def test_the_end_of_a_good_one_removes_nothing(command):
         ("lora=x", "lora=x: no such choice; choose from: default, none"),
         ("modle=own", "modle: no such key; did you mean model?"),
         ("sampler.alfa=1", "sampler.alfa: no such key; did you mean sampler.alpha?"),
+        (
+            "suite.calibration.sst2.file=x",
+            "suite.calibration.sst2.file: not a key of what is composed, but of suite=paper.",
+        ),
     ],
 )
 def test_an_unknown_name_is_answered_with_the_nearest(override, text):
     with initialize_config_dir(str(CONF), version_base="1.3"), pytest.raises(HydraException) as caught:
-        compose("train", [override])
-    assert cli.explain(caught.value, "train").startswith(text)
+        compose(name := "evaluate" if override.startswith("suite") else "train", [override])
+    assert cli.explain(caught.value, name).startswith(text)
