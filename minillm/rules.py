@@ -41,14 +41,7 @@ def root_problems(plain: dict) -> list[str]:
         given = plain[prefix[:-1]] if prefix else plain
         problems += [f"{prefix}{key}: no such key; {nearest(key, keys)}" for key in given if key not in keys]
     name = plain["run"]["name"]
-    if (
-        not isinstance(name, str)
-        or not name
-        or re.search(r"[=,\[\](){}\s]", name)
-        or name.startswith(("/", "."))
-        or ".." in name
-    ):
-        problems.append(f"run.name={name!r}: wanted a relative path without .. = , spaces or brackets")
+    problems += name_problems(name)
     run_dir = Path(plain["run"]["dir"])
     if (run_dir / "config.yaml").exists() and not plain["resume"]:
         problems.append(
@@ -57,6 +50,14 @@ def root_problems(plain: dict) -> list[str]:
     if plain["resume"] not in (None, "auto"):
         problems.append(f"resume={plain['resume']!r}: wanted null or auto")
     return problems
+
+
+def name_problems(name: object) -> list[str]:
+    """Of run.name, which is a path below runs/ and stands in overrides."""
+    odd = not isinstance(name, str) or not name or re.search(r"[=,\[\](){}\s]", name)
+    if odd or name.startswith(("/", ".")) or ".." in name:
+        return [f"run.name={name!r}: wanted a relative path without .. = , spaces or brackets"]
+    return []
 
 
 def check_writable(run_dir: Path) -> None:

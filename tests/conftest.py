@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import threading
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("WANDB_MODE", "disabled")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-
 import pytest
 import torch
 import torch.distributed as dist
@@ -19,6 +19,9 @@ from transformers import PreTrainedTokenizerFast
 
 from minillm.models import Architecture, LanguageModel, Pair
 from minillm.parallel import Group
+
+# A job in the background of a script ignores Ctrl-C, and so would all that the tests start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 WORDS = [
     *"the a of to and in is what name list write tell why".split(),

@@ -123,7 +123,7 @@ def to_latex(evaluation: Evaluation) -> str:
             continue
         figure = NAMED[next(iter(figures))]
         rows, n_files = figures[figure.key], len(table["files"])
-        best = [best_of(rows, table["models"], column, figure.better) for column in range(n_files)]
+        best = [best_of(rows, table["models"], column, figure) for column in range(n_files)]
         lines = [
             rf"% {figure.key}, decoding {decoding}: mean over seeds, deviation, 95\% interval over prompts",
             rf"\begin{{tabular}}{{l{'c' * n_files}}}",
@@ -132,20 +132,21 @@ def to_latex(evaluation: Evaluation) -> str:
             r"\midrule",
         ]
         for number, (model, row) in enumerate(zip(table["models"], rows, strict=True)):
-            texts = [_latex_cell(cell, figure.digits, best[column] == number) for column, cell in enumerate(row)]
+            texts = [_latex_cell(cell, figure.digits, number in best[column]) for column, cell in enumerate(row)]
             lines.append(" & ".join([latex_escape(model["label"]), *texts]) + r" \\")
         blocks.append("\n".join([*lines, r"\bottomrule", r"\end{tabular}"]))
     return "\n\n".join(blocks) + "\n"
 
 
-def best_of(rows: list, models: list[dict], column: int, better: int) -> int | None:
-    """The student with the best mean, where there are two students or more and one way is better."""
+def best_of(rows: list, models: list[dict], column: int, figure: Figure) -> set[int]:
+    """The students with the best mean as it is shown, where one way is better and not all have the same."""
     values = {
-        number: row[column][0]
+        number: round(figure.better * row[column][0], figure.digits)
         for number, (model, row) in enumerate(zip(models, rows, strict=True))
         if model["role"] != "teacher" and row[column] and row[column][0] is not None
     }
-    return max(values, key=lambda number: better * values[number]) if better and len(values) > 1 else None
+    best = {number for number, value in values.items() if value == max(values.values())}
+    return best if len(best) < len(values) else set()
 
 
 def _latex_cell(cell: list | None, digits: int, best: bool) -> str:

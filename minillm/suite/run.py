@@ -10,7 +10,7 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 
 from minillm.console import say
-from minillm.errors import Interrupted
+from minillm.errors import DataError, Interrupted
 from minillm.files import write_whole
 from minillm.machine import on_cuda
 from minillm.parallel import agree, barrier, join, launch, leave
@@ -57,6 +57,7 @@ def run_suite(suite: Suite) -> dict:
     done, store = suite.run_dir / "metrics.json", Store(suite)
     there = agree(rank() == 0 and _begin(suite, done))
     if not there:
+        _check_ours(suite)
         store.folder.mkdir(parents=True, exist_ok=True)  # after settings.json: without it the run would be another's
         _work(suite, store)
     if rank() > 0:
@@ -65,6 +66,7 @@ def run_suite(suite: Suite) -> dict:
         say(f"{done} is already there.")
     else:
         results = results_of(suite, store)
+        _check_ours(suite)
         write_whole(suite.run_dir / "answers.jsonl", answer_lines(suite, store))
         write_whole(suite.run_dir / "tokens.jsonl", token_lines(suite, store))
         # Only now: the file says that the measurement is complete.
@@ -79,7 +81,8 @@ def _begin(suite: Suite, done: Path) -> bool:
     """Whether the work is done for these very settings; else they are in settings.json now."""
     file, text = suite.run_dir / SETTINGS, json.dumps(suite.settings, indent=2) + "\n"
     before = file.read_text() if file.exists() else text
-    if done.exists() and before == text:
+    files = [done.with_name(name) for name in ("answers.jsonl", "tokens.jsonl")]
+    if _made_with(done) == suite.settings and all(each.exists() for each in files):
         return True
     say(f"Into {suite.run_dir}; if it is stopped, the same command with run.name={suite.run_dir.name} goes on.")
     if changed := told(json.loads(before), suite.settings):
@@ -89,6 +92,26 @@ def _begin(suite: Suite, done: Path) -> bool:
     done.unlink(missing_ok=True)  # first: beside the new settings it would pass for theirs
     write_whole(file, text)
     return False
+
+
+def _made_with(done: Path) -> dict | None:
+    """The settings of a finished evaluation; None where there is none, or a damaged one."""
+    try:
+        return json.loads(done.read_text(encoding="utf-8"))["settings"]
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+
+
+def _check_ours(suite: Suite) -> None:
+    """Raises DataError: another command has the directory now, or it is not the one of the first process."""
+    file = suite.run_dir / SETTINGS
+    if not file.exists():
+        raise DataError(f"{file}: is not there, although it is written; all nodes must share run.dir={suite.run_dir}")
+    if json.loads(file.read_text(encoding="utf-8")) != suite.settings:
+        raise DataError(
+            f"{file}: another command measures into {suite.run_dir}; its units are kept. When it has ended, the same "
+            "command goes on"
+        )
 
 
 def _work(suite: Suite, store: Store) -> None:

@@ -104,14 +104,14 @@ def show_results(results: dict) -> None:
             for figure, (heading, digits) in _SUMMARY.items()
         }
         losses = results["reference_loss"]
-        if losses:
+        if losses and decoding == next(iter(results["answers"])):
             columns["ref.\nloss"] = {source: _number(_mean(
                 by_model[source]["mean"] for by_model in losses.values() if source in by_model), 3) for source in names
             }  # fmt: skip
         columns = {
             heading: column for heading, column in columns.items() if any(text != "-" for text in column.values())
         }
-        title = f"Other figures, decoding {decoding}: mean of {len(files)} data set{'s' * (len(files) > 1)}"
+        title = f"Other figures, decoding {decoding}: mean of the data sets that have them"
         _show(title, names, columns, cell=6)
     if results["exposure"]:
         short = file_labels(list(results["exposure"]))

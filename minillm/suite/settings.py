@@ -18,6 +18,7 @@ from minillm.files import fingerprint
 from minillm.models import Attention, Checkpoint, Dtype, choose_dtype, device_of
 from minillm.parallel import agree
 from minillm.ranks import rank, started_processes
+from minillm.rules import name_problems
 from minillm.secret import secret_problems
 from minillm.suite.early import model_problems
 from minillm.suite.grown import refused
@@ -73,13 +74,12 @@ def check_suite(cfg: DictConfig) -> Suite:
     files = data.pop("files")
     sources = collect(problems, "data", data)
     measures, calibrations = read_measures(problems, plain["suite"])
-    used = {"max_response_tokens"} if measures and measures.reference_loss else set()
     problems += [
         f"data.{key}: is for training; evaluate.py measures data.files"
         for key in training_keys(sources)
-        if key not in used
+        if key != "max_response_tokens"  # of references, for their loss
     ]
-    problems += _value_problems(plain)
+    problems += name_problems(plain["run"]["name"]) + _value_problems(plain)
     run_dir = Path(plain["run"]["dir"])
     others = [name for name in ("metrics.json", "config.yaml", "units") if (run_dir / name).exists()]
     if others and not (run_dir / SETTINGS).exists():
@@ -87,7 +87,8 @@ def check_suite(cfg: DictConfig) -> Suite:
             f"run.name={plain['run']['name']}: {run_dir} already holds another run ({others[0]}); choose another name"
         )
     records = {}
-    if not matches(files, list[str]) or not files or len(set(files)) < len(files):
+    named = matches(files, list[str])
+    if not named or not files or len({Path(file).expanduser().resolve() for file in files}) < len(files):
         problems.append(
             f"data.files={files!r}: wanted a list of different files, for example data.files=[builtin:validation]"
         )
@@ -183,7 +184,7 @@ def _settings(plain: dict, dtype: str, files: list[str], models: list[str]) -> d
     out |= {"dtype": dtype.removeprefix("torch."), "seeds": list(plain["seeds"])}
     judge = plain["suite"].get("judge")
     if judge:
-        asked = judge["base_url"] is not None
+        asked = judge.get("base_url") is not None
         out["suite"] = plain["suite"] | {
             "judge": {key: judge[key] for key in _JUDGE if key in judge} if asked else None
         }
@@ -196,7 +197,11 @@ def _settings(plain: dict, dtype: str, files: list[str], models: list[str]) -> d
 
 def _refuse_another(settings: dict, run_dir: Path) -> None:
     file = run_dir / SETTINGS
-    if file.exists() and (problems := refused(json.loads(file.read_text()), settings)):
+    try:
+        before = json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
+    except ValueError as error:
+        raise ConfigError([f"{file}: damaged ({error}); delete {run_dir} or choose another run.name"]) from error
+    if before and (problems := refused(before, settings)):
         end = f"; {run_dir} was begun otherwise: choose another run.name or delete it"
         raise ConfigError(problem + end for problem in problems)
 

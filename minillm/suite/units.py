@@ -41,7 +41,7 @@ def file_name(suite: Suite, unit: Unit) -> str:
 
 def depends_on(suite: Suite, unit: Unit) -> dict:
     """What the unit's result depends on beside its own fields, as plain JSON. Models and files are known by their
-    content, those of the hub and of this package by their name."""
+    content, those of the hub by their commit, those of this package by their name."""
     settings, measures, content = suite.settings, suite.measures, suite.settings["content"]
     if unit.kind == "judge":
         parts = [Unit("answers", unit.source, unit.of, unit.decoding, chunk=chunk) for chunk in chunks(suite, unit.of)]
@@ -61,7 +61,8 @@ def depends_on(suite: Suite, unit: Unit) -> dict:
         return found
     found |= {key: settings[key] for key in ("max_new_tokens", "batch_size", "chunk")}
     if unit.kind == "answers":
-        rows = measures.token_rows if unit.decoding == measures.plain else 0
+        shown = measures.token_rows - unit.chunk * suite.chunk if unit.decoding == measures.plain else 0
+        rows = min(max(shown, 0), len(suite.records[unit.of]) - unit.chunk * suite.chunk, suite.chunk)
         size = measures.decodings[unit.decoding]
         return found | {"seeds": settings["seeds"], "no_repeat_ngram_size": size, "token_rows": rows}
     return found | {"exposure": asdict(measures.exposure)}

@@ -72,7 +72,7 @@ class Bench:
 
     def _calibration(self, unit: Unit) -> dict:
         calibration, records = self.suite.tasks[unit.of]
-        prompts = self.suite.sources.evaluation_prompts(records, self.pair, unit.of)
+        prompts = self._encoded(records, unit.of)
         words = word_tokens(calibration.words, self.pair.tokenizer, self.pair.n_vocab)
         probabilities = label_probabilities(label_logprobs(self._model, prompts, words))
         return {
@@ -126,8 +126,9 @@ class Bench:
                 for each, total in zip(made, values_BR.sum(-1).tolist(), strict=True):
                     each[name] = total
             if unit.decoding == self.suite.measures.plain:
+                shown = {record.id for record in self.suite.records[unit.of][: self.suite.measures.token_rows]}
                 for at, row in enumerate(rows):  # those of the first seed come first
-                    if row < self.suite.measures.token_rows:
+                    if prompts.records[row].id in shown:
                         tokens = samples[at].tokens
                         made[at]["pieces"] = pieces(self.pair.tokenizer, tokens)
                         made[at]["log_q"] = said.student_logprobs_BR[at, : len(tokens)].tolist()
@@ -192,15 +193,18 @@ class Bench:
 
     def _prompts_of(self, file: str) -> PromptSet:
         if file not in self._prompts:
-            records = self.suite.records[file]
-            prompts = self.suite.sources.evaluation_prompts(records, self.pair, file)
-            if prompts.dropped:
-                reasons = ", ".join(f"{n} {reason}" for reason, n in prompts.dropped.items())
-                say(f"{self.source}, {file}: {len(prompts)} prompts of {len(records)} (left out: {reasons})")
+            prompts = self._encoded(self.suite.records[file], file)
             if not prompts.has_references:
                 say(f"{file}: not every prompt has a reference; Rouge-L and what else needs one are left out.")
             self._prompts[file] = prompts
         return self._prompts[file]
+
+    def _encoded(self, records: list[Record], of: str) -> PromptSet:
+        prompts = self.suite.sources.evaluation_prompts(records, self.pair, of)
+        if prompts.dropped:
+            reasons = ", ".join(f"{n} {reason}" for reason, n in prompts.dropped.items())
+            say(f"{self.source}, {of}: {len(prompts)} prompts of {len(records)} (left out: {reasons})")
+        return prompts
 
     def _rows(self, prompts: PromptSet, unit: Unit, limit: int | None = None) -> list[int]:
         """Those of the prompts whose records are in the unit's chunk; long prompts have been dropped."""

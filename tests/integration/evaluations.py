@@ -8,6 +8,7 @@ import sys
 import torch
 
 from minillm.models import Checkpoint, pair_of
+from minillm.suite.settings import SETTINGS
 from tests.integration.commands import ROOT
 
 SAMPLES = 5
@@ -23,6 +24,13 @@ def options(world, place, run_dir, *more):
         "~suite.decodings.no_repeat_ngram_6", "+suite.decodings.no_repeat_ngram_1=1",
         f"run.dir={run_dir}", "run.name=test", *more,
     ]  # fmt: skip
+
+
+def begun(suite):
+    """As the first of several processes begins it."""
+    suite.run_dir.mkdir(parents=True, exist_ok=True)
+    (suite.run_dir / SETTINGS).write_text(json.dumps(suite.settings, indent=2) + "\n")
+    return suite
 
 
 def results(run_dir):

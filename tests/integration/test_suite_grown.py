@@ -13,7 +13,7 @@ from minillm.suite.grown import told
 from minillm.suite.units import Store
 from tests.chat_server import failure, reply, serving
 from tests.conftest import make_model
-from tests.integration.evaluations import BRIEF, results, same
+from tests.integration.evaluations import BRIEF, begun, results, same
 
 
 @pytest.fixture
@@ -102,6 +102,8 @@ def test_another_value_makes_its_own_units_anew(whole, checked, tmp_path, made, 
     found = run_suite(checked(tmp_path / "run", change))
     assert {unit.kind for unit in made} == kinds and len({unit.decoding for unit in made}) == 1
     assert found["settings"] != results(whole)["settings"]
+    if "token_rows" in change:
+        assert {unit.chunk for unit in made} == {0}  # the others show no tokens either way
 
 
 def test_how_it_is_measured_may_not_change(whole, checked, world, place):
@@ -176,7 +178,7 @@ def test_the_first_of_several_processes_alone_asks_the_judge(checked, tmp_path, 
     monkeypatch.setattr(minillm.suite.run, "started_processes", lambda: 2)
     with serving() as (chat, url):
         judge = [f"suite.judge.base_url={url}", "suite.judge.model=m", f"suite.judge.cache_dir={tmp_path}/cache"]
-        suite = checked(tmp_path / "run", *judge, "suite.judge.key_variable=null", "limit=4", *BRIEF)
+        suite = begun(checked(tmp_path / "run", *judge, "suite.judge.key_variable=null", "limit=4", *BRIEF))
         monkeypatch.setattr(minillm.suite.run, "rank", lambda: 1)
         run_suite(suite)
         assert made and not chat.requests and not [unit for unit in made if unit.kind == "judge"]
@@ -189,6 +191,10 @@ def test_a_directory_that_is_not_shared_is_named(checked, tmp_path, monkeypatch)
     monkeypatch.setattr(minillm.suite.run, "started_processes", lambda: 2)
     with pytest.raises(DataError, match=f"all nodes must share run.dir={tmp_path}"):
         run_suite(checked(tmp_path, "limit=4", *BRIEF))
+    monkeypatch.setattr(minillm.suite.run, "rank", lambda: 1)
+    monkeypatch.setattr(minillm.suite.run, "load", lambda *_: pytest.fail("loaded"))
+    with pytest.raises(DataError, match="settings.json: is not there"):
+        run_suite(checked(tmp_path / "elsewhere", "limit=4", *BRIEF))
 
 
 def test_changes_are_told_in_a_line():

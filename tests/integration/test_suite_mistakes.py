@@ -53,12 +53,14 @@ def test_mistakes_come_in_one_message_before_a_model_is_loaded(checked, world, p
     with pytest.raises(ConfigError) as caught:
         checked(
             tmp_path / "run", f"models=[{place}/one,{place}/two/student,{place}/two/student/]", "chunk=0",
-            "seeds=[1,1]",
-            f"data.files=[{tmp_path}/empty.jsonl]", f"suite.calibration.sst2.file={tmp_path}/labels.jsonl",
+            "seeds=[1,1]", "data.max_response_tokens=32",
+            f"data.files=[{tmp_path}/empty.jsonl]", "run.name=", f"suite.calibration.sst2.file={tmp_path}/labels.jsonl",
             "suite.token_rows=-1", "suite.judge.model=m", "suite.exposure.samples=0", "+suite.decodings.x=-2",
         )  # fmt: skip
     text = str(caught.value)
+    assert "is for training" not in text
     for part in (
+        "run.name='': wanted a relative path",
         f"models: source={place}/one: no config.json inside; did you mean {place}/one/student?",
         f"models: {place}/two/student/ is there already, as {place}/two/student; wanted each once",
         "chunk=0: wanted a positive number", "seeds=[1, 1]: wanted different", "empty.jsonl: no records",
@@ -78,6 +80,8 @@ def test_mistakes_come_in_one_message_before_a_model_is_loaded(checked, world, p
     text = str(caught.value)
     assert text.count("chat.jsonl:1: a conversation of several turns") == 3
     assert text.count("long.jsonl: none of 1 prompts is left") == 3
+    with pytest.raises(ConfigError, match="wanted a list of different files"):
+        checked(tmp_path / "run", f"data.files=[{long},{tmp_path}/../{tmp_path.name}/long.jsonl]")
     with pytest.raises(ConfigError, match="no such key; did you mean token_rows"):
         checked(tmp_path / "run", "+suite.token_row=1")
 

@@ -14,7 +14,7 @@ from minillm.errors import ConfigError, DataError
 from minillm.suite import run_suite
 from minillm.suite.units import Store
 from tests.conftest import make_model
-from tests.integration.evaluations import command, results, same
+from tests.integration.evaluations import BRIEF, begun, command, results, same
 
 
 def test_stopped_work_goes_on_and_ends_the_same(whole, checked, tmp_path, monkeypatch):
@@ -42,7 +42,7 @@ def test_stopped_work_goes_on_and_ends_the_same(whole, checked, tmp_path, monkey
 def test_processes_share_the_work(whole, checked, tmp_path, monkeypatch, size):
     """One after the other, the first at the end: it puts together what all have made."""
     monkeypatch.setattr(minillm.suite.run, "started_processes", lambda: size)
-    suite = checked(tmp_path)
+    suite = begun(checked(tmp_path))
     for rank in reversed(range(size)):
         monkeypatch.setattr(minillm.suite.run, "rank", lambda rank=rank: rank)
         before = {file.name for file in tmp_path.glob("units/*")}
@@ -56,6 +56,38 @@ def test_a_finished_run_shows_its_tables_and_loads_no_model(whole, checked, monk
     assert run_suite(checked(whole)) == results(whole)
     shown = capsys.readouterr().out
     assert "metrics.json is already there" in shown and "Rouge-L, decoding no_repeat_ngram_1" in shown
+
+
+def test_what_is_lost_of_a_finished_run_is_made_again_from_its_units(whole, checked, tmp_path, monkeypatch):
+    shutil.copytree(whole, tmp_path / "run")
+    monkeypatch.setattr(minillm.suite.run, "load", lambda *_: pytest.fail("loaded"))
+    for name in ("answers.jsonl", "metrics.json"):
+        (tmp_path / "run" / name).unlink()
+        run_suite(checked(tmp_path / "run"))
+        assert same(tmp_path / "run", whole)
+    (tmp_path / "run" / "metrics.json").write_text('{"settings":')
+    run_suite(checked(tmp_path / "run"))
+    assert same(tmp_path / "run", whole)
+    (tmp_path / "run" / "settings.json").write_text("{")
+    with pytest.raises(ConfigError, match="settings.json: damaged"):
+        checked(tmp_path / "run")
+
+
+def test_two_commands_do_not_measure_into_one_run(checked, place, tmp_path, monkeypatch):
+    """The second begins and ends while the first is at work."""
+    mine, other = ([*BRIEF, "limit=2", f"models=[{place}/{name}/student]"] for name in ("one", "two"))
+    first, work = checked(tmp_path, *mine), minillm.suite.run._work
+
+    def interrupted(suite, store):
+        work(suite, store)
+        if suite is first:
+            run_suite(checked(tmp_path, *other))
+
+    monkeypatch.setattr(minillm.suite.run, "_work", interrupted)
+    with pytest.raises(DataError, match="another command measures into"):
+        run_suite(first)
+    assert f"{place}/two/student" in results(tmp_path)["models"]
+    assert run_suite(checked(tmp_path, *mine))["models"].keys() == {*first.models}
 
 
 def test_other_settings_data_and_weights_are_refused(whole, checked, world, place, tmp_path):
