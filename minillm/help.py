@@ -29,6 +29,7 @@ def show_help(conf: Path, name: str) -> None:
             above = key
         if above == "hydra" or key.startswith("_") or not value or value.startswith("${hydra:"):
             continue
+        value = re.sub(r"\$\{now:[^}]*}", "TIME", value)
         if above != "defaults":
             keys.append((f"{above}.{key}={short(value, 24)}" if indent else f"{key}={short(value, 24)}", comment or ""))
         elif key != "override":

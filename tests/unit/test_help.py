@@ -23,6 +23,7 @@ def test_every_key_of_its_own_with_its_default_and_nothing_of_train(name, monkey
     groups = {"plan": set(), "chain": set()}.get(name, {"data"})
     assert own | groups <= shown.keys() and ("suite" in shown) <= (name == "evaluate")
     assert not {"experiment", "sampler", "override", "regime.max_steps", "hydra.run"} & shown.keys()
+    assert name != "evaluate" or shown["run.name"] == "evaluate_TIME"
     assert name not in ("generate", "evaluate") or "or dolly, minillm_dolly; its keys data.*" in out
 
 
