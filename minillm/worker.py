@@ -11,7 +11,9 @@ from pathlib import Path
 from omegaconf import OmegaConf
 
 from minillm import cli
+from minillm.errors import Interrupted
 from minillm.fit import fit
+from minillm.parallel import FAILED
 from minillm.ranks import rank
 from minillm.suite import evaluate
 
@@ -29,10 +31,16 @@ def main() -> None:
         handlers = [logging.StreamHandler(sys.stdout), logging.FileHandler(log, delay=True)]
         logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=handlers)
     cfg = OmegaConf.create(job["cfg"])
-    if job["task"] == "evaluate":
-        evaluate(cfg)
-    else:
-        fit(cfg, command=job["command"], began=job["began"])
+    try:
+        if job["task"] == "evaluate":
+            evaluate(cfg)
+        else:
+            fit(cfg, command=job["command"], began=job["began"])
+    except Interrupted:
+        raise
+    except BaseException:
+        Path(sys.argv[1]).with_name(FAILED).touch()
+        raise
 
 
 if __name__ == "__main__":

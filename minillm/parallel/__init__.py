@@ -3,13 +3,14 @@
 from minillm.parallel.fake import fake_mesh
 from minillm.parallel.gradients import by_mesh, clip_gradients, gradient_norm, own_part
 from minillm.parallel.group import ALONE, Group
-from minillm.parallel.launch import agree, barrier, environment, join, launch, leave
+from minillm.parallel.launch import FAILED, agree, barrier, environment, join, launch, leave
 from minillm.parallel.settings import KINDS, Parallel
 from minillm.parallel.sharding import SPLITTABLE, DeviceMesh, gathered, shard, whole_state
 from minillm.parallel.strategies import Replicated, Sharded, group_of, lightning_strategy
 
 __all__ = [
     "ALONE",
+    "FAILED",
     "KINDS",
     "SPLITTABLE",
     "DeviceMesh",

@@ -29,6 +29,7 @@ from minillm.errors import Interrupted
 from minillm.ranks import in_a_worker, rank
 
 _PATIENCE = timedelta(hours=2)  # a rank may wait for another that tokenises a corpus or reads a large model
+FAILED = "failed"  # a file that a worker leaves beside its job: after a signal nobody gives us its status
 _GRACE = 3600  # seconds from a signal to the end of a round, before the workers are killed
 
 
@@ -75,7 +76,9 @@ def launch(devices: int, job: dict[str, Any], *, cuda: bool) -> None:
         except ChildFailedError as error:  # they have said why
             codes = {failure.exitcode for failure in error.failures.values()}
             sys.exit(Interrupted.status if codes == {Interrupted.status} else 1)
-        except SignalException as error:  # they have saved, or had not begun
+        except SignalException as error:  # they have saved, or had not begun, or say why not
+            if file.with_name(FAILED).exists():
+                sys.exit(1)
             raise Interrupted(error.sigval.name) from error
         finally:
             signal.signal(signal.SIGINT, before)
