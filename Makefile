@@ -1,7 +1,7 @@
 # make demo   a student closes in on its teacher: about 10 minutes on 2 CPU cores -> runs/demo/
 # make reproduce   teacher, SFT, KD, SeqKD and MiniLLM in miniature, 3 seeds, the paper's table -> runs/reproduce/
-# make test   the test suite: no network, no GPU
-# make test-all   with the slow tests: processes killed at any moment
+# make test   the test suite, in two processes of one thread: no network, no GPU
+# make test-all   the slow tests too, one at a time: processes killed at any moment
 # Each works alone on a fresh clone. PYTHON chooses the interpreter (3.11).
 PYTHON ?= python3
 BIN := .venv/bin
@@ -16,10 +16,10 @@ reproduce: .venv/.main
 	$(BIN)/python -m minillm.chain --config-name reproduce
 
 test: .venv/.main .venv/.test
-	$(BIN)/python -m pytest -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile
 
-test-all: .venv/.main .venv/.test
-	$(BIN)/python -m pytest
+test-all: test
+	$(BIN)/python -m pytest -m slow
 
 .venv/.main: requirements.txt
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("make: wanted Python 3.11 or newer; set PYTHON=")'
