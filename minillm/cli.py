@@ -145,10 +145,12 @@ def explain(error: HydraException, config_name: str) -> str:
     if group == "trainer" and (refused := trainer_problem(rest)):
         return refused
     files = sorted((CONF / group).glob("*.yaml"))
-    if having := [file.stem for file in files if rest in _flat(OmegaConf.load(file))]:
-        places = " and ".join(f"{group}={name}" for name in having)
+    having = [f"{group}={file.stem}" for file in files if rest in _flat(OmegaConf.load(file))]
+    known = _known_keys(config_name)
+    if having or key in known:
+        places = " and ".join(having) or "another choice of a group"
         return f"{key}: not a key of what is composed, but of {places}. Where it is meant all the same: +{key}=..."
-    return f"{key}: no such key; {nearest(key, _known_keys(config_name))}"
+    return f"{key}: no such key; {nearest(key, known)}"
 
 
 def _known_keys(config_name: str) -> list[str]:

@@ -135,7 +135,7 @@ def with_report(main: Callable[[], None]) -> Callable[[], None]:
                 if SweepStart.swept is None:
                     raise
                 raise Interrupted(then="the same command goes on") from None
-            except Exception as error:
+            except Exception as error:  # whatever a launcher raises when a process of it dies
                 if SweepStart.swept is None:
                     raise
                 problem = error

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -25,7 +24,6 @@ def model_problems(
     lengths: Mapping[str, int],
 ) -> list[str]:
     """Of each model with the prompts by file, its label words and teacher; `lengths` of what may follow a prompt."""
-    logging.getLogger("minillm.data.prompts").setLevel(logging.WARNING)  # what it counts is said where it matters
     problems: list[str] = []
     found: dict[str, tuple[Any, Any]] = {}
     for name in names:
@@ -49,7 +47,7 @@ def model_problems(
                 compare_vocabularies(tokenizer, found[teacher][1], rows, _rows(found[teacher][0]))
             except ModelError as error:
                 problems.append(f"{name} with teacher {teacher}: {error}")
-        for of, asked in {**records, **{task: rows_of for task, (_, rows_of) in tasks.items()}}.items():
+        for of, asked in (*records.items(), *((task, rows_of) for task, (_, rows_of) in tasks.items())):
             try:
                 sources.evaluation_prompts(asked, _Tokens(tokenizer, shared), of)
             except ConfigError as error:  # of the template, so the same for all files

@@ -25,8 +25,11 @@ def refused(before: Mapping, now: Mapping) -> list[str]:
 
 def told(before: Mapping, now: Mapping) -> str:
     """What differs of what is measured, in a line; empty where that is no more than an order of keys."""
-    of = [(key, before[key], now[key]) for key in ("models", "suite")]
-    of.insert(1, ("data.files", before["data"]["files"], now["data"]["files"]))
+    of = (
+        ("models", before["models"], now["models"]),
+        ("data.files", before["data"]["files"], now["data"]["files"]),
+        ("suite", before["suite"], now["suite"]),
+    )
     return "; ".join(part for each in of for part in _differing(*each))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -18,7 +19,7 @@ from minillm.ranks import in_a_worker, rank, started_processes
 from minillm.suite.grown import told
 from minillm.suite.results import answer_lines, results_of, token_lines
 from minillm.suite.screen import Progress, show_results
-from minillm.suite.settings import SETTINGS, Suite, check_suite
+from minillm.suite.settings import SETTINGS, Suite, check_suite, read_settings
 from minillm.suite.units import Store, Unit, judge_units, units_of
 from minillm.suite.work import Bench, Loaded, judged, load, pair_for
 
@@ -31,6 +32,7 @@ def evaluate(cfg: DictConfig) -> None:
     Raises:
         MinillmError: see `check_suite` and `run_suite`.
     """
+    logging.getLogger("minillm.data.prompts").setLevel(logging.WARNING)  # what it counts is said where it matters
     plain = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=False)
     cuda = on_cuda(plain["device"])
     if in_a_worker():
@@ -79,18 +81,17 @@ def run_suite(suite: Suite) -> dict:
 
 def _begin(suite: Suite, done: Path) -> bool:
     """Whether the work is done for these very settings; else they are in settings.json now."""
-    file, text = suite.run_dir / SETTINGS, json.dumps(suite.settings, indent=2) + "\n"
-    before = file.read_text() if file.exists() else text
     files = [done.with_name(name) for name in ("answers.jsonl", "tokens.jsonl")]
     if _made_with(done) == suite.settings and all(each.exists() for each in files):
         return True
     say(f"Into {suite.run_dir}; if it is stopped, the same command with run.name={suite.run_dir.name} goes on.")
-    if changed := told(json.loads(before), suite.settings):
+    before = read_settings(suite.run_dir)
+    if before and (changed := told(before, suite.settings)):
         say(f"Changed since: {changed}.")
     _say_left_out(suite)
     suite.run_dir.mkdir(parents=True, exist_ok=True)
-    done.unlink(missing_ok=True)  # first: beside the new settings it would pass for theirs
-    write_whole(file, text)
+    done.unlink(missing_ok=True)  # the answers beside it will be of these settings before its figures are
+    write_whole(suite.run_dir / SETTINGS, json.dumps(suite.settings, indent=2) + "\n")
     return False
 
 
@@ -104,10 +105,10 @@ def _made_with(done: Path) -> dict | None:
 
 def _check_ours(suite: Suite) -> None:
     """Raises DataError: another command has the directory now, or it is not the one of the first process."""
-    file = suite.run_dir / SETTINGS
-    if not file.exists():
+    file, settings = suite.run_dir / SETTINGS, read_settings(suite.run_dir)
+    if settings is None:
         raise DataError(f"{file}: is not there, although it is written; all nodes must share run.dir={suite.run_dir}")
-    if json.loads(file.read_text(encoding="utf-8")) != suite.settings:
+    if settings != suite.settings:
         raise DataError(
             f"{file}: another command measures into {suite.run_dir}; its units are kept. When it has ended, the same "
             "command goes on"

@@ -195,12 +195,17 @@ def _settings(plain: dict, dtype: str, files: list[str], models: list[str]) -> d
     return json.loads(json.dumps(out | {"content": agree(content)}))
 
 
-def _refuse_another(settings: dict, run_dir: Path) -> None:
+def read_settings(run_dir: Path) -> dict | None:
+    """Those of the last command there. Raises ConfigError: they are damaged."""
     file = run_dir / SETTINGS
     try:
-        before = json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
+        return json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
     except ValueError as error:
         raise ConfigError([f"{file}: damaged ({error}); delete {run_dir} or choose another run.name"]) from error
+
+
+def _refuse_another(settings: dict, run_dir: Path) -> None:
+    before = read_settings(run_dir)
     if before and (problems := refused(before, settings)):
         end = f"; {run_dir} was begun otherwise: choose another run.name or delete it"
         raise ConfigError(problem + end for problem in problems)
