@@ -11,9 +11,9 @@ from omegaconf import DictConfig
 
 from minillm import cli
 from minillm.errors import check
-from minillm.ranks import rank
 from minillm.report import write_report
 from minillm.suite import evaluate
+from minillm.system.ranks import rank
 
 
 @hydra.main(config_path="conf", config_name="evaluate", version_base="1.3")

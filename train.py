@@ -8,7 +8,8 @@ BEGAN = time.time()
 import hydra  # noqa: E402
 from omegaconf import DictConfig  # noqa: E402
 
-from minillm import cli, sweeps, trials  # noqa: E402
+from minillm import cli, sweeps  # noqa: E402
+from minillm.sweeps import trials  # noqa: E402
 
 
 @hydra.main(config_path="conf", config_name="train", version_base="1.3")

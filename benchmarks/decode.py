@@ -18,9 +18,9 @@ def ragged_lengths() -> list[int]:
 
 
 def ours() -> dict:
-    from minillm.machine import keep_freed_memory
     from minillm.models import LanguageModel
     from minillm.sampling import decode
+    from minillm.system.machine import keep_freed_memory
     from minillm.types import PromptBatch
 
     keep_freed_memory()
@@ -51,9 +51,9 @@ class _Lengths(StoppingCriteria):
 
 
 def generate(allocator: bool) -> dict:
-    """transformers as it is; with `allocator` after `minillm.machine.keep_freed_memory`."""
+    """transformers as it is; with `allocator` after `minillm.system.machine.keep_freed_memory`."""
     if allocator:
-        from minillm.machine import keep_freed_memory
+        from minillm.system.machine import keep_freed_memory
 
         keep_freed_memory()
     models = {name: make_model(name, device=DEVICE) for name in ("student", "teacher")}

@@ -23,12 +23,12 @@ def train(settings: dict) -> dict:
     from torch.utils.data import DataLoader
 
     from minillm.linear_loss import LinearLoss
-    from minillm.machine import keep_freed_memory
     from minillm.models import LanguageModel, Pair
     from minillm.modules import OnPolicy, OnPolicyDistillation, SupervisedStart
     from minillm.objectives import MiniLLM, PretrainLoss
     from minillm.optim import Optim
     from minillm.sampling import Sampler
+    from minillm.system.machine import keep_freed_memory
     from minillm.types import PromptBatch, TrainBatch
 
     keep_freed_memory()

@@ -23,7 +23,7 @@ def make_step(
     from minillm.models import LanguageModel
     from minillm.objectives import MiniLLM
     from minillm.optim import Optim
-    from minillm.packing import micro_batches
+    from minillm.scoring.micro_batch import micro_batches
     from minillm.types import Rollout
 
     network = make_model(name, vocabulary, DEVICE).train()
@@ -67,7 +67,7 @@ def needed_operations(network, rows: int, prompt: int, tokens: int, vocabulary: 
 
 
 def measure(compiled: bool) -> dict:
-    from minillm.machine import keep_freed_memory
+    from minillm.system.machine import keep_freed_memory
 
     keep_freed_memory()
     step, network = make_step("SmolLM2-135M", ROWS, PROMPT, TOKENS, compiled=compiled)

@@ -1,10 +1,9 @@
-"""From a composed config to (module, datamodule, trainer). All checks come first, all problems in one message."""
+"""From checked settings to (module, datamodule, trainer), with models and data loaded."""
 
 from __future__ import annotations
 
 import json
 import logging
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,52 +12,25 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from minillm import preflight
-from minillm.callbacks import Interruption, Profile
-from minillm.checks import collect, construct, node_problems
-from minillm.data import Sources, read_documents
+from minillm.callbacks import Interruption
+from minillm.config.checks import construct
+from minillm.data import read_documents
 from minillm.datamodule import DistillationDataModule, SupervisedDataModule
 from minillm.errors import ConfigError
-from minillm.files import write_whole
-from minillm.linear_loss import LinearLoss
-from minillm.loaded import check_lengths, check_monitor, check_split
-from minillm.loggers import MetricsCSV
-from minillm.machine import choose_precision
 from minillm.models import ModelPair, Pair
-from minillm.modules import OnPolicy, OnPolicyDistillation, Supervised, SupervisedDistillation, SupervisedStart
-from minillm.objectives import CrossEntropy, MiniLLM, PretrainLoss
-from minillm.optim import Optim
-from minillm.parallel import Parallel, agree, barrier, environment, lightning_strategy
-from minillm.ranks import rank
-from minillm.resume import DATA, check_weights, compare_data, compare_settings, data_digests
-from minillm.rules import GROUPS, SETTINGS, check_writable, cross_field_problems, root_problems
-from minillm.sampling import Sampler
-from minillm.saved import CheckpointFile, checkpoints_in, newest_good
-from minillm.secret import secret_problems
+from minillm.modules import OnPolicyDistillation, Supervised, SupervisedDistillation
+from minillm.parallel import agree, barrier, environment, lightning_strategy
+from minillm.runs.loggers import MetricsCSV
+from minillm.runs.saved import CheckpointFile, checkpoints_in, newest_good
+from minillm.settings import Settings
+from minillm.settings.loaded import check_lengths, check_monitor, check_split
+from minillm.settings.resume import DATA, check_weights, compare_data, compare_settings, data_digests
+from minillm.settings.rules import check_writable
+from minillm.system.files import write_whole
+from minillm.system.machine import choose_precision
+from minillm.system.ranks import rank
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Settings:
-    """The config as checked objects; nothing reads the config after this."""
-
-    model: ModelPair
-    data: Sources
-    sampler: Sampler
-    regulariser: PretrainLoss
-    objective: MiniLLM | CrossEntropy
-    linear_loss: LinearLoss
-    regime: OnPolicy | Supervised
-    optim: Optim
-    start: SupervisedStart
-    strategy: Parallel
-    callbacks: dict[str, L.Callback]
-
-    @property
-    def accumulated(self) -> int:
-        """Batches of one rank whose gradients the trainer adds up; on-policy the module makes its own micro-batches."""
-        devices = self.strategy.data_parallel_size
-        return self.regime.microbatches(devices) // devices if isinstance(self.regime, Supervised) else 1
 
 
 @dataclass(frozen=True)
@@ -67,45 +39,6 @@ class Run:
     datamodule: DistillationDataModule | SupervisedDataModule
     trainer: L.Trainer
     ckpt_path: Path | None
-
-
-def check_config(cfg: DictConfig, *, command: str = "", began: float | None = None) -> Settings:
-    """Types, unknown keys, values and cross-field rules.
-
-    Raises:
-        ConfigError: with every problem found, each as what, got, wanted, where.
-    """
-    plain = OmegaConf.to_container(cfg, resolve=True)
-    if secrets := secret_problems(plain, command):
-        raise ConfigError(secrets)  # alone: other problems would show values
-    if missing := [group for group in (*GROUPS, *SETTINGS) if not isinstance(plain.get(group), dict)]:
-        raise ConfigError(f"{group}={plain.get(group)!r}: missing; wanted a config group" for group in missing)
-    problems = root_problems(plain)
-    problems += node_problems(plain["trainer"], "trainer")
-    problems += node_problems(plain["logger"], "logger", supplied=("run_dir", "name", "settings"))
-    run_dir = Path(plain["run"]["dir"])
-    extra = {
-        "callbacks.validation": {"run_dir": run_dir, "seed": plain["eval_seed"]},
-        "callbacks.checkpoints": {"run_dir": run_dir},
-        "callbacks.median": {"run_dir": run_dir},
-        "callbacks.record": {
-            "run_dir": run_dir,
-            "began": time.time() if began is None else began,
-            "card": {"name": plain["run"]["name"], "made_by": made_by(plain), "command": command},
-        },
-    }
-    built = {group: collect(problems, group, plain[group]) for group in SETTINGS}
-    nodes = {name: node for name, node in plain["callbacks"].items() if node}
-    callbacks = {
-        name: collect(problems, f"callbacks.{name}", node, **extra.get(f"callbacks.{name}", {}))
-        for name, node in nodes.items()
-    }
-    problems += cross_field_problems(built, callbacks, plain)
-    if problems:
-        raise ConfigError(problems)
-    if plain["profile"]:
-        callbacks["profile"] = Profile(run_dir)
-    return Settings(**built, callbacks=callbacks)
 
 
 def build(cfg: DictConfig, settings: Settings) -> Run:
@@ -228,18 +161,3 @@ def describe_precision(model: ModelPair, device: torch.device, precision: str) -
     if model.teacher is not None:
         weights += f"; teacher {teacher}" + (f", body in {model.teacher.bits} bits" if model.teacher.bits else "")
     return f"On {device}: products in {precision} (trainer.precision); weights (model.dtype): {weights}"
-
-
-def made_by(plain: dict) -> str:
-    """One sentence for the model card."""
-    student, teacher, objective = plain["model"].get("student"), plain["model"].get("teacher"), plain["objective"]
-    teacher = teacher.get("source") if isinstance(teacher, dict) else teacher
-    if "kd_ratio" not in objective:
-        return f"A student distilled from `{teacher}` by MiniLLM (reverse KL on its own samples, arXiv 2306.08543)."
-    if isinstance(student, dict):
-        pruned = any(key in student for key in ("keep_layers", "drop_layers"))
-        student = student.get("source") or (f"layers of {teacher}" if pruned else "random weights")
-    how = f"Fine-tuned from `{student}` on the responses of `{plain['data'].get('train_file')}`"
-    if objective["kd_ratio"]:
-        how += f", with the soft targets of `{teacher}` (word-level KD, ratio {objective['kd_ratio']})"
-    return f"{how}."

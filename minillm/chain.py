@@ -15,12 +15,13 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
 from minillm import cli
-from minillm.checks import describe, matches
-from minillm.console import say
+from minillm.config.checks import describe, matches
 from minillm.data import read_records
 from minillm.errors import ConfigError, DataError
-from minillm.stages import ROOT, Stage, run_chain
-from minillm.table import show_table, table_of
+from minillm.recipe.stages import Stage, run_chain
+from minillm.recipe.table import show_table, table_of
+from minillm.system.child import ROOT
+from minillm.terminal.console import say
 
 METHODS = ("sft", "kd", "seqkd", "minillm_nopt", "minillm")
 _MODELS = ("model", "model.student", "model.student.source", "checkpoint@model.student")

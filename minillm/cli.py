@@ -21,15 +21,16 @@ from hydra.errors import HydraException, MissingConfigException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from minillm.checks import trainer_problem
+from minillm.config.checks import trainer_problem
 from minillm.errors import Interrupted, MinillmError, nearest
-from minillm.help import show_help
-from minillm.machine import keep_freed_memory
-from minillm.ranks import in_a_worker, rank, stand_back
+from minillm.system.child import ROOT
+from minillm.system.machine import keep_freed_memory
+from minillm.system.ranks import in_a_worker, rank, stand_back
+from minillm.terminal.help import show_help
 
 # What a user can mend: permission, space, quota, a file in a directory's place.
 _DISK = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.ENOTDIR, errno.EEXIST)
-CONF = Path(__file__).parent.parent / "conf"
+CONF = ROOT / "conf"
 
 
 def run(main: Callable[[], None], config_name: str) -> None:

@@ -19,13 +19,13 @@ from rich.markup import escape
 from rich.table import Table
 
 from minillm import cli
-from minillm.changes import NOTHING, within
-from minillm.chart import draw
-from minillm.columns import ABSENT, derived, headings, short, shorts, telling
-from minillm.console import say
+from minillm.config.changes import NOTHING, within
 from minillm.errors import ConfigError, DataError, nearest
-from minillm.runs import RunFiles, find_runs, higher_is_better
-from minillm.units import count
+from minillm.runs.read import RunFiles, find_runs, higher_is_better
+from minillm.sweeps.chart import draw
+from minillm.terminal.columns import ABSENT, derived, headings, short, shorts, telling
+from minillm.terminal.console import say
+from minillm.terminal.numbers import count
 
 _FEW = 6  # settings that are all shown where they fit
 _NAME, _CELL = 24, 20  # characters of a run's name and of a setting

@@ -16,15 +16,15 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from minillm import cli
-from minillm.build import made_by
 from minillm.callbacks import Checkpoints, Validation
-from minillm.checks import collect
-from minillm.console import say
+from minillm.config.checks import collect
 from minillm.errors import ConfigError, ModelError, check
 from minillm.models import ModelPair, device_of
 from minillm.models.export import export_student
 from minillm.modules import StudentModule
-from minillm.saved import damage, differences, load_saved
+from minillm.runs.saved import damage, differences, load_saved
+from minillm.settings import made_by
+from minillm.terminal.console import say
 
 
 def export(checkpoint: Path, directory: Path, *, push: str | None = None, command: str = "") -> None:

@@ -9,10 +9,11 @@ from pathlib import Path
 from lightning.pytorch.loggers import WandbLogger
 from omegaconf import DictConfig, OmegaConf
 
-from minillm.build import build, check_config
-from minillm.machine import on_cuda
+from minillm.build import build
 from minillm.parallel import agree, join, launch, leave
-from minillm.ranks import in_a_worker, rank
+from minillm.settings import check_config
+from minillm.system.machine import on_cuda
+from minillm.system.ranks import in_a_worker, rank
 
 
 def fit(cfg: DictConfig, *, command: str, began: float) -> dict[str, float]:

@@ -19,14 +19,14 @@ from omegaconf import DictConfig, OmegaConf
 from rich.progress import Progress
 
 from minillm import cli
-from minillm.checks import collect, describe, matches
-from minillm.console import say
+from minillm.config.checks import collect, describe, matches
+from minillm.config.secret import secret_problems
 from minillm.data import PromptSet, Record, Sources, read_records, training_keys
 from minillm.errors import ConfigError, ModelError
 from minillm.evaluation import Answer, answer_prompts
-from minillm.files import fingerprint, write_whole
 from minillm.models import Attention, Checkpoint, Dtype, LanguageModel, choose_dtype, device_of, solo
-from minillm.secret import secret_problems
+from minillm.system.files import fingerprint, write_whole
+from minillm.terminal.console import say
 
 _KINDS = {
     "seed": int, "temperature": float, "max_new_tokens": int, "batch_size": int, "chunk": int, "limit": int | None,

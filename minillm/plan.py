@@ -18,14 +18,14 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from minillm import cli, planning
-from minillm.build import Settings, check_config
-from minillm.checks import collect, describe, matches
-from minillm.console import say
+from minillm.config.checks import collect, describe, matches
 from minillm.errors import ConfigError
 from minillm.models import Architecture, split_problems
 from minillm.modules import OnPolicy
 from minillm.parallel import KINDS, Parallel
 from minillm.planning import Blueprint, Case, Rates, page
+from minillm.settings import Settings, check_config
+from minillm.terminal.console import say
 
 _KINDS = {
     "devices": int, "device_memory": float, "reserve": float, "layout": str, "tensor_devices": int | None,

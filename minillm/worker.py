@@ -14,8 +14,8 @@ from minillm import cli
 from minillm.errors import Interrupted
 from minillm.fit import fit
 from minillm.parallel import FAILED
-from minillm.ranks import rank
 from minillm.suite import evaluate
+from minillm.system.ranks import rank
 
 _PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 

@@ -7,10 +7,10 @@ from typing import Literal
 
 from minillm.callbacks.boundary import BoundaryCallback, find
 from minillm.callbacks.validation import Validation
-from minillm.console import say
 from minillm.errors import Interrupted, ModelError, StorageError
-from minillm.files import keep_as, put_in_place
-from minillm.saved import damage, load_saved
+from minillm.runs.saved import damage, load_saved
+from minillm.system.files import keep_as, put_in_place
+from minillm.terminal.console import say
 
 _SIGN = {"rouge_l": 1, "reverse_kl": -1, "loss": -1}  # which way is better
 

@@ -11,10 +11,10 @@ import lightning as L
 
 from minillm.callbacks.boundary import find
 from minillm.callbacks.validation import Validation
-from minillm.console import say
 from minillm.errors import check
-from minillm.runs import TRIALS, RunFiles, higher_is_better, read_rows
-from minillm.units import count
+from minillm.runs.read import TRIALS, RunFiles, higher_is_better, read_rows
+from minillm.terminal.console import say
+from minillm.terminal.numbers import count
 
 
 class MedianStop(L.Callback):

@@ -7,7 +7,7 @@ from pathlib import Path
 import lightning as L
 from torch.profiler import ProfilerActivity, profile
 
-from minillm.console import say
+from minillm.terminal.console import say
 
 _PHASES = {"rollout": "#4477aa", "score": "#ccbb44", "update": "#ee6677"}
 

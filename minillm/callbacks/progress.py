@@ -14,8 +14,8 @@ from rich.progress import (
 )
 from rich.progress import Progress as Bars
 
-from minillm.console import say
-from minillm.units import count
+from minillm.terminal.console import say
+from minillm.terminal.numbers import count
 
 _SHOWN = {
     "start/loss": "loss",

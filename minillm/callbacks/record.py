@@ -14,15 +14,15 @@ from minillm.callbacks.boundary import find
 from minillm.callbacks.checkpoint import Checkpoints
 from minillm.callbacks.median import MedianStop
 from minillm.callbacks.validation import Validation
-from minillm.console import say
 from minillm.errors import ModelError, StorageError
-from minillm.files import write_whole
-from minillm.loggers import STEP, MetricsCSV
 from minillm.models.export import export_student
 from minillm.models.lora import is_adapted, save_adapter
 from minillm.parallel import whole_state
-from minillm.runs import STOPPED
-from minillm.saved import damage, load_saved
+from minillm.runs.loggers import STEP, MetricsCSV
+from minillm.runs.read import STOPPED
+from minillm.runs.saved import damage, load_saved
+from minillm.system.files import write_whole
+from minillm.terminal.console import say
 
 
 class RunRecord(L.Callback):

@@ -11,12 +11,12 @@ from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
 from minillm.callbacks.boundary import BoundaryCallback
-from minillm.console import say, show_figures, show_samples
 from minillm.errors import Interrupted, StorageError, check
 from minillm.evaluation import Answer, answer_prompts, reference_loss, summarise
-from minillm.files import write_whole
-from minillm.loggers import STEP
 from minillm.models import LanguageModel
+from minillm.runs.loggers import STEP
+from minillm.system.files import write_whole
+from minillm.terminal.console import say, show_figures, show_samples
 
 COLUMNS = {
     "reverse_kl": "reverse KL",

@@ -7,7 +7,6 @@ number of workers nor a kill in between changes a token.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import logging
@@ -15,7 +14,7 @@ import os
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -26,14 +25,15 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from minillm.console import say
 from minillm.data.documents import PIECE, Documents
 from minillm.data.order import rows_at
 from minillm.data.tokenise import batches, encode_all, usable_cores
 from minillm.data.worker import Batch, portable
 from minillm.errors import DataError
-from minillm.files import write_whole
 from minillm.models.gguf import cache_dir
+from minillm.system.files import write_whole
+from minillm.system.lock import locked
+from minillm.terminal.console import say
 
 log = logging.getLogger(__name__)
 
@@ -86,7 +86,7 @@ def build_corpus(
     if not progress.complete:
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            with _alone(folder):
+            with locked(folder / "lock", _busy):
                 progress = _progress(folder, dtype)
                 if not progress.complete:
                     stream = batches(islice(documents.pieces(), progress.pieces, None))
@@ -182,13 +182,5 @@ def _commit(folder: Path, file, progress: _Progress) -> None:
     write_whole(folder / "manifest.json", json.dumps(asdict(progress)) + "\n")
 
 
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """One process at a time; the lock goes with the process that holds it."""
-    with open(folder / "lock", "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            say("Another process tokenises this corpus; waiting for it ...")
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
+def _busy(note: str) -> None:
+    say("Another process tokenises this corpus; waiting for it ...")

@@ -18,8 +18,8 @@ from functools import cached_property
 from typing import NoReturn
 from urllib.parse import urlsplit
 
+from minillm.config.secret import names_secret, secret_problems
 from minillm.errors import JudgeError, check
-from minillm.secret import names_secret, secret_problems
 
 _LARGEST = 2**22  # bytes of a body that are read
 _SHOWN = 300  # characters of a body in a message

@@ -12,11 +12,11 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, Literal
 
+from minillm.config.secret import secret_problems
 from minillm.errors import ConfigError, DataError, JudgeError, MinillmError
 from minillm.metrics.endpoint import Endpoint, Unanswered
 from minillm.metrics.replies import ReplyCache, question_key
 from minillm.metrics.verdict import QUESTION, REMINDER, read_scores, score_ratio
-from minillm.secret import secret_problems
 
 _OURS = {"model", "messages", "stream", "n"}
 

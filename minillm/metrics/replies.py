@@ -9,9 +9,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from minillm.console import say
 from minillm.errors import StorageError
-from minillm.files import write_whole
+from minillm.system.files import write_whole
+from minillm.terminal.console import say
 
 
 def question_key(question: Mapping) -> str:

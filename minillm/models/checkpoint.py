@@ -18,13 +18,13 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from minillm.console import say
 from minillm.errors import ConfigError, ModelError, check
-from minillm.machine import has_bfloat16
 from minillm.models.adapter import merge_adapter
 from minillm.models.architecture import Architecture, without_dropout
 from minillm.models.gguf import converted, file_in_package
 from minillm.models.quantise import Bits, missing_for, quantisation
+from minillm.system.machine import has_bfloat16
+from minillm.terminal.console import say
 
 Dtype = Literal["auto", "float32", "float64", "bfloat16", "float16"]
 Attention = Literal["sdpa", "eager", "flash_attention_2"]

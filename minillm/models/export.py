@@ -12,7 +12,7 @@ from transformers import GenerationConfig
 
 from minillm.models.lora import is_adapted, merged_weights
 from minillm.models.pair import Pair
-from minillm.units import count
+from minillm.terminal.numbers import count
 
 _CARD = """\
 ---

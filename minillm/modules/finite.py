@@ -16,9 +16,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from minillm import losses
-from minillm.console import say
 from minillm.errors import NonFiniteError
 from minillm.parallel import own_part
+from minillm.terminal.console import say
 from minillm.types import Experience, Rollout
 
 _SHOWN, _SAVED = 8, 20  # prompts in a message; batches that one process writes

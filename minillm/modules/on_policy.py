@@ -14,7 +14,6 @@ from torch import Tensor
 from torch.profiler import record_function
 
 from minillm.linear_loss import LinearLoss, Objective, Side, TokenValues
-from minillm.machine import Phases
 from minillm.models import LanguageModel, Pair
 from minillm.modules.finite import Concerned
 from minillm.modules.joining import joined
@@ -23,10 +22,11 @@ from minillm.modules.start import SupervisedStart
 from minillm.modules.student import TrainingModule, scaled
 from minillm.objectives import MiniLLM, PretrainLoss, cross_entropy_wanted, mixed_cross_entropy
 from minillm.optim import Optim
-from minillm.packing import MicroBatch, micro_batches
 from minillm.sampling import Sampler
 from minillm.scoring import with_teacher
+from minillm.scoring.micro_batch import MicroBatch, micro_batches
 from minillm.seeding import seed_for
+from minillm.system.machine import Phases
 from minillm.types import Experience, LossOutput, Rollout, TrainBatch
 
 

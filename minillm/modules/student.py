@@ -16,9 +16,9 @@ from minillm.errors import Interrupted
 from minillm.linear_loss import LinearLoss
 from minillm.models import LanguageModel, Pair
 from minillm.modules.finite import Finite
+from minillm.modules.preemption import Preemption
 from minillm.optim import Optim
 from minillm.parallel import ALONE, Replicated, Sharded, group_of
-from minillm.preemption import Preemption
 from minillm.types import LossOutput
 
 Part = TypeVar("Part")

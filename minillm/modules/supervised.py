@@ -13,14 +13,14 @@ import torch
 from torch import Tensor
 
 from minillm.linear_loss import LinearLoss
-from minillm.machine import peak_memory
 from minillm.models import Pair
 from minillm.modules.finite import Concerned
 from minillm.modules.regime import Supervised
 from minillm.modules.student import TrainingModule
 from minillm.objectives import CrossEntropy
 from minillm.optim import Optim, set_rate
-from minillm.packing import micro_batches
+from minillm.scoring.micro_batch import micro_batches
+from minillm.system.machine import peak_memory
 from minillm.types import PromptBatch, Rollout, SupervisedBatch
 
 

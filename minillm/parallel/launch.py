@@ -26,7 +26,8 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from minillm.errors import Interrupted
-from minillm.ranks import in_a_worker, rank
+from minillm.system.child import importable
+from minillm.system.ranks import in_a_worker, rank
 
 _PATIENCE = timedelta(hours=2)  # a rank may wait for another that tokenises a corpus or reads a large model
 FAILED = "failed"  # a file that a worker leaves beside its job: after a signal nobody gives us its status
@@ -50,8 +51,7 @@ def launch(devices: int, job: dict[str, Any], *, cuda: bool) -> None:
         SystemExit: one of them failed.
         Interrupted: by a signal.
     """
-    root = str(Path(__file__).parents[2])  # the command may be called from anywhere
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
+    importable()
     if not cuda:
         os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // devices)))
     with tempfile.TemporaryDirectory(prefix="minillm-") as folder:

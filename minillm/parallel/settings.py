@@ -8,7 +8,7 @@ from typing import Literal, get_args
 import torch
 
 from minillm.errors import check
-from minillm.ranks import started_processes
+from minillm.system.ranks import started_processes
 
 Kind = Literal["single", "ddp", "fsdp", "fsdp_tp"]
 KINDS = get_args(Kind)

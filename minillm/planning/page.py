@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 
-from minillm.console import show_facts
 from minillm.planning.case import Case
 from minillm.planning.memory import Memory
 from minillm.planning.networks import Sizes
 from minillm.planning.speed import Rates, Speed
-from minillm.units import duration
+from minillm.terminal.console import show_facts
+from minillm.terminal.numbers import duration
 
 HEADINGS = ("run", "devices", "strategy", "GB rollout", "GB update", "largest micro-batch", "largest rollout batch",
             "busy in updates", "tokens/s", "time")  # fmt: skip

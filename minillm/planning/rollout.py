@@ -7,13 +7,13 @@ from contextlib import ExitStack
 import torch
 from transformers import DynamicCache
 
-from minillm.draw import Distribution, draw
 from minillm.linear_loss import Side
 from minillm.losses import raise_half
 from minillm.models import LanguageModel, RollingCache
 from minillm.planning.case import Case
 from minillm.planning.ledger import HALF, Ledger
 from minillm.planning.networks import precision
+from minillm.sampling.draw import Distribution, draw
 
 CACHES = "caches"
 

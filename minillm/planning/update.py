@@ -7,11 +7,11 @@ import torch
 from minillm.linear_loss import Side
 from minillm.models import LanguageModel
 from minillm.objectives import MiniLLM
-from minillm.packing import MicroBatch
 from minillm.parallel import DeviceMesh
 from minillm.planning.case import Case
 from minillm.planning.ledger import Ledger
 from minillm.planning.networks import Sizes, local_bytes, parameters, precision
+from minillm.scoring.micro_batch import MicroBatch
 from minillm.types import Experience, Rollout
 
 STATES = "teacher's states"

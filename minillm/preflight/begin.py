@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import torch
 
@@ -16,9 +15,7 @@ from minillm.preflight.facts import Preflight, collect
 from minillm.preflight.memory import estimate
 from minillm.preflight.page import show
 from minillm.preflight.work import Work
-
-if TYPE_CHECKING:
-    from minillm.build import Settings
+from minillm.settings import Settings
 
 log = logging.getLogger(__name__)
 

@@ -10,12 +10,12 @@ from transformers import PreTrainedModel
 
 from minillm.data import Corpus, PromptSet, Sources
 from minillm.data.prompts import BEYOND, HELD_OUT, remedies
-from minillm.machine import usable_memory
 from minillm.models import ModelPair, Pair, PrunedTeacher
 from minillm.models.vocabulary import Vocabulary
 from minillm.planning import Memory
 from minillm.preflight.agreement import Agreement
 from minillm.preflight.work import Work
+from minillm.system.machine import usable_memory
 
 _MANY = 0.2  # share of prompts or references from which on their loss is worth a warning
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 from transformers import PreTrainedModel
 
@@ -11,9 +10,7 @@ from minillm.models import Pair
 from minillm.modules import OnPolicy
 from minillm.planning import Blueprint, Case, Memory, measure
 from minillm.preflight.work import Work
-
-if TYPE_CHECKING:
-    from minillm.build import Settings
+from minillm.settings import Settings
 
 
 def estimate(

@@ -7,10 +7,10 @@ import math
 from dataclasses import asdict
 from pathlib import Path
 
-from minillm.console import show_facts
 from minillm.models.vocabulary import Tokens
 from minillm.preflight.facts import ModelFacts, Preflight, PromptFacts
-from minillm.units import count
+from minillm.terminal.console import show_facts
+from minillm.terminal.numbers import count
 
 TITLE, SECOND_LOOK = "Preflight", "Worth a second look"
 _SHOWN = 1e-3  # of all memory

@@ -11,7 +11,7 @@ from pathlib import Path
 from minillm.report.plots import Series, dots, lines, render, slot
 from minillm.report.source import Evaluation
 from minillm.report.tables import NAMED, spread_of
-from minillm.runs import RunFiles
+from minillm.runs.read import RunFiles
 
 CURVES = {
     "val/rouge_l": "Validation: Rouge-L",

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from minillm.names import seed_name
 from minillm.report.plots import slot
 from minillm.report.source import Evaluation, Training
+from minillm.terminal.labels import seed_name
 
 
 class _Numbers(dict):

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from minillm.errors import DataError
-from minillm.names import file_labels
-from minillm.runs import RunFiles
+from minillm.runs.read import RunFiles
+from minillm.terminal.labels import file_labels
 
 SPREAD = ("mean", "deviation", "low", "high", "n")
 _ANSWER = {"model": str, "file": str, "decoding": str, "id": str, "prompt": str, "answer": str}

@@ -7,12 +7,8 @@ from pathlib import Path
 
 import yaml
 
-from minillm.changes import flat
-from minillm.console import say
+from minillm.config.changes import flat
 from minillm.errors import StorageError
-from minillm.files import write_whole
-from minillm.loggers import wandb_logger
-from minillm.names import seed_name
 from minillm.report.page import page_of
 from minillm.report.panels import CURVES, Panel, Section, learning_curves, overview
 from minillm.report.plots import MARKS, slot
@@ -21,6 +17,10 @@ from minillm.report.samples import samples_of
 from minillm.report.sections import sections_of
 from minillm.report.source import SHOWN, Evaluation, Training, read_folder
 from minillm.report.tables import NAMED, table_of, table_rows, to_csv, to_latex
+from minillm.runs.loggers import wandb_logger
+from minillm.system.files import write_whole
+from minillm.terminal.console import say
+from minillm.terminal.labels import seed_name
 
 _VALIDATED = {key: figure.name for key, figure in NAMED.items()} | {"loss": NAMED["reference_loss"].name}
 _STAGES = {"_raw": "as given", "_start": "after the start", "": "at the end"}

@@ -10,9 +10,9 @@ from transformers import PreTrainedTokenizerBase
 
 from minillm.data import Record, Sources
 from minillm.errors import ConfigError, DataError, ModelError
+from minillm.evaluation.zero_shot import word_tokens
 from minillm.models import Checkpoint
 from minillm.models.vocabulary import compare_vocabularies
-from minillm.zero_shot import word_tokens
 
 
 def model_problems(

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from minillm.changes import changes, flat, within
+from minillm.config.changes import changes, flat, within
 
 _WHAT = ("models", "data.files", "suite")
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from minillm.checks import collect
+from minillm.config.checks import collect
 from minillm.data import ChoiceTask
 from minillm.errors import check
 from minillm.metrics.judge import Judge

@@ -25,9 +25,9 @@ from minillm.metrics import (
     pooled,
 )
 from minillm.metrics.verdict import ratio_interval, ratio_over_seeds
-from minillm.names import labels, seed_name
 from minillm.suite.settings import Suite
 from minillm.suite.units import Store, Unit, answers, chunks
+from minillm.terminal.labels import labels, seed_name
 
 Rows = dict[int | None, list[dict]]  # of each seed, in the order of the records
 NOTHING = {"mean": None, "deviation": None, "low": None, "high": None, "n": 0, "per_seed": {}}

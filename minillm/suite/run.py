@@ -10,18 +10,18 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
-from minillm.console import say
 from minillm.errors import DataError, Interrupted
-from minillm.files import write_whole
-from minillm.machine import on_cuda
 from minillm.parallel import agree, barrier, join, launch, leave
-from minillm.ranks import in_a_worker, rank, started_processes
 from minillm.suite.grown import told
 from minillm.suite.results import answer_lines, results_of, token_lines
 from minillm.suite.screen import Progress, show_results
 from minillm.suite.settings import SETTINGS, Suite, check_suite, read_settings
 from minillm.suite.units import Store, Unit, judge_units, units_of
 from minillm.suite.work import Bench, Loaded, judged, load, pair_for
+from minillm.system.files import write_whole
+from minillm.system.machine import on_cuda
+from minillm.system.ranks import in_a_worker, rank, started_processes
+from minillm.terminal.console import say
 
 _PATIENCE = timedelta(days=30)  # shares are by number, and so of unequal length
 

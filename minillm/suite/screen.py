@@ -13,11 +13,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TextColu
 from rich.progress import Progress as Bars
 from rich.table import Table
 
-from minillm.console import say
-from minillm.names import file_labels, folded, labels, seed_name
 from minillm.suite.settings import Suite
 from minillm.suite.units import Unit
-from minillm.units import duration
+from minillm.terminal.console import say
+from minillm.terminal.labels import file_labels, folded, labels, seed_name
+from minillm.terminal.numbers import duration
 
 _NAME, _CELL = 20, 12  # columns of a name and of a figure, where words allow it
 _SUMMARY = {

@@ -11,18 +11,18 @@ from typing import Any, Literal, TypeVar
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from minillm.checks import collect, describe, matches
+from minillm.config.checks import collect, describe, matches
+from minillm.config.secret import secret_problems
 from minillm.data import Record, Sources, read_choices, read_records, training_keys
 from minillm.errors import ConfigError, DataError, ModelError
-from minillm.files import fingerprint
 from minillm.models import Attention, Checkpoint, Dtype, choose_dtype, device_of
 from minillm.parallel import agree
-from minillm.ranks import rank, started_processes
-from minillm.rules import name_problems
-from minillm.secret import secret_problems
+from minillm.settings.rules import name_problems
 from minillm.suite.early import model_problems
 from minillm.suite.grown import refused
 from minillm.suite.measures import Calibration, Measures, read_measures
+from minillm.system.files import fingerprint
+from minillm.system.ranks import rank, started_processes
 
 Found = TypeVar("Found")
 SETTINGS = "settings.json"  # in the run's directory: what it measures, and how

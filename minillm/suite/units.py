@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Literal
 
 from minillm.errors import DataError
-from minillm.files import write_whole
 from minillm.suite.settings import Suite
+from minillm.system.files import write_whole
 
 Kind = Literal["model", "calibration", "references", "answers", "exposure", "samples", "judge"]
 

@@ -13,17 +13,17 @@ from dataclasses import asdict, dataclass, field
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from minillm.console import say
 from minillm.data import PromptSet, Record
 from minillm.errors import DataError
 from minillm.evaluation import Answer, answer_prompts, reference_losses
+from minillm.evaluation.prefixes import Sample, divergence, prefix_kl, sample_answers, sample_mask
+from minillm.evaluation.zero_shot import choice_labels, label_logprobs, word_tokens
 from minillm.metrics import exact_match, label_probabilities, position_means, reference_length, rouge_l
 from minillm.metrics.judge import Item
 from minillm.models import Checkpoint, LanguageModel, Pair, pair_of, solo
-from minillm.prefixes import Sample, divergence, prefix_kl, sample_answers, sample_mask
 from minillm.suite.settings import Suite
 from minillm.suite.units import Store, Unit, answers
-from minillm.zero_shot import choice_labels, label_logprobs, word_tokens
+from minillm.terminal.console import say
 
 Loaded = tuple[PreTrainedModel, PreTrainedTokenizerBase]
 _DIGITS = 9  # of a KL on disk: all of float32

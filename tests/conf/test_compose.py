@@ -6,11 +6,11 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from minillm.build import check_config
-from minillm.checks import construct, node_problems
+from minillm.config.checks import construct, node_problems
 from minillm.errors import ConfigError
-from minillm.loaded import check_lengths
 from minillm.models import Architecture
+from minillm.settings import check_config
+from minillm.settings.loaded import check_lengths
 from minillm.suite import check_suite
 from minillm.suite.measures import read_measures
 from tests.conftest import make_pair

@@ -7,8 +7,8 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from minillm.build import check_config
 from minillm.chain import METHODS, stages_of
+from minillm.settings import check_config
 from tests.conf.test_compose import CONF
 
 PAGE = (CONF.parent / "docs" / "recipes.md").read_text()

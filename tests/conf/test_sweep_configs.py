@@ -10,8 +10,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args
 
-from minillm.build import check_config
 from minillm.errors import ConfigError
+from minillm.settings import check_config
 from minillm.sweeps import SweepStart, begin
 from tests.conf.test_compose import CONF, settings
 

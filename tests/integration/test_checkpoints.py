@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 from minillm.callbacks import Checkpoints
 from minillm.callbacks.boundary import find
 from minillm.errors import ConfigError, ModelError, StorageError
-from minillm.saved import load_saved
+from minillm.runs.saved import load_saved
 from tests.integration.test_resume import Killed, rows, train
 
 

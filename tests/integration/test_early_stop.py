@@ -5,7 +5,8 @@ import json
 import pytest
 from hydra import compose, initialize_config_dir
 
-from minillm.build import build, check_config
+from minillm.build import build
+from minillm.settings import check_config
 from tests.conf.test_compose import CONF
 
 

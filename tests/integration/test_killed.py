@@ -10,13 +10,13 @@ import pytest
 import torch
 
 import minillm.callbacks.checkpoint
-import minillm.files
-import minillm.loggers
-import minillm.saved
+import minillm.runs.loggers
+import minillm.runs.saved
+import minillm.system.files
 from minillm.callbacks import Validation
 from minillm.modules import OnPolicyDistillation, SupervisedDistillation
 from minillm.optim import Optim
-from minillm.saved import damage
+from minillm.runs.saved import damage
 from tests.integration.commands import grown, start
 from tests.integration.test_resume import rows, train
 
@@ -67,8 +67,8 @@ MOMENTS = {
     "last.ckpt half written": lambda: in_writing(4, 0.5),
     "last.ckpt written, not in place": lambda: in_writing(4, 1.0),
     "the one before it kept": lambda: before(minillm.callbacks.checkpoint, "put_in_place", 3),
-    "last.ckpt in place, its row not written": lambda: before(minillm.loggers.MetricsCSV, "log_metrics", 7),
-    "between checkpoint and row": lambda: before(minillm.loggers.MetricsCSV, "log_metrics", 5),
+    "last.ckpt in place, its row not written": lambda: before(minillm.runs.loggers.MetricsCSV, "log_metrics", 7),
+    "between checkpoint and row": lambda: before(minillm.runs.loggers.MetricsCSV, "log_metrics", 5),
     "the last update": lambda: before(Optim, "step", 8),
     "the student's files": lambda: before(minillm.callbacks.record, "export_student", 1),
     "metrics.json": lambda: before(minillm.callbacks.record, "write_whole", 1),

@@ -10,9 +10,10 @@ from hydra import compose, initialize_config_dir
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-import minillm.machine
-from minillm.build import build, check_config
+import minillm.system.machine
+from minillm.build import build
 from minillm.errors import MinillmError
+from minillm.settings import check_config
 from tests.conf.test_compose import CONF
 from tests.conftest import make_model, make_tokenizer
 from tests.integration.test_resume import Killed, rows, train
@@ -47,7 +48,7 @@ def test_memory_is_counted_with_the_precision_that_was_chosen(tmp_path, override
         return json.loads((tmp_path / name / "preflight.json").read_text())["memory"]
 
     full, half = update("full"), update("half", "trainer.precision=bf16-mixed")
-    monkeypatch.setattr(minillm.machine, "has_bfloat16", lambda device: True)
+    monkeypatch.setattr(minillm.system.machine, "has_bfloat16", lambda device: True)
     assert update("auto", "trainer.precision=auto") == half != full
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from minillm.errors import Interrupted
-from minillm.preemption import SIGNALS
+from minillm.modules.preemption import SIGNALS
 from minillm.sampling import decode
 from tests.integration.test_resume import rows, train
 
@@ -47,7 +47,7 @@ def sent_in_decoding(monkeypatch, nth, number):
             return decode(*args, interrupt=send, **kwargs)
         return decode(*args, interrupt=interrupt, **kwargs)
 
-    for module in ("sampling", "modules.start", "evaluation"):
+    for module in ("sampling.sampler", "modules.start", "evaluation.answers"):
         monkeypatch.setattr(f"minillm.{module}.decode", noted)
 
 

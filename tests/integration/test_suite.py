@@ -9,11 +9,11 @@ import minillm.suite.run
 import minillm.suite.work
 from minillm.data import read_records
 from minillm.evaluation import answer_prompts, summarise
+from minillm.evaluation.prefixes import prefix_kl, sample_answers
+from minillm.evaluation.zero_shot import label_logprobs, word_tokens
 from minillm.metrics import calibration_figures, exposure_curve, label_probabilities, rouge_l
 from minillm.models import LanguageModel
-from minillm.prefixes import prefix_kl, sample_answers
 from minillm.suite import run_suite
-from minillm.zero_shot import label_logprobs, word_tokens
 from tests.conftest import make_model, make_tokenizer
 from tests.integration.evaluations import BRIEF, SAMPLES, lines, loaded, results
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch.distributed as dist
 
 from minillm.parallel import join, leave
-from minillm.ranks import rank
+from minillm.system.ranks import rank
 from tests.integration.test_resume import Killed, train
 
 

@@ -13,13 +13,13 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 import minillm.chain
-import minillm.stages
-from minillm.build import check_config
+import minillm.recipe.stages
 from minillm.chain import METHODS, check_chain, stages_of
 from minillm.errors import ConfigError, MinillmError
-from minillm.files import fingerprint
-from minillm.stages import Stage, run_chain
-from minillm.table import show_table, table_of
+from minillm.recipe.stages import Stage, run_chain
+from minillm.recipe.table import show_table, table_of
+from minillm.settings import check_config
+from minillm.system.files import fingerprint
 from tests.conf.test_compose import CONF, composed
 
 
@@ -127,14 +127,14 @@ time.sleep(20)
 HOLD = f"""
 import sys
 from pathlib import Path
-from minillm.stages import Stage, run_chain
+from minillm.recipe.stages import Stage, run_chain
 run_chain(Path(sys.argv[1]), [Stage("a", ("-c", {SLEEPS!r}.replace("{{0}}", sys.argv[1])), (), "out")])
 """
 
 
 def test_killed_training_is_resumed(tmp_path, monkeypatch):
     calls = []
-    monkeypatch.setattr(minillm.stages.subprocess, "Popen", lambda command, **_: calls.append(command) or Done())
+    monkeypatch.setattr(minillm.recipe.stages.subprocess, "Popen", lambda command, **_: calls.append(command) or Done())
     stage = Stage("a", ("train.py", "seed=0"), (), "student")
     for resumed in (False, True):
         (tmp_path / "a" / "student").mkdir(parents=True, exist_ok=True)

@@ -6,7 +6,7 @@ from typing import Any, Literal
 import lightning
 import pytest
 
-from minillm.checks import FORBIDDEN_TRAINER, construct, describe, matches, node_problems, trainer_problem
+from minillm.config.checks import FORBIDDEN_TRAINER, construct, describe, matches, node_problems, trainer_problem
 from minillm.errors import ConfigError
 from minillm.models import ModelPair, PrunedTeacher
 from minillm.optim import Optim

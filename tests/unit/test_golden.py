@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 from safetensors import safe_open
 
 from minillm import losses
-from minillm.checks import construct
+from minillm.config.checks import construct
 from minillm.objectives import PretrainLoss
 from minillm.types import Rollout
 from tests.helpers import ROAD_NAMES, ROADS, logits_side

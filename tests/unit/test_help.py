@@ -6,8 +6,8 @@ import pytest
 from omegaconf import OmegaConf
 
 from minillm import cli
-from minillm.changes import flat
 from minillm.cli import CONF
+from minillm.config.changes import flat
 
 
 @pytest.mark.parametrize("name", ["chain", "generate", "evaluate", "plan"])

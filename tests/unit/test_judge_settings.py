@@ -6,10 +6,10 @@ from dataclasses import asdict
 
 import pytest
 
-from minillm.checks import collect
+from minillm.config.checks import collect
+from minillm.config.secret import secret_problems
 from minillm.errors import ConfigError, JudgeError, MinillmError
 from minillm.metrics.judge import Item
-from minillm.secret import secret_problems
 from tests.chat_server import KEY, Sent, failure, items, judges, reply, serving
 
 

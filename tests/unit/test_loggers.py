@@ -4,7 +4,7 @@ import csv
 
 import pytest
 
-from minillm.loggers import STEP, MetricsCSV, wandb_offline
+from minillm.runs.loggers import STEP, MetricsCSV, wandb_offline
 
 
 def read(file):

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from minillm.machine import choose_precision, on_cuda
+from minillm.system.machine import choose_precision, on_cuda
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from minillm.packing import micro_batches
+from minillm.scoring.micro_batch import micro_batches
 from minillm.types import Rollout
 
 

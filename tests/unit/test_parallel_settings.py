@@ -5,7 +5,7 @@ import torch
 
 from minillm.errors import ConfigError
 from minillm.parallel import Parallel, environment
-from minillm.ranks import in_a_worker, rank
+from minillm.system.ranks import in_a_worker, rank
 
 
 def test_sizes():

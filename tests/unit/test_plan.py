@@ -10,7 +10,7 @@ from minillm.errors import ConfigError
 from minillm.parallel import Parallel
 from minillm.plan import check_plan, make_plan
 from minillm.planning import page
-from minillm.units import duration
+from minillm.terminal.numbers import duration
 from tests.conf.test_compose import CONF, composed
 from tests.conftest import make_model
 

@@ -12,10 +12,10 @@ from minillm.linear_loss import LinearLoss, Side
 from minillm.models import Architecture, LanguageModel, RollingCache
 from minillm.objectives import MiniLLM, PretrainLoss
 from minillm.optim import Optim
-from minillm.packing import micro_batches
 from minillm.parallel import Parallel
 from minillm.planning import Blueprint, Case, fake_device, largest, measure
 from minillm.sampling import Sampler, decode
+from minillm.scoring.micro_batch import micro_batches
 from minillm.types import PromptBatch, Rollout
 from tests.conftest import make_model
 

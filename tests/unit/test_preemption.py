@@ -9,7 +9,7 @@ import threading
 import pytest
 
 from minillm.errors import Interrupted
-from minillm.preemption import SIGNALS, Preemption
+from minillm.modules.preemption import SIGNALS, Preemption
 from minillm.sampling import decode
 from tests.helpers import prompt_batch
 
@@ -38,7 +38,7 @@ def test_the_first_signal_is_noted_and_the_second_changes_nothing(handlers, numb
 def test_a_second_ctrl_c_ends_the_process_at_once():
     code = """if True:
         import os, signal
-        from minillm.preemption import Preemption
+        from minillm.modules.preemption import Preemption
         Preemption().watch()
         os.kill(os.getpid(), signal.SIGINT)
         print("goes on", flush=True)

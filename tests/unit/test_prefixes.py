@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from minillm.data import PromptSet, Record
+from minillm.evaluation.prefixes import Sample, divergence, prefix_kl, sample_answers, sample_mask
 from minillm.linear_loss import LinearLoss
 from minillm.losses import reverse_kl, token_logprobs
 from minillm.metrics import exposure_curve
 from minillm.models import LanguageModel
-from minillm.prefixes import Sample, divergence, prefix_kl, sample_answers, sample_mask
 from minillm.scoring import rollout_divergence
 from minillm.types import Rollout
 from tests.conftest import FAMILIES, make_model, make_pair

@@ -10,8 +10,8 @@ from minillm.data import PromptSet, Record
 from minillm.errors import ConfigError
 from minillm.evaluation import answer_prompts
 from minillm.models import LanguageModel
-from minillm.repeats import Repeats
 from minillm.sampling import decode
+from minillm.sampling.repeats import Repeats
 from tests.conftest import make_model, make_pair
 from tests.helpers import PROMPTS, prompt_batch
 

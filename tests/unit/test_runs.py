@@ -2,7 +2,7 @@
 
 import pytest
 
-from minillm.runs import RunFiles, find_runs, higher_is_better, read_figures, read_rows
+from minillm.runs.read import RunFiles, find_runs, higher_is_better, read_figures, read_rows
 
 HEADER = "progress/optimizer_step,val/reverse_kl,train/loss\n"
 

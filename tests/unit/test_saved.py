@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from minillm.errors import ModelError
-from minillm.saved import CheckpointFile, damage, differences, load_saved, newest_good
+from minillm.runs.saved import CheckpointFile, damage, differences, load_saved, newest_good
 
 
 def content(step=3):

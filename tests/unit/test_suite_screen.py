@@ -3,8 +3,8 @@
 import pytest
 import rich
 
-from minillm.names import file_labels, folded, labels
 from minillm.suite.screen import show_results
+from minillm.terminal.labels import file_labels, folded, labels
 
 
 def test_labels_are_as_short_as_is_unique():

@@ -7,7 +7,7 @@ import pytest
 
 from minillm.errors import Interrupted, MinillmError
 from minillm.sweeps import Sweep, SweepStart, with_report
-from minillm.trials import Outcome
+from minillm.sweeps.trials import Outcome
 
 
 class TerminatedWorkerError(Exception):

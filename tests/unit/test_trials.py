@@ -11,10 +11,10 @@ from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf, open_dict
 
-import minillm.loggers
-from minillm import trials
-from minillm.changes import flat
-from minillm.trials import command_of, error_in, tag, trial_name
+import minillm.runs.loggers
+from minillm.config.changes import flat
+from minillm.sweeps import trials
+from minillm.sweeps.trials import command_of, error_in, tag, trial_name
 from tests.conf.test_compose import CONF
 
 
@@ -92,10 +92,10 @@ def test_a_trial_is_a_run_of_wandb_in_the_group_of_its_sweep(job, tmp_path, monk
         def __init__(self, **kwargs):
             seen.update(kwargs)
 
-    monkeypatch.setattr(minillm.loggers, "WandbLogger", Logger)
+    monkeypatch.setattr(minillm.runs.loggers, "WandbLogger", Logger)
     node = OmegaConf.to_container(cfg.logger)
     node.pop("_target_")
-    minillm.loggers.wandb_logger(run_dir=tmp_path, name=cfg.run.name, settings={}, **node)
+    minillm.runs.loggers.wandb_logger(run_dir=tmp_path, name=cfg.run.name, settings={}, **node)
     assert seen["group"] == "alpha" and seen["name"] == "alpha/sampler.alpha-0.1"
     assert seen["tags"] == ["mine", *overrides, "+data.template_arguments.a=_x, y_"]
     assert tag(long) in tag(long) and len(tag(long)) == 64

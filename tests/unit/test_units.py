@@ -3,7 +3,7 @@
 import pytest
 
 from minillm.callbacks.progress import _figures
-from minillm.units import count, duration
+from minillm.terminal.numbers import count, duration
 
 
 @pytest.mark.parametrize(

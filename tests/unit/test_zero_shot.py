@@ -5,9 +5,9 @@ import torch
 
 from minillm.data import Record, build_prompts
 from minillm.errors import ConfigError, DataError
+from minillm.evaluation.zero_shot import choice_labels, label_logprobs, word_tokens
 from minillm.metrics import calibration_figures, label_probabilities
 from minillm.models import LanguageModel
-from minillm.zero_shot import choice_labels, label_logprobs, word_tokens
 from tests.conftest import FAMILIES, make_model, make_tokenizer
 
 TEXTS = ["the cat is big", "why", "a red fish in the river </s> is it small", "name two"]

@@ -3,7 +3,6 @@ goes on, two chains do not meet."""
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import signal
@@ -19,13 +18,12 @@ from typing import TextIO
 
 from rich import get_console
 
-from minillm.child import forwarded
-from minillm.console import say
 from minillm.errors import ConfigError, Interrupted, MinillmError
-from minillm.files import fingerprint, write_whole
-from minillm.units import duration
-
-ROOT = Path(__file__).parents[1]
+from minillm.system.child import ROOT, forwarded, importable
+from minillm.system.files import fingerprint, write_whole
+from minillm.system.lock import locked
+from minillm.terminal.console import say
+from minillm.terminal.numbers import duration
 
 
 @dataclass(frozen=True)
@@ -78,17 +76,15 @@ def run_chain(run_dir: Path, stages: list[Stage]) -> dict[str, dict]:
 
 @contextmanager
 def _alone(run_dir: Path) -> Iterator[TextIO]:
-    """The lock goes with the last process that holds it: a stage that outlives its chain keeps the next one out. The
-    file says what is at work."""
-    with open(run_dir / "lock", "a+", encoding="utf-8") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            lock.seek(0)
-            raise MinillmError(
-                f"{run_dir}: {lock.read().strip()} is at work there; wait until it is done or end it (kill with "
-                "its number), then give the same command again"
-            ) from error
+    """A stage that outlives its chain keeps the next chain out."""
+
+    def busy(note: str) -> None:
+        raise MinillmError(
+            f"{run_dir}: {note} is at work there; wait until it is done or end it (kill with its number), then give "
+            "the same command again"
+        )
+
+    with locked(run_dir / "lock", busy) as lock:
         _note(lock, f"a chain (process {os.getpid()} on {socket.gethostname()})")
         yield lock
 
@@ -119,8 +115,8 @@ def _call(stage: Stage, run_dir: Path, title: str, lock: TextIO) -> float:
         command.append("resume=auto")  # it was cut off
     log = run_dir / "logs" / f"{stage.name}.log"
     began = time.time()
-    paths = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-    own = dict(stderr=subprocess.STDOUT, env=os.environ | {"PYTHONPATH": paths}, pass_fds=(lock.fileno(),))
+    importable()
+    own = dict(stderr=subprocess.STDOUT, pass_fds=(lock.fileno(),))
     with open(log, "a", encoding="utf-8") as stream, get_console().status(f"{title}  ({log})"):
         child = subprocess.Popen(command, stdout=stream, **own)
         _note(lock, f"stage {stage.name} (process {child.pid} on {socket.gethostname()}) of a chain ({os.getpid()})")

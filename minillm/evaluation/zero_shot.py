@@ -15,7 +15,7 @@ from minillm.data import PromptSet
 from minillm.errors import ConfigError, DataError
 from minillm.linear_loss import LinearLoss
 from minillm.models import LanguageModel
-from minillm.packing import micro_batches
+from minillm.scoring.micro_batch import micro_batches
 from minillm.types import Rollout
 
 

@@ -14,7 +14,7 @@ import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch import Tensor
 
-from minillm.console import say
+from minillm.terminal.console import say
 from minillm.errors import ModelError
 
 PREFIX = "student."  # the module's only child

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from minillm.data import PromptSet
 from minillm.errors import check
 from minillm.models import Architecture, Pair, split_problems
 from minillm.modules import OnPolicy
-
-if TYPE_CHECKING:
-    from minillm.build import Settings
+from minillm.settings.settings import Settings
 
 
 def check_lengths(settings: Settings, pair: Pair) -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from minillm.columns import short
-from minillm.console import say, show_facts
+from minillm.terminal.columns import short
+from minillm.terminal.console import say, show_facts
 
 _LINE = re.compile(r"( *)(- )?(\w+):? ?(.*?)(?: *# (.*))?")  # indent, list item, key, value, comment
 

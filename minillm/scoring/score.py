@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from minillm.branches import branches
 from minillm.linear_loss import REVERSE_KL, LinearLoss
 from minillm.models import LanguageModel
-from minillm.packing import micro_batches
+from minillm.scoring.micro_batch import micro_batches
+from minillm.scoring.shared_prompt import branches
 from minillm.types import Rollout
 
 

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import mean
 
-from minillm.columns import ABSENT, short
-from minillm.runs import RunFiles
+from minillm.runs.read import RunFiles
+from minillm.terminal.columns import ABSENT, short
 
 _COLOURS = "#4477aa #ee6677 #228833 #ccbb44 #66ccee #aa3377 #999933 #882255 #44aa99 #555555".split()
 _PANELS, _ACROSS, _LEGEND = 9, 3, 14  # settings that get a panel; panels in a row; curves that get a name

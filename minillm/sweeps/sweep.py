@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -18,11 +17,12 @@ from rich.markup import escape
 from rich.table import Table
 
 from minillm import cli
-from minillm.console import say
 from minillm.errors import ConfigError, Interrupted, MinillmError
-from minillm.runs import TRIALS, higher_is_better
-from minillm.trials import DONE, ROOT, Outcome
-from minillm.units import count, duration
+from minillm.runs.read import TRIALS, higher_is_better
+from minillm.sweeps.trials import DONE, Outcome
+from minillm.system.child import importable
+from minillm.terminal.console import say
+from minillm.terminal.numbers import count, duration
 
 # What launchers raise when a process of theirs died (joblib, submitit); the trials in it are gone with it or go on.
 _DIED = {"TerminatedWorkerError", "BrokenProcessPool", "UncompletedJobError"}
@@ -104,8 +104,7 @@ def begin(config: DictConfig) -> Sweep:
         problems.append(f"run.name={config.run.name}: {folder} holds a single run; choose another name for the sweep")
     if problems:
         raise ConfigError(problems)
-    # Launchers' processes find this package wherever they begin.
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    importable()
     shutil.rmtree(folder / TRIALS, ignore_errors=True)
     (folder / TRIALS).mkdir(parents=True)
     overrides = OverridesParser.create().parse_overrides(list(config.hydra.overrides.task))

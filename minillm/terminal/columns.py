@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from minillm.units import count
+from minillm.terminal.numbers import count
 
 ABSENT = "absent"  # a setting that a run does not have
 

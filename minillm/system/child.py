@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
-from minillm.console import say
+from minillm.terminal.console import say
 
+ROOT = Path(__file__).parents[2]  # where train.py and conf/ are
 _FORWARD = {signal.SIGTERM: signal.SIGTERM, signal.SIGUSR1: signal.SIGUSR1, signal.SIGUSR2: signal.SIGUSR1}
+
+
+def importable() -> None:
+    """Let processes that this one starts find the package wherever they begin."""
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
 
 
 @contextmanager

@@ -9,12 +9,12 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from minillm.changes import changes, flat, within
-from minillm.console import say
+from minillm.config.changes import changes, flat, within
 from minillm.data import Corpus, PromptSet
 from minillm.errors import ConfigError, ModelError, check
 from minillm.modules import StudentModule
-from minillm.saved import differences, load_saved
+from minillm.runs.saved import differences, load_saved
+from minillm.terminal.console import say
 
 DATA = "data.json"  # in the run directory
 

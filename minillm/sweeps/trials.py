@@ -6,7 +6,6 @@ no memory behind. A finished trial is skipped, one that was cut off goes on with
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import math
@@ -14,24 +13,22 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.override_parser.types import Quote, QuotedString
 from omegaconf import DictConfig, OmegaConf
 
-from minillm.changes import LONGER, changes, flat
-from minillm.child import forwarded
-from minillm.console import say
+from minillm.config.changes import LONGER, changes, flat
+from minillm.config.overrides import override
 from minillm.errors import Interrupted
-from minillm.files import write_whole
-from minillm.runs import ERROR, LOG, STOPPED, TRIALS, read_figures, read_settings
-from minillm.units import count, duration
+from minillm.runs.read import ERROR, LOG, STOPPED, TRIALS, read_figures, read_settings
+from minillm.system.child import ROOT, forwarded
+from minillm.system.files import write_whole
+from minillm.system.lock import locked
+from minillm.terminal.console import say
+from minillm.terminal.numbers import count, duration
 
-ROOT = Path(__file__).parents[1]
 DONE = ("finished", "stopped early")
 _LONGEST_NAME, _LONGEST_TAG = 100, 64  # W&B refuses longer tags
 
@@ -80,10 +77,14 @@ def run_trial(cfg: DictConfig) -> float | None:
     plain = OmegaConf.to_container(cfg, resolve=True)
     number, name = int(job.job.num), run_dir.name
     received: list[int] = []
-    with _alone(run_dir) as lock:
+
+    def busy(note: str) -> None:  # a run that outlived its sweep
+        say(f"{run_dir}: another process is at work there; waiting for it")
+
+    with locked(run_dir / "lock", busy) as lock:
         outcome = _found(plain, run_dir, number)
         if outcome is None:
-            outcome = _make(plain, run_dir, number, lock, received)
+            outcome = _make(plain, run_dir, number, lock.fileno(), received)
     if outcome.state in DONE and outcome.figure is None:
         outcome = Outcome(**asdict(outcome) | {"text": f"no finite {plain['optimized_metric']} in metrics.json"})
     (sweep_dir / TRIALS).mkdir(parents=True, exist_ok=True)
@@ -94,18 +95,6 @@ def run_trial(cfg: DictConfig) -> float | None:
     if received and job.runtime.choices["hydra/launcher"] == "basic":
         raise KeyboardInterrupt
     return outcome.figure
-
-
-@contextmanager
-def _alone(run_dir: Path) -> Iterator[int]:
-    """The lock goes with the last process that holds it: a run that outlived its sweep is waited for."""
-    with open(run_dir / "lock", "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            say(f"{run_dir}: another process is at work there; waiting for it")
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        yield lock.fileno()
 
 
 def _found(plain: dict, run_dir: Path, number: int) -> Outcome | None:
@@ -163,14 +152,14 @@ def command_of(plain: dict, run_dir: Path) -> list[str]:
     job = HydraConfig.get()
     sources = [source.path for source in job.runtime.config_sources if source.provider == "command-line"]
     overrides = [str(each) for each in job.overrides.task]
-    own = [f"run.name={plain['run']['name']}/{run_dir.name}", f"hydra.run.dir={_quoted(str(run_dir))}", "resume=auto"]
+    own = [f"run.name={plain['run']['name']}/{run_dir.name}", override("hydra.run.dir", str(run_dir)), "resume=auto"]
     logger = plain["logger"]
     if "tags" in logger and "group" in logger:
         hidden = ("run.name=", "resume=", "logger.")
         found = [tag(each) for each in overrides if not each.lstrip("+").startswith(hidden)]
         tags = dict.fromkeys([*(logger["tags"] or ()), *found])
-        own.append(f"logger.group={_quoted(logger['group'] or plain['run']['name'])}")
-        own.append(f"logger.tags=[{','.join(map(_quoted, tags))}]")
+        own.append(override("logger.group", logger["group"] or plain["run"]["name"]))
+        own.append(override("logger.tags", list(tags)))
     paths = [word for path in sources for word in ("--config-dir", path)]
     return [sys.executable, str(ROOT / "train.py"), *paths, *overrides, *own]
 
@@ -190,7 +179,3 @@ def error_in(output: str) -> str:
     if found:
         return "\n".join(lines[found[-1] :])[:2000]
     return lines[-1][:2000] if lines else "It said nothing"
-
-
-def _quoted(text: str) -> str:
-    return QuotedString(text, Quote.single).with_quotes()

@@ -6,7 +6,7 @@ import re
 import tempfile
 from pathlib import Path
 
-from minillm.checks import describe, matches
+from minillm.config.checks import describe, matches
 from minillm.errors import ConfigError, nearest
 from minillm.modules import OnPolicy
 from minillm.objectives import CrossEntropy, MiniLLM

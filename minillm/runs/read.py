@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 from omegaconf import OmegaConf
 
-from minillm.changes import flat
+from minillm.config.changes import flat
 
 STOPPED = "stopped_early"  # in metrics.json: the optimizer step at which the median rule ended the run
 TRIALS = ".trials"  # in the directory of a sweep: how each of its trials ended

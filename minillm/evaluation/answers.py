@@ -12,10 +12,10 @@ from minillm.data import PromptSet
 from minillm.linear_loss import LinearLoss
 from minillm.metrics import distinct_n, exact_match, rouge_l
 from minillm.models import LanguageModel
-from minillm.packing import micro_batches
 from minillm.parallel import ALONE, Group
 from minillm.sampling import decode
 from minillm.scoring import rollout_reverse_kl
+from minillm.scoring.micro_batch import micro_batches
 from minillm.seeding import seed_for
 from minillm.types import Rollout
 

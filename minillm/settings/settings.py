@@ -1,0 +1,101 @@
+"""From a composed config to checked objects, all problems in one message."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import lightning as L
+from omegaconf import DictConfig, OmegaConf
+
+from minillm.callbacks import Profile
+from minillm.config.checks import collect, node_problems
+from minillm.config.secret import secret_problems
+from minillm.data import Sources
+from minillm.errors import ConfigError
+from minillm.linear_loss import LinearLoss
+from minillm.models import ModelPair
+from minillm.modules import OnPolicy, Supervised, SupervisedStart
+from minillm.objectives import CrossEntropy, MiniLLM, PretrainLoss
+from minillm.optim import Optim
+from minillm.parallel import Parallel
+from minillm.sampling import Sampler
+from minillm.settings.rules import GROUPS, SETTINGS, cross_field_problems, root_problems
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The config as checked objects; nothing reads the config after this."""
+
+    model: ModelPair
+    data: Sources
+    sampler: Sampler
+    regulariser: PretrainLoss
+    objective: MiniLLM | CrossEntropy
+    linear_loss: LinearLoss
+    regime: OnPolicy | Supervised
+    optim: Optim
+    start: SupervisedStart
+    strategy: Parallel
+    callbacks: dict[str, L.Callback]
+
+    @property
+    def accumulated(self) -> int:
+        """Batches of one rank whose gradients the trainer adds up; on-policy the module makes its own micro-batches."""
+        devices = self.strategy.data_parallel_size
+        return self.regime.microbatches(devices) // devices if isinstance(self.regime, Supervised) else 1
+
+
+def check_config(cfg: DictConfig, *, command: str = "", began: float | None = None) -> Settings:
+    """Types, unknown keys, values and cross-field rules.
+
+    Raises:
+        ConfigError: with every problem found, each as what, got, wanted, where.
+    """
+    plain = OmegaConf.to_container(cfg, resolve=True)
+    if secrets := secret_problems(plain, command):
+        raise ConfigError(secrets)  # alone: other problems would show values
+    if missing := [group for group in (*GROUPS, *SETTINGS) if not isinstance(plain.get(group), dict)]:
+        raise ConfigError(f"{group}={plain.get(group)!r}: missing; wanted a config group" for group in missing)
+    problems = root_problems(plain)
+    problems += node_problems(plain["trainer"], "trainer")
+    problems += node_problems(plain["logger"], "logger", supplied=("run_dir", "name", "settings"))
+    run_dir = Path(plain["run"]["dir"])
+    extra = {
+        "callbacks.validation": {"run_dir": run_dir, "seed": plain["eval_seed"]},
+        "callbacks.checkpoints": {"run_dir": run_dir},
+        "callbacks.median": {"run_dir": run_dir},
+        "callbacks.record": {
+            "run_dir": run_dir,
+            "began": time.time() if began is None else began,
+            "card": {"name": plain["run"]["name"], "made_by": made_by(plain), "command": command},
+        },
+    }
+    built = {group: collect(problems, group, plain[group]) for group in SETTINGS}
+    nodes = {name: node for name, node in plain["callbacks"].items() if node}
+    callbacks = {
+        name: collect(problems, f"callbacks.{name}", node, **extra.get(f"callbacks.{name}", {}))
+        for name, node in nodes.items()
+    }
+    problems += cross_field_problems(built, callbacks, plain)
+    if problems:
+        raise ConfigError(problems)
+    if plain["profile"]:
+        callbacks["profile"] = Profile(run_dir)
+    return Settings(**built, callbacks=callbacks)
+
+
+def made_by(plain: dict) -> str:
+    """One sentence for the model card."""
+    student, teacher, objective = plain["model"].get("student"), plain["model"].get("teacher"), plain["objective"]
+    teacher = teacher.get("source") if isinstance(teacher, dict) else teacher
+    if "kd_ratio" not in objective:
+        return f"A student distilled from `{teacher}` by MiniLLM (reverse KL on its own samples, arXiv 2306.08543)."
+    if isinstance(student, dict):
+        pruned = any(key in student for key in ("keep_layers", "drop_layers"))
+        student = student.get("source") or (f"layers of {teacher}" if pruned else "random weights")
+    how = f"Fine-tuned from `{student}` on the responses of `{plain['data'].get('train_file')}`"
+    if objective["kd_ratio"]:
+        how += f", with the soft targets of `{teacher}` (word-level KD, ratio {objective['kd_ratio']})"
+    return f"{how}."

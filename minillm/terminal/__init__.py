@@ -1,0 +1,1 @@
+"""What a person reads on screen: lines and tables, help, numbers, short names."""
