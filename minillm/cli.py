@@ -1,4 +1,4 @@
-"""The edge to the shell: errors of ours as plain text, unknown keys with the nearest right name, a quiet terminal."""
+"""The edge to the shell: our errors as plain text, unknown keys with the nearest right name, a quiet terminal."""
 
 from __future__ import annotations
 
@@ -47,8 +47,8 @@ def run(main: Callable[[], None], config_name: str) -> None:
 
 
 def job(function: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
-    """What @hydra.main calls: errors end it here already, before Hydra sets a line of its own above them, and a start
-    that came to nothing leaves no directory. A sweep's job is passed through: its trial is a command of its own."""
+    """Wrap the function that @hydra.main calls: errors are told before Hydra prints a line of its own above them, and a
+    start that made nothing leaves no directory. A sweep's job is passed through: its trial is a command of its own."""
 
     @functools.wraps(function)
     def call(cfg: DictConfig) -> Any:
@@ -87,8 +87,8 @@ def _told(config_name: str) -> Iterator[None]:
 
 
 def free(folder: Path, log: str) -> None:
-    """Remove a run's directory that holds nothing but Hydra's log, and those above it that are empty then, up to the
-    one we are in."""
+    """Remove a run directory that holds nothing but Hydra's log, and parents that are empty then, up to the working
+    directory."""
     here = Path.cwd()
     with suppress(OSError):
         if folder == here or {each.name for each in folder.iterdir()} - {log}:
@@ -102,7 +102,7 @@ def free(folder: Path, log: str) -> None:
 
 
 def fail(text: str, status: int = 1) -> None:
-    """The end, with a message on stderr."""
+    """Print a message on stderr and end the process."""
     if rank():
         stand_back()
         text = f"rank {rank()}: {text}"
@@ -111,8 +111,8 @@ def fail(text: str, status: int = 1) -> None:
 
 
 def _leave(status: int) -> NoReturn:
-    """In one of several processes at once: threads of their groups may still want the interpreter, and Python 3.11
-    aborts where one comes late."""
+    """End the process; one of several at once, because threads of process groups may still want the interpreter and
+    Python 3.11 aborts where one comes late."""
     if in_a_worker():
         sys.stdout.flush()
         sys.stderr.flush()
@@ -133,7 +133,7 @@ def _quieten() -> None:
 
 
 def explain(error: HydraException, config_name: str) -> str:
-    """Hydra's own words, or for an unknown key the nearest right one."""
+    """Hydra's message; for an unknown key or choice, the nearest right one."""
     text = "\n".join(filter(None, [str(error), str(error.__cause__ or "")]))
     if isinstance(error, MissingConfigException) and error.options:
         group, _, name = error.missing_cfg_file.rpartition("/")

@@ -57,7 +57,7 @@ def differing(runs: Sequence[RunFiles]) -> list[str]:
 
 
 def value_of(run: RunFiles, figure: str) -> float | None:
-    """Of metrics.json; the newest of metrics.csv for a run that is not finished; None where there is no finite one."""
+    """A run's figure: from metrics.json, the newest of metrics.csv if the run is not finished, None if not finite."""
     value: Any = run.figures.get(figure)
     if value is None and run.state == "unfinished":
         value = next((each for _, each in reversed(run.curve(figure))), None)

@@ -80,7 +80,7 @@ class LinearLoss:
 
     @torch.no_grad()
     def values(self, student: Side, teacher: Side | None, ids_N: Tensor, wanted: tuple[str, ...] = ()) -> TokenValues:
-        """The values alone; no gradient."""
+        """`TokenValues` without a gradient."""
         step = max(1, len(ids_N)) if self.chunk_mb is None else self._rows(student.head)
         chunks = [
             plain_values(
@@ -211,7 +211,7 @@ def _loss_and_grad(
 
 
 def _product_type(hidden: Tensor) -> torch.dtype:
-    """What a product of `hidden` would be computed in."""
+    """The type in which a matrix product with `hidden` is computed (autocast's where it is on)."""
     device = hidden.device.type
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
 

@@ -1,4 +1,4 @@
-"""What travels between the rooms: frozen records of tensors.
+"""Frozen dataclasses of tensors that pass between packages.
 
 Axes: B rows, P prompt positions (left padded), R response positions (right padded), H hidden width, M corpus blocks,
 L block length. Masks are bool, True = counts; no mask is ever rebuilt from ids.
@@ -22,7 +22,7 @@ class _Rows:
         return replace(self, **{k: function(v) for k, v in changed.items() if isinstance(v, Tensor)})
 
     def rows(self, index):
-        """The chosen rows, in that order."""
+        """The given rows, in that order."""
         return self._map(lambda tensor: tensor[index])
 
     def to(self, device):
@@ -45,7 +45,7 @@ class PromptBatch(_Rows):
         return len(self.ids_BP)
 
     def flush_left(self) -> tuple[Tensor, list[int]]:
-        """[B, P] prompts that begin at column 0, what comes after them undefined, and their lengths."""
+        """[B, P] prompts moved to begin at column 0 (what follows them is undefined), and their lengths."""
         n_columns = self.ids_BP.shape[1]
         lengths_B = self.mask_BP.sum(-1)
         columns_BP = torch.arange(n_columns, device=lengths_B.device) + (n_columns - lengths_B).unsqueeze(-1)
@@ -74,7 +74,7 @@ class Rollout(_Rows):
         return len(self.response_ids_BR)
 
     def trimmed(self):
-        """Without the leading prompt columns and trailing response columns that no row uses."""
+        """A copy without the leading prompt columns and trailing response columns that no row uses."""
         first = int(self.prompt_mask_BP.any(0).int().argmax())
         last = int(self.response_mask_BR.any(0).sum())
         cut = {f.name: getattr(self, f.name) for f in fields(self)}
@@ -95,21 +95,21 @@ class Rollout(_Rows):
 
 @dataclass(frozen=True)
 class Experience(Rollout):
-    """A rollout with what the objective computed from it once: constants of the inner epochs."""
+    """A rollout with the advantages and weights computed from it once; constants during the inner epochs."""
 
     advantages_BR: Tensor | None = None
     single_weights_BR: Tensor | None = None
     long_weights_BR: Tensor | None = None
 
     def terms(self, take: Callable[[Tensor], Tensor]) -> PolicyTerms:
-        """Of the tokens that `take` takes out of [B, R]."""
+        """Constants of the tokens that `take` selects from [B, R]."""
         tensors = (self.student_logprobs_BR, self.advantages_BR, self.single_weights_BR, self.long_weights_BR)
         return PolicyTerms(*map(take, tensors))
 
 
 @dataclass(frozen=True)
 class PolicyTerms(_Rows):
-    """Of N counted tokens: log q(y) when they were sampled, and their constants from the `Experience`."""
+    """Constants of N counted tokens: log q(y) at sampling time, and their values in the `Experience`."""
 
     old_logprobs_N: Tensor
     advantages_N: Tensor

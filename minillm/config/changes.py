@@ -25,7 +25,7 @@ _ABSENT = "absent"
 
 @dataclass(frozen=True)
 class Change:
-    """`effect` is what it does to a run that goes on; None: other numbers."""
+    """One differing setting. `effect` is what it does to a run that goes on; None: it would change the numbers."""
 
     key: str
     was: Any
@@ -52,7 +52,7 @@ def within(key: str, names: tuple[str, ...]) -> bool:
 
 
 def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[Change]:
-    """Of two flat settings, by key."""
+    """What differs between two flat settings, by key."""
     return [
         Change(key, was, is_now, _effect(key, was, is_now, before))
         for key in sorted(before.keys() | now.keys())

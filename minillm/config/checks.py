@@ -99,7 +99,8 @@ def construct(node: Mapping, **supplied: Any) -> Any:
 
 
 def collect(problems: list[str], path: str, node: dict, **supplied: Any) -> Any:
-    """The object of a node, or None and its problems: of keys and types first, of values where those are right."""
+    """Construct a node's object; None if something is wrong, which is added to the problems: keys and types first, then
+    values."""
     found = node_problems(node, path, supplied=tuple(supplied))
     if not found:
         try:

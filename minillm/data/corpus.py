@@ -49,7 +49,7 @@ class Corpus:
     blocks_NL: np.ndarray
 
     def digest(self) -> str:
-        """Of its size and of a thousand blocks all over it."""
+        """Hash of its size and of a thousand blocks spread over it."""
         some = self.blocks_NL[:: max(1, len(self.blocks_NL) // 1000)]
         return hashlib.sha256(f"{self.blocks_NL.shape}".encode() + np.ascontiguousarray(some).tobytes()).hexdigest()[
             :24
@@ -126,7 +126,7 @@ def _key(documents: Documents, tokenizer: PreTrainedTokenizerBase, core: Any, n_
 
 
 def _progress(folder: Path, dtype: np.dtype) -> _Progress:
-    """How far the cache is; nothing where its files do not fit together."""
+    """How much of the cache is done; nothing if its files do not fit together."""
     manifest, file = folder / "manifest.json", folder / "tokens.bin"
     if not (manifest.exists() and file.exists()):
         return _Progress()
@@ -151,7 +151,7 @@ def _write(
     n_vocab: int,
     source: str,
 ) -> _Progress:
-    """Go on after `done` with the batches that follow it. Ids reach the disk before the manifest that counts them."""
+    """Append the batches that follow `done`. Ids reach the disk before the manifest that counts them."""
     if done == _Progress():
         (folder / "tokens.bin").unlink(missing_ok=True)  # a reader may have the damaged one mapped
     pieces, tokens, since, began, said = done.pieces, done.tokens, 0, time.monotonic(), time.monotonic()

@@ -102,7 +102,7 @@ def _topics() -> Iterator[list[str]]:
 
 
 def _files(path: Path) -> list[Path]:
-    """The file, or those of a directory in the order of their paths."""
+    """The file itself, or all files of a directory in the order of their paths."""
     if not path.is_dir():
         return [path]
     files = sorted(file for file in path.rglob("*") if file.suffix in (*_LINES, _TEXT) and file.is_file())
@@ -142,7 +142,7 @@ def _text(where: str, row: object) -> str:
 
 
 def _hub_documents(source: str) -> Documents:
-    """Streamed, at the commit that was found when the run began."""
+    """Documents of a hub data set, streamed, at the commit found when the run began."""
     import datasets
 
     name, _, split = source.partition(":")
@@ -173,7 +173,7 @@ def _hub_documents(source: str) -> Documents:
 
 
 def _content(files: list[Path]) -> str:
-    """Of bytes, order and kind; names and dates do not matter."""
+    """Hash of the files' bytes, order and kind; names and dates do not matter."""
     digests = []
     for file in files:
         try:

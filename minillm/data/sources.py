@@ -62,7 +62,7 @@ class Sources:
 
     @property
     def longest(self) -> int:
-        """Tokens of a prompt with its reference, at most."""
+        """The longest a prompt with its reference may be, in tokens."""
         together = self.max_prompt_tokens + self.max_response_tokens
         return together if self.max_tokens is None else min(self.max_tokens, together)
 
@@ -95,7 +95,7 @@ class Sources:
         return self._build(records, pair, name)
 
     def corpus(self, documents: Documents, pair: Pair) -> Corpus:
-        """Raises DataError, see `build_corpus`."""
+        """The packed corpus of L_PT. Raises DataError, see `build_corpus`."""
         return build_corpus(
             documents, pair.tokenizer, block_size=self.block_size, n_vocab=pair.n_vocab, workers=self.workers
         )
@@ -119,7 +119,7 @@ class Sources:
 
 
 def training_keys(sources: Sources | None) -> list[str]:
-    """Keys given in a config of a job that does not train, and so would be ignored there."""
+    """Keys that only training reads, given in the config of a job that does not train."""
     keys = (
         "train_file",
         "val_file",

@@ -26,7 +26,7 @@ _WITHOUT_INPUT = (
 
 
 def paper_prompt(record: Record) -> str:
-    """Raises DataError for a conversation of several turns, which this template has no place for."""
+    """The paper's prompt text. Raises DataError for a conversation of several turns, which it has no place for."""
     if record.history:
         raise DataError(
             f"{record.id}: a conversation of several turns; the paper's template has one: set data.template=chat"

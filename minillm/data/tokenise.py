@@ -24,7 +24,7 @@ BATCH = 2**20  # characters that are sent to a process at a time
 
 
 def usable_cores() -> int:
-    """Those this process may run on."""
+    """Number of cores this process may run on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -41,7 +41,7 @@ def batches(pieces: Iterable[tuple[str, bool]]) -> Iterator[Batch]:
 
 
 def encode_all(tokenizer: Any, eos: int, stream: Iterable[Batch], workers: int) -> Iterator[tuple[Batch, np.ndarray]]:
-    """Each batch with its ids, see `encode`. With one worker, or a single batch, in this process.
+    """Yield each batch with its ids, see `encode`. One worker, or a single batch, stays in this process.
 
     At most two batches a worker are in memory, however long the stream is.
 

@@ -18,8 +18,8 @@ Batch = list[tuple[str, bool]]  # pieces of text, and whether a document ends th
 
 
 def portable(tokenizer: Any) -> Any:
-    """What `encode` takes and another process can be sent: the serialised core of a fast transformers tokenizer, as the
-    tokenizer itself would use it (no truncation, no padding); of a slow one the object."""
+    """What `encode` takes, in a form that can be sent to another process: the serialised core of a fast tokenizer (no
+    truncation, no padding), or a slow tokenizer itself."""
     if not tokenizer.is_fast:
         return tokenizer
     core = tokenizers.Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())

@@ -38,7 +38,7 @@ class Architecture:
 
     @classmethod
     def of(cls, config: PretrainedConfig) -> Architecture:
-        """Read from a transformers config."""
+        """The architecture that a transformers config describes."""
         heads = config.num_attention_heads
         ffn = next(
             (v for k in ("intermediate_size", "ffn_dim", "n_inner") if (v := getattr(config, k, None))),
@@ -63,7 +63,7 @@ class Architecture:
         return [f"{key}: {mine[key]} stated, {theirs[key]} found" for key in mine if mine[key] != theirs[key]]
 
     def shrunk(self, **sizes: int) -> Architecture:
-        """The same family with other sizes, for tests and dry runs."""
+        """An architecture of the same family with other sizes, for tests and dry runs."""
         return replace(self, **sizes)
 
     def config(self) -> PretrainedConfig:
@@ -100,7 +100,7 @@ class Architecture:
 
 
 def decoder_layers(network: PreTrainedModel) -> tuple[str, nn.ModuleList]:
-    """The stack of layers and its name.
+    """The stack of decoder layers and its name.
 
     Raises:
         ModelError: there is no stack of as many layers as the config states.
@@ -122,7 +122,7 @@ def split_problems(shape: Architecture, size: int) -> list[str]:
 
 
 def without_dropout(config: PretrainedConfig) -> None:
-    """The published runs switch it off; with it a rollout's log-probs and the update's would be of different models."""
+    """Set every dropout to 0, as the published runs do: with it the log-probs of rollout and update would differ."""
     for name, value in vars(config).items():
         if "drop" in name and isinstance(value, float):
             setattr(config, name, 0.0)

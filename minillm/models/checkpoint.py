@@ -74,7 +74,7 @@ class Checkpoint:
 
     @property
     def name(self) -> str:
-        """Of the weights that `load` gives, for a person."""
+        """Name of the weights that `load` gives, for a person."""
         return f"{self.source} with {self.adapter}" if self.adapter else self.source
 
     def resolve(self) -> tuple[str, str | None]:
@@ -148,7 +148,7 @@ class Checkpoint:
 
 
 def is_pickled(path: str, revision: str | None) -> bool:
-    """Of a directory, or of a model of the hub that is in the cache."""
+    """Whether a directory's weights, or those of a cached hub model, exist as pickles only."""
     if Path(path).is_dir():
         return not any(Path(path).glob("*.safetensors"))
     names = ("model.safetensors", "model.safetensors.index.json")
@@ -156,7 +156,7 @@ def is_pickled(path: str, revision: str | None) -> bool:
 
 
 def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
-    """Of a directory, which need not hold a model, or of any `Checkpoint.source`.
+    """The tokenizer of a directory, which need not hold a model, or of any `Checkpoint.source`.
 
     Raises:
         ModelError, ConfigError: there is none.

@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 
 
 def cache_dir() -> Path:
-    """`MINILLM_CACHE`, default ~/.cache/minillm."""
+    """Where converted models and tokenised corpora lie: `MINILLM_CACHE`, default ~/.cache/minillm."""
     return Path(os.environ.get("MINILLM_CACHE") or Path.home() / ".cache" / "minillm")
 
 

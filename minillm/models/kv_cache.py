@@ -88,7 +88,7 @@ class RollingCache(Cache):
         self.first = min(self.starts)
 
     def keep(self, slots: list[int]) -> None:
-        """Row i becomes what row slots[i] was; the rest goes."""
+        """Keep the rows `slots`, in that order."""
         moved = [to for to, slot in enumerate(slots) if to != slot]
         if moved:
             used = slice(self.first, self.end)
@@ -99,7 +99,7 @@ class RollingCache(Cache):
         self.first = min(self.starts, default=self.end)
 
     def advance(self) -> None:
-        """After a forward pass of one token a row."""
+        """Move on after a forward pass of one token a row."""
         self.end += 1
         if self.end == self.capacity:
             self._to_front()

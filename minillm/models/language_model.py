@@ -57,18 +57,18 @@ class LanguageModel:
         return self.network.device
 
     def frozen(self) -> LanguageModel:
-        """In eval mode and without gradients, as a teacher."""
+        """Switch to eval mode and freeze all weights, as for a teacher."""
         self.network.requires_grad_(False).eval()
         return self
 
     def body(self) -> list[Tensor]:
-        """Weights and buffers that the head does not need; tied embeddings are the head's."""
+        """Weights and buffers that the head does not need (tied embeddings belong to the head)."""
         kept = {id(each) for each in self.network.get_output_embeddings().parameters()}
         return [each for each in (*self.network.parameters(), *self.network.buffers()) if id(each) not in kept]
 
     @contextmanager
     def body_away(self) -> Iterator[None]:
-        """With `offload`: the body is on the CPU meanwhile, so that only the head can be used."""
+        """With `offload`, keep the body on the CPU within this context; only the head can be used."""
         home = self.device
         moved = self.body() if self.offload and home.type != "cpu" else []
         for each in moved:
@@ -80,8 +80,8 @@ class LanguageModel:
                 each.data = each.data.to(home)
 
     def share_out(self, mesh: parallel.DeviceMesh, *, keep_head: bool, cpu_offload: bool) -> None:
-        """Leave parts of the weights on each device of the mesh, see `parallel.shard`. keep_head: embeddings and head
-        stay whole, for a model whose head is used apart from its body."""
+        """Shard the weights over the mesh, see `parallel.shard`. keep_head: embeddings and head stay whole, for a model
+        whose head is used apart from its body."""
         ends = (self.network.get_input_embeddings(), self.network.get_output_embeddings())
         whole = [each for end in ends for each in end.parameters()] if keep_head else []
         _, layers = decoder_layers(self.network)
@@ -92,7 +92,7 @@ class LanguageModel:
 
     @contextmanager
     def gathered(self) -> Iterator[None]:
-        """Weights in parts are whole meanwhile, see `parallel.gathered`; may be entered twice."""
+        """Gather sharded weights within this context, see `parallel.gathered`; may be entered twice."""
         if self._gathered:
             yield
             return
@@ -105,7 +105,7 @@ class LanguageModel:
 
     @contextmanager
     def caching(self) -> Iterator[None]:
-        """In eval mode meanwhile: layers that recompute their activations drop the cache in training mode."""
+        """Eval mode within this context: layers that recompute activations drop the cache in training mode."""
         training = self.network.training
         self.network.eval()
         try:
@@ -136,7 +136,7 @@ class LanguageModel:
         return forward(input_ids=ids_BS, past_key_values=cache, use_cache=cache is not None).last_hidden_state
 
     def next_hidden(self, ids_B: Tensor, cache: RollingCache, starts_B: Tensor) -> Tensor:
-        """[B, H] of one more token a row; `starts_B` are `cache.starts` as a tensor."""
+        """Hidden states [B, H] of one more token a row; `starts_B` is `cache.starts` as a tensor."""
         mask = None
         if not cache.even:
             mask = torch.arange(cache.first, cache.end + 1, device=ids_B.device) >= starts_B.unsqueeze(-1)

@@ -12,7 +12,7 @@ Bits = Literal[4, 8]
 
 
 def missing_for(bits: Bits | None) -> str | None:
-    """What this machine lacks for weights in so many bits, or None."""
+    """What this machine lacks for weights of so many bits, or None."""
     if bits is None:
         return None
     if not torch.cuda.is_available():

@@ -1,4 +1,4 @@
-"""Gradient checkpointing: activations that are computed again in place of kept."""
+"""Gradient checkpointing: activations are computed again instead of kept."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from minillm.errors import ModelError
 
 
 def recompute_activations(network: PreTrainedModel) -> None:
-    """In training mode each layer keeps its input only; its backward pass computes the rest again.
+    """Let each layer keep only its input in training mode; its backward pass computes the rest again.
 
     Raises:
-        ModelError: the family cannot.
+        ModelError: the family does not support it.
     """
     if not network.supports_gradient_checkpointing:
         raise ModelError(

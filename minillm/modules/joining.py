@@ -1,4 +1,4 @@
-"""One rollout of all ranks, from each one's rows: what follows is the same on every rank."""
+"""All-gather of rollouts: from each rank's rows to the whole rollout on every rank."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from minillm.types import PromptBatch, Rollout
 
 
 def joined(mine: Rollout, prompts: PromptBatch, group: Group) -> Rollout:
-    """`mine` answers this rank's share of the `prompts`, as many on each rank."""
+    """The whole rollout; `mine` answers this rank's share of the `prompts`, equally many on each rank."""
     if group.size == 1:
         return mine
     longest = group.largest(mine.response_ids_BR.shape[1])

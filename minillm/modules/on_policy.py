@@ -230,14 +230,14 @@ class OnPolicyDistillation(TrainingModule):
         return with_teacher(rollout, self.pair.teacher, self.linear_loss, **limits)
 
     def _micro_batches(self, minibatch: Rollout, balanced: bool = True) -> list[MicroBatch]:
-        """Of the whole mini-batch, the same on every rank."""
+        """Micro-batches of the whole mini-batch, the same on every rank."""
         limits = (self.regime.microbatch_tokens, self.regime.microbatch_size)
         return micro_batches(minibatch, *limits, shares=self.group.size if balanced else 1)
 
     def _gradients(
         self, micro: MicroBatch, wanted: tuple[str, ...], objective: Objective, temperature: float = 1.0
     ) -> LossOutput:
-        """Of the objective over the counted tokens of a micro-batch."""
+        """Add the objective's gradients over the counted tokens of a micro-batch."""
         teacher = None
         if wanted and self._keep:
             teacher = Side(micro.take(micro.rollout.teacher_hidden_BRH), self.pair.teacher.head(temperature))
@@ -259,7 +259,7 @@ class OnPolicyDistillation(TrainingModule):
     def _update(
         self, rate: float, losses: dict[str, Tensor], minibatch: Rollout, records: Tensor, rows: Tensor
     ) -> Tensor | None:
-        """The norm of the gradients; None where the step was skipped."""
+        """Make an optimizer step; returns the norm of the gradients, None where the step was skipped."""
         optimizer = self.optimizers()
 
         def concerned() -> Concerned:

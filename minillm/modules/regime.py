@@ -78,10 +78,10 @@ class Supervised:
         )
 
     def microbatches(self, devices: int = 1) -> int:
-        """In an optimizer step over all `devices`, which take as many each: a divisor of the mini-batch."""
+        """Micro-batches of an optimizer step over all `devices`, equally many on each; a divisor of the mini-batch."""
         least = self.minibatch_size // self.microbatch_size
         return next(n for n in range(least, self.minibatch_size + 1) if n % devices == self.minibatch_size % n == 0)
 
     def steps(self, n_prompts: int) -> int:
-        """Optimizer steps of the whole run."""
+        """Number of optimizer steps of the whole run."""
         return self.max_steps or math.ceil(self.epochs * n_prompts / self.minibatch_size)

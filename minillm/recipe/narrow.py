@@ -75,7 +75,7 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def rows(name: str, count: int, seed: int = 0) -> list[dict[str, str]]:
-    """Of train, val or one of TESTS: different prompts, always the same ones."""
+    """Rows of train, val or one of TESTS: different prompts in each, always the same ones."""
     rng = random.Random(f"{seed} {name}")
     kinds = {"describe": ("describe",), "lists": KINDS[:4], "longer": KINDS[:4]}.get(name, KINDS)
     lengths = (6, 7) if name == "longer" else (3, 5)

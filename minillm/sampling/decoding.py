@@ -35,7 +35,7 @@ class _Stream:
         self.starts_B: Tensor | None = None
 
     def admit(self, ids_BP: Tensor, lengths: list[int], records: list[int]) -> None:
-        """Rows with the same record have the same prompt, which is read once."""
+        """Prefill new rows; rows with the same record share a prompt, which is read once."""
         place = {record: at for at, record in enumerate(dict.fromkeys(records))}
         once = [records.index(record) for record in place]
         of_B, last_B = torch.tensor([[place[record] for record in records], lengths], device=ids_BP.device)
@@ -67,7 +67,7 @@ class _Stream:
 
 
 class _Places:
-    """Who is in the batch: which prompt is in each place, how many tokens it has answered, whether it goes on.
+    """The slots of the batch: which prompt is in each, how many tokens it has answered, whether it goes on.
 
     Lists for the host, which decides, and tensors for the device, which computes; they agree but for `alive_B`, which
     the host reads at times.
@@ -81,7 +81,7 @@ class _Places:
         self.alive_B = torch.empty(0, dtype=torch.bool, device=device)
 
     def take(self, waiting: list[int]) -> list[int]:
-        """The next of the waiting prompts, removed from there, if so many places are free that it is worth while."""
+        """Take the next waiting prompts off the list if enough slots are free for a prefill to be worth while."""
         free = self.n_slots - len(self.rows)
         if not waiting or free < min(len(waiting), max(1, self.n_slots // _REFILL)):
             return []
@@ -98,7 +98,8 @@ class _Places:
         self.steps, self.steps_B = [step + 1 for step in self.steps], self.steps_B + 1
 
     def ended(self, limits: list[int], look: bool) -> list[bool]:
-        """Rows at their limit; with `look`, which makes the host wait, also those that drew a stop token."""
+        """Which rows have ended: those at their limit; with `look`, which makes the host wait, also those that drew a
+        stop token."""
         full = [step == limits[row] for row, step in zip(self.rows, self.steps, strict=True)]
         if not look:
             return full
@@ -231,7 +232,7 @@ def decode(
 
 @contextmanager
 def _cast_once(device: torch.device) -> Iterator[None]:
-    """Under autocast, whose cache Lightning turns off: each weight is cast once for all tokens, then forgotten."""
+    """Under autocast, whose cache Lightning turns off, cast each weight once for all tokens, then forget the copies."""
     if not torch.is_autocast_enabled(device.type):
         yield
         return
@@ -241,12 +242,12 @@ def _cast_once(device: torch.device) -> Iterator[None]:
 
 
 def _look_every(device: torch.device) -> int:
-    """Tokens between two looks at which rows have ended: a look makes the host wait for an accelerator."""
+    """How many tokens lie between two checks for ended rows: a check makes the host wait for an accelerator."""
     return 1 if device.type == "cpu" else 8
 
 
 def _close_gaps(ended: list[bool]) -> list[int]:
-    """Places of the rows that go on; rows at the end move into the gaps, the others stay where they are."""
+    """Slots of the rows that go on: rows at the end move into the gaps, the others stay where they are."""
     n_left = ended.count(False)
     movers = [slot for slot in range(n_left, len(ended)) if not ended[slot]]
     return [movers.pop() if ended[slot] else slot for slot in range(n_left)]

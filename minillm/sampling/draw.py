@@ -32,7 +32,7 @@ class Distribution:
         self.total_B = self.sums_KB.sum(0)
 
     def most_likely(self) -> Tensor:
-        """[B] int64."""
+        """Greedy choice, [B] int64."""
         return self.logits_VB.argmax(0)
 
     def logprobs(self, ids_B: Tensor) -> Tensor:

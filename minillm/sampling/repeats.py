@@ -47,7 +47,7 @@ class Repeats:
         return logits_VB.masked_fill(banned_VB & ~banned_VB.all(0), -torch.inf)
 
     def note(self, rows_B: Tensor, ids_B: Tensor) -> None:
-        """Each row's next token."""
+        """Note each row's next token."""
         if self.size:
             self.ids_NS[rows_B, self.ends_N[rows_B]] = ids_B
             self.ends_N[rows_B] += 1

@@ -43,7 +43,7 @@ def micro_batches(
     """All rows of a rollout that have an answer, the shortest first; at most `max_rows` of them, and at most
     `max_tokens` in rows times columns where a single row allows it.
 
-    shares: devices that take every so manieth; there are then as few tokens in each as makes no device wait.
+    shares: number of devices that share the micro-batches; each is then small enough that no device waits.
     """
     prompt, response = (mask.sum(-1).tolist() for mask in (rollout.prompt_mask_BP, rollout.response_mask_BR))
     lengths = [p + r - 1 for p, r in zip(prompt, response, strict=True)]

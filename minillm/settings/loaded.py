@@ -10,7 +10,7 @@ from minillm.settings.settings import Settings
 
 
 def check_lengths(settings: Settings, pair: Pair) -> None:
-    """Raises ConfigError where prompt and answer, or a corpus block, exceed a model's positions."""
+    """Raise ConfigError where prompt and answer, or a corpus block, exceed a model's positions."""
     on_policy, validation = isinstance(settings.regime, OnPolicy), settings.callbacks.get("validation")
     answers = {
         "callbacks.validation.max_new_tokens": validation.max_new_tokens if validation else 0,
@@ -34,7 +34,7 @@ def check_lengths(settings: Settings, pair: Pair) -> None:
 
 
 def check_split(settings: Settings, pair: Pair) -> None:
-    """Raises ConfigError where a model's layers cannot be split over the tensor-parallel devices."""
+    """Raise ConfigError where a model's layers cannot be split over the tensor-parallel devices."""
     size = settings.strategy.tensor_parallel_size
     if size == 1:
         return
@@ -50,7 +50,7 @@ def check_split(settings: Settings, pair: Pair) -> None:
 
 
 def check_monitor(settings: Settings, pair: Pair, validation: PromptSet) -> None:
-    """Raises ConfigError where the best checkpoint would be chosen by a figure that validation cannot measure."""
+    """Raise ConfigError where the best checkpoint would be chosen by a figure that validation cannot measure."""
     checkpoints = settings.callbacks.get("checkpoints")
     if checkpoints is None or settings.callbacks["record"].export != "best":
         return

@@ -29,7 +29,7 @@ SETTINGS = (
 
 
 def root_problems(plain: dict) -> list[str]:
-    """Of the keys at the root and of the groups without a constructor."""
+    """Problems of the root keys and of the groups without a constructor."""
     wanted = {"seed": int, "eval_seed": int, "optimized_metric": str, "profile": bool, "preflight": bool}
     problems = [
         f"{key}={plain[key]!r}: wanted {describe(kind)}"
@@ -53,7 +53,7 @@ def root_problems(plain: dict) -> list[str]:
 
 
 def name_problems(name: object) -> list[str]:
-    """Of run.name, which is a path below runs/ and stands in overrides."""
+    """Problems of run.name, which is a path below runs/ and stands in overrides."""
     odd = not isinstance(name, str) or not name or re.search(r"[=,\[\](){}\s]", name)
     if odd or name.startswith(("/", ".")) or ".." in name:
         return [f"run.name={name!r}: wanted a relative path without .. = , spaces or brackets"]
@@ -61,7 +61,7 @@ def name_problems(name: object) -> list[str]:
 
 
 def check_writable(run_dir: Path) -> None:
-    """Raises ConfigError where nothing can be written into a directory that may not be there yet; tried, not asked."""
+    """Raise ConfigError if a directory, which need not exist yet, cannot be written into; by trying it."""
     there = next(each for each in (run_dir.absolute(), *run_dir.absolute().parents) if each.exists())
     try:
         with tempfile.TemporaryFile(dir=there) as probe:
@@ -73,7 +73,7 @@ def check_writable(run_dir: Path) -> None:
 
 
 def cross_field_problems(built: dict, callbacks: dict, plain: dict) -> list[str]:
-    """Of settings that do not go together; `built` and `callbacks` hold None where a node is wrong in itself."""
+    """Problems of settings that do not go together; `built` and `callbacks` hold None where a node itself is wrong."""
     data, regulariser, start, regime = (built[name] for name in ("data", "regulariser", "start", "regime"))
     problems = []
     if data and regulariser and regulariser.on and data.corpus_file is None:

@@ -42,13 +42,13 @@ class Settings:
 
     @property
     def accumulated(self) -> int:
-        """Batches of one rank whose gradients the trainer adds up; on-policy the module makes its own micro-batches."""
+        """How many batches of one rank the trainer accumulates; on-policy the module makes its own micro-batches."""
         devices = self.strategy.data_parallel_size
         return self.regime.microbatches(devices) // devices if isinstance(self.regime, Supervised) else 1
 
 
 def check_config(cfg: DictConfig, *, command: str = "", began: float | None = None) -> Settings:
-    """Types, unknown keys, values and cross-field rules.
+    """Check types, unknown keys, values and cross-field rules, and construct the settings.
 
     Raises:
         ConfigError: with every problem found, each as what, got, wanted, where.

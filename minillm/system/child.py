@@ -1,4 +1,4 @@
-"""A command of ours as a child: what asks us to end asks it to save, and it is waited for."""
+"""Commands of ours as child processes: signals reach them, and we wait until they have saved."""
 
 from __future__ import annotations
 
@@ -23,8 +23,9 @@ def importable() -> None:
 
 @contextmanager
 def forwarded(child: subprocess.Popen, received: list[int], what: str) -> Iterator[None]:
-    """Signals that ask a job to save and end go to the child and are noted, Ctrl-C as SIGTERM: a terminal's reaches it
-    by itself, and a second one would end it without saving. `what` it is called on screen."""
+    """Within this context pass signals that ask a job to save on to the child and note them. Ctrl-C goes on as SIGTERM:
+    a terminal's reaches the child by itself, and a second one would end it without saving. `what`: its name on
+    screen."""
 
     def forward(number, frame) -> None:
         received.append(number)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 def write_whole(file: Path, text: str | Iterable[str], newline: str | None = None) -> None:
-    """A text, or its pieces one after the other. Aside, then renamed; processes that write the same file do not meet. A
+    """Write a text, or its pieces one after the other, atomically: to a file of this process's own, then renamed. A
     full disk leaves the old file."""
     aside = file.with_name(f".{file.name}.{os.getpid()}")
     try:
@@ -22,8 +22,8 @@ def write_whole(file: Path, text: str | Iterable[str], newline: str | None = Non
 
 
 def put_in_place(aside: Path, file: Path) -> None:
-    """Rename a finished file; before that its content is on the disk, so that a loss of power leaves the old or the
-    new one."""
+    """Rename a finished file once its content is on the disk (fsync), so that a loss of power leaves the old or the new
+    one."""
     _sync(aside)
     aside.replace(file)
     _sync(file.parent)
@@ -38,7 +38,7 @@ def _sync(path: Path) -> None:
 
 
 def keep_as(file: Path, other: Path) -> None:
-    """`other` becomes a second name of `file`, which stays; where there are no hard links it takes its place."""
+    """Give `file` the second name `other`; without hard links it is renamed to it."""
     aside = other.with_name(f".{other.name}.tmp")
     aside.unlink(missing_ok=True)
     try:

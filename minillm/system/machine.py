@@ -1,4 +1,4 @@
-"""What a step costs: seconds by phase and peak memory; and a C allocator that does not make it dearer."""
+"""The machine: devices and their precision, memory, seconds by phase, a C allocator that keeps freed memory."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def keep_freed_memory() -> bool:
 
 
 def peak_memory(device: torch.device) -> float:
-    """GB (1e9 bytes), of the process so far: allocated on the GPU, or resident on the CPU."""
+    """Peak of this process so far in GB (1e9 bytes): allocated on the GPU, or resident on the CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e9
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -41,18 +41,18 @@ def peak_memory(device: torch.device) -> float:
 
 
 def has_bfloat16(device: torch.device) -> bool:
-    """Whether it multiplies in bfloat16 itself: older GPUs only emulate it, and CPUs without matrix units are about 100
-    times slower with it."""
+    """Whether a device multiplies in bfloat16 itself: older GPUs only emulate it, and CPUs without matrix units are
+    about 100 times slower with it."""
     return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 def on_cuda(accelerator: str) -> bool:
-    """Whether that is a GPU, of what `trainer.accelerator` or `device` of evaluate.py names."""
+    """Whether `trainer.accelerator`, or `device` of evaluate.py, names a GPU."""
     return accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
 
 
 def choose_precision(precision: str, accelerator: str = "auto") -> str:
-    """For the trainer: `auto` is bf16-mixed on a GPU that has bfloat16, else 32-true."""
+    """The trainer's precision: `auto` is bf16-mixed on a GPU that has bfloat16, else 32-true."""
     if precision != "auto":
         return precision
     gpu = on_cuda(accelerator)
@@ -60,14 +60,14 @@ def choose_precision(precision: str, accelerator: str = "auto") -> str:
 
 
 def usable_memory(device: torch.device) -> float:
-    """GB (1e9 bytes) that this process could have: of a GPU what is free or its own already, of a CPU's memory all."""
+    """GB (1e9 bytes) that this process could have: on a GPU what is free or already its own, on a CPU all memory."""
     if device.type == "cuda":
         return (torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)) / 1e9
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 1e9
 
 
 class Phases:
-    """Seconds by phase of one round. Waits for a GPU at the ends of a phase only."""
+    """Seconds of each phase of one round; waits for a GPU only at the ends of a phase."""
 
     def __init__(self, device: torch.device):
         self.device = device

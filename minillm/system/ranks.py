@@ -7,21 +7,21 @@ import time
 
 
 def started_processes() -> int:
-    """srun alone sets the variables of a step; those of the job are there without it too."""
+    """Number of processes that torchrun or srun started; only srun sets the variables of a step."""
     return int(os.environ.get("WORLD_SIZE", os.environ.get("SLURM_STEP_NUM_TASKS", 1)))
 
 
 def in_a_worker() -> bool:
-    """Whether it was started as one of several."""
+    """Whether this process was started as one of several."""
     return started_processes() > 1
 
 
 def rank() -> int:
-    """0 where it is alone."""
+    """This process's rank; 0 if it is alone."""
     return int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", 0))) if in_a_worker() else 0
 
 
 def stand_back() -> None:
-    """Before a failing rank speaks: where the first fails too, it speaks alone."""
+    """Wait before a failing rank reports, so that rank 0 speaks alone if it fails too."""
     if rank() > 0:
         time.sleep(5)

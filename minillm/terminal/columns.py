@@ -1,4 +1,4 @@
-"""What of many settings is shown of runs side by side, and how in few characters."""
+"""Which settings to show of runs side by side, and how to write them in few characters."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ ABSENT = "absent"  # a setting that a run does not have
 
 
 def telling(settings: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> list[str]:
-    """The fewest of `keys`, found greedily, whose values tell apart what `keys` can; the first ones of equals."""
+    """A small set of `keys`, found greedily, whose values distinguish the runs as well as all keys do."""
     chosen: list[str] = []
 
     def groups(names: Sequence[str]) -> int:
@@ -24,12 +24,12 @@ def telling(settings: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> list[
 
 
 def derived(key: str) -> bool:
-    """Does it follow from other settings: the class of a choice, the shape of a model?"""
+    """Whether a setting follows from others: the class of a choice, the shape of a model."""
     return "_target_" in key or ".architecture." in key
 
 
 def headings(names: Sequence[str], separator: str = ".") -> dict[str, str]:
-    """Each name's last parts, as many as make it no other's."""
+    """Shorten each name to as many of its last parts as make it unique."""
     parts = {name: name.split(separator) for name in names}
     ends = Counter(separator.join(each[-n:]) for each in parts.values() for n in range(1, len(each) + 1))
     return {
@@ -39,7 +39,7 @@ def headings(names: Sequence[str], separator: str = ".") -> dict[str, str]:
 
 
 def short(value: Any, longest: int = 28) -> str:
-    """A setting as text; of a long one, such as a path, both ends."""
+    """A setting as text; a long one, such as a path, by both of its ends."""
     text = {True: "true", False: "false", None: "null"}.get(value) if isinstance(value, bool | None) else None
     text = text or (count(value, 4) if isinstance(value, float) else str(value))
     if len(text) <= longest:
@@ -49,7 +49,7 @@ def short(value: Any, longest: int = 28) -> str:
 
 
 def shorts(values: Sequence[Any], longest: int) -> list[str]:
-    """The texts of a column, of `longest` characters, and of more where different ones would look the same."""
+    """The texts of a column, cut to `longest` characters, or to more where different ones would look the same."""
     full = [short(value, 10**6) for value in values]
     while len(set(cells := [short(text, longest) for text in full])) < len(set(full)):
         longest += 4

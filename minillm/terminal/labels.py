@@ -21,7 +21,7 @@ def labels(sources: Sequence[str]) -> dict[str, str]:
 
 
 def file_labels(files: Sequence[str]) -> dict[str, str]:
-    """The names without folder, ending and a first `eval_`, or the files as they are where those are not unique."""
+    """File names without folder, ending and a first `eval_`; the files as they are if those are not unique."""
     short = {file: PurePath(file).name.removesuffix(".jsonl").removeprefix("eval_") for file in files}
     return short if len(set(short.values())) == len(files) else {file: file for file in files}
 
@@ -31,7 +31,7 @@ def seed_name(seed: int | None) -> str:
 
 
 def folded(name: str, width: int) -> str:
-    """In lines of at most `width` where words allow it: it breaks after / _ - . : and blanks only."""
+    """Fold a text into lines of at most `width` where words allow it: it breaks after / _ - . : and blanks only."""
     lines = [""]
     for word in re.findall(r"[^/_\-.:\s]+[/_\-.:\s]*|[/_\-.:\s]+", name):
         if lines[-1] and len(lines[-1] + word.rstrip()) > width:
