@@ -146,7 +146,7 @@ class ModelPair:
         return pair
 
     def dtypes(self, device: torch.device) -> dict[str, torch.dtype]:
-        """Types of `student` and `teacher`. With `auto` the weights that are trained stay float32: a step of 5e-6 is lost in
+        """Types of `student` and `teacher`. With `auto` trained weights stay float32: a step of 5e-6 is lost in
         bfloat16; set trainer.precision=bf16-mixed for fast products."""
         teacher = choose_dtype(self.dtype, device)
         return {"student": torch.float32 if self.dtype == "auto" else teacher, "teacher": teacher}
