@@ -53,7 +53,7 @@ def export(checkpoint: Path, directory: Path, *, push: str | None = None, comman
     settings: ModelPair | None = collect(problems, "model", plain["model"])
     if problems:
         raise ConfigError([f"{config}: {problem}" for problem in problems])
-    pair = settings.load(device_of("auto"))
+    pair = settings.load_student(device_of("auto"))
     module = StudentModule(pair.student)
     if differing := differences(saved["state_dict"], module.state_dict()):
         raise ModelError(
