@@ -21,6 +21,11 @@ def rank() -> int:
     return int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", 0))) if in_a_worker() else 0
 
 
+def local_rank() -> int:
+    """Among those of this node, and so the number of its device."""
+    return int(os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", 0))) if in_a_worker() else 0
+
+
 def stand_back() -> None:
     """Before a failing rank speaks: where the first fails too, it speaks alone."""
     if rank() > 0:
