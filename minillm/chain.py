@@ -15,22 +15,33 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
 from minillm import cli
+from minillm.config.changes import within
 from minillm.config.checks import describe, matches
 from minillm.data import read_records
 from minillm.errors import ConfigError, DataError
-from minillm.recipe.stages import Stage, run_chain
+from minillm.recipe.commands import METHODS, stages_of, with_settings
+from minillm.recipe.stages import run_chain
 from minillm.recipe.table import show_table, table_of
+from minillm.settings.rules import name_problems
 from minillm.system.child import ROOT
 from minillm.terminal.console import say
 
-METHODS = ("sft", "kd", "seqkd", "minillm_nopt", "minillm")
 _MODELS = ("model", "model.student", "model.student.source", "checkpoint@model.student")
+_TEACHER = ("model.teacher.source", "model.teacher.adapter", "model.teacher.architecture", "checkpoint@model.teacher")
+_ONE_TEACHER = (
+    "Name the one that all are to have with teacher=DIR; an adapter is merged into its base first: docs/recipes.md, A "
+    "teacher that is an adapter"
+)
 _OWN_PAIR = "make a pair of your own: docs/recipes.md, One's own pair in the chain"
 _KINDS = {
     "pair": str, "seeds": list[int], "methods": list[str], "teacher": str | None, "tests": list[str],
     "test_seeds": list[int], "answer_tokens": int | None, "answer_limit": int | None, "test_tokens": int | None,
     "test_limit": int | None, "test_batch_size": int,
     "overrides": list[str], "teacher_overrides": list[str],
+}  # fmt: skip
+_POSITIVE = {
+    "answer_tokens": "tokens, or null", "test_tokens": "tokens, or null", "answer_limit": "prompts, or null",
+    "test_limit": "prompts, or null", "test_batch_size": "rows",
 }  # fmt: skip
 
 
@@ -43,14 +54,17 @@ def check_chain(cfg: DictConfig) -> dict:
         if not matches(plain[key], kind)
     ]
     if not problems:
-        problems += [f"{key}=[]: wanted at least one" for key in ("seeds", "methods", "tests") if not plain[key]]
+        lists = ("seeds", "methods", "tests", "test_seeds")
+        problems += [f"{key}=[]: wanted at least one" for key in lists if not plain[key]]
+        problems += [f"{key}={plain[key]}: wanted each once" for key in lists if len(set(plain[key])) < len(plain[key])]
         problems += [
             f"methods: {name}: wanted some of {', '.join(METHODS)}" for name in plain["methods"] if name not in METHODS
         ]
+        problems += name_problems(plain["run"]["name"])
         problems += [problem for file in plain["tests"] if (problem := _test_problem(file))]
         problems += [
-            f"{key}={plain[key]}: wanted a positive number of tokens, or null"
-            for key in ("answer_tokens", "test_tokens")
+            f"{key}={plain[key]}: wanted a positive number of {of}"
+            for key, of in _POSITIVE.items()
             if plain[key] is not None and plain[key] < 1
         ]
         stems = [Path(file).stem for file in plain["tests"]]
@@ -65,11 +79,22 @@ def check_chain(cfg: DictConfig) -> dict:
             f"overrides: {each}: goes to the teacher's run too, which would train that model: name a teacher that is "
             f"fine-tuned already (teacher=DIR), or {_OWN_PAIR}"
             for each in plain["overrides"]
-            if plain["teacher"] is None and each.lstrip("+").split("=")[0] in _MODELS
+            if plain["teacher"] is None and _key(each) in _MODELS
+        ]
+        problems += [
+            f"{name}: {each}: KD and MiniLLM alone would learn from that teacher; SeqKD's answers and the table are of "
+            f"teacher={plain['teacher'] or 'null'}. {_ONE_TEACHER}"
+            for name in ("overrides", "teacher_overrides")
+            for each in plain[name]
+            if within(_key(each), _TEACHER)
         ]
     if problems:
         raise ConfigError(problems)
     return plain
+
+
+def _key(override: str) -> str:
+    return override.lstrip("+~").split("=")[0]
 
 
 def _experiments(plain: dict) -> list[str]:
@@ -93,71 +118,13 @@ def composed(plain: dict) -> dict[str, DictConfig]:
 
 
 def _test_problem(file: str) -> str | None:
-    if not Path(file).exists():
+    if not Path(file).expanduser().is_file():
         return f"tests: {file}: no such file"
     try:
         bare = [record.id for record in read_records(file) if not record.references]
     except DataError as error:
         return f"tests: {error}"
     return f"tests: {bare[0]} and {len(bare) - 1} more rows have no reference (key output)" if bare else None
-
-
-def stages_of(plain: dict, data: dict, validation_tokens: int) -> list[Stage]:
-    """In the order in which they are made. `data` is the config group of the pair's training runs, `validation_tokens`
-    the length of the answers that validate them."""
-    name, pair, methods, runs = plain["run"]["name"], plain["pair"], plain["methods"], plain["run"]["dir"]
-
-    def train(stage: str, seed: int, *overrides: str, reads: tuple[str, ...] = ()) -> Stage:
-        own = stage if stage == "teacher" else f"{stage}-{seed}"
-        command = ("train.py", f"experiment={pair}_{stage}", *plain["overrides"], f"seed={seed}", *overrides)
-        files = tuple(file for file in (data["train_file"], data["val_file"]) if file and Path(file).is_file())
-        return Stage(own, (*command, f"run.name={name}/{own}"), (*reads, *files), "student")
-
-    teacher, stages = plain["teacher"], []
-    after = ("teacher",)
-    if teacher:
-        after = (teacher,) if Path(teacher).is_dir() else ()
-    else:
-        teacher = f"{runs}/teacher/student"
-        stages.append(train("teacher", 0))
-    template = [f"data.{key}={data[key]}" for key in ("template", "max_prompt_tokens")]
-    template += [] if data["system"] is None else [f"data.system={json.dumps(data['system'])}"]
-    template += [
-        f"+data.template_arguments.{key}={json.dumps(each)}" for key, each in data["template_arguments"].items()
-    ]
-    if "seqkd" in methods:
-        command = ["-m", "minillm.generate", f"teacher={teacher}", f"data.file={data['train_file']}", *template]
-        command += [
-            f"max_new_tokens={plain['answer_tokens'] or validation_tokens}",
-            f"limit={plain['answer_limit'] or 'null'}",
-        ]
-        command.append(f"run.name={name}/answers")
-        prompts = (data["train_file"],) if Path(data["train_file"]).is_file() else ()
-        stages.append(Stage("answers", tuple(command), (*after, *prompts), "answers.jsonl"))
-    for seed in plain["seeds"]:
-        if any(method.startswith("minillm") for method in methods):
-            stages.append(train("start", seed))
-        for method in methods:
-            overrides, reads = [], after
-            if method == "sft":
-                reads = ()
-            else:
-                overrides += [f"model.teacher.source={teacher}", *plain["teacher_overrides"]]
-            if method == "seqkd":
-                overrides.append(f"data.train_file={runs}/answers/answers.jsonl")
-                reads = (*reads, "answers")
-            if method.startswith("minillm"):
-                overrides.append(f"model.student={runs}/start-{seed}/student")
-                reads = (*reads, f"start-{seed}")
-            stages.append(train(method, seed, *overrides, reads=reads))
-    students = [f"{method}-{seed}" for method in methods for seed in plain["seeds"]]
-    models = [teacher, *(f"{runs}/{student}/student" for student in students)]
-    command = ["evaluate.py", f"models=[{','.join(models)}]", f"teacher={teacher}", *template]
-    command += [f"data.files=[{','.join(plain['tests'])}]", f"seeds={plain['test_seeds']}".replace(" ", "")]
-    command += [f"max_new_tokens={plain['test_tokens'] or validation_tokens}", f"limit={plain['test_limit'] or 'null'}"]
-    command += [f"batch_size={plain['test_batch_size']}", f"run.name={name}/test"]
-    stages.append(Stage("test", tuple(command), (*after, *students, *plain["tests"]), "metrics.json"))
-    return stages
 
 
 @hydra.main(config_path="../conf", config_name="chain", version_base="1.3")
@@ -172,7 +139,8 @@ def main(cfg: DictConfig) -> None:
             "with overrides"
         )
     run_dir = Path(plain["run"]["dir"])
-    records = run_chain(run_dir, stages_of(plain, data, trained.callbacks.validation.max_new_tokens))
+    stages = stages_of(plain, data, trained.callbacks.validation.max_new_tokens)
+    records = run_chain(run_dir, with_settings(stages, run_dir))
     table = table_of(json.loads((run_dir / "test" / "metrics.json").read_text()), plain["methods"], plain["seeds"])
     out = run_dir / f"{run_dir.name}.json"
     out.write_text(json.dumps(table | {"settings": plain, "stages": records}, indent=2) + "\n")

@@ -24,6 +24,7 @@ from minillm.models.export import export_student
 from minillm.modules import StudentModule
 from minillm.runs.saved import damage, differences, load_saved
 from minillm.settings import made_by
+from minillm.system.folders import vacant
 from minillm.terminal.console import say
 
 
@@ -36,7 +37,7 @@ def export(checkpoint: Path, directory: Path, *, push: str | None = None, comman
     """
     check(
         (
-            not directory.exists() or (directory.is_dir() and not any(directory.iterdir())),
+            vacant(directory),
             f"DIR={directory}: there is something already; wanted a new or an empty directory",
         ),
         (
@@ -53,7 +54,7 @@ def export(checkpoint: Path, directory: Path, *, push: str | None = None, comman
     settings: ModelPair | None = collect(problems, "model", plain["model"])
     if problems:
         raise ConfigError([f"{config}: {problem}" for problem in problems])
-    pair = settings.load(device_of("auto"))
+    pair = settings.load_student(device_of("auto"))
     module = StudentModule(pair.student)
     if differing := differences(saved["state_dict"], module.state_dict()):
         raise ModelError(

@@ -1,14 +1,13 @@
 """python -m minillm.generate: a teacher answers prompts, on disk, as training data of SeqKD. See conf/generate.yaml.
 
 Prompts are answered in chunks, each a file of its own that is written aside and renamed. A stopped run goes on with the
-chunks that are missing, and under torchrun (or any launcher that sets RANK and WORLD_SIZE) the processes share them;
+chunks that are missing, and under torchrun or srun the processes share them;
 what comes out is the same, since a row's random stream depends on seed and row alone and a chunk is decoded as one.
 """
 
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -26,6 +25,7 @@ from minillm.errors import ConfigError, ModelError
 from minillm.evaluation import Answer, answer_prompts
 from minillm.models import Attention, Checkpoint, Dtype, LanguageModel, choose_dtype, device_of, solo
 from minillm.system.files import fingerprint, write_whole
+from minillm.system.ranks import local_rank, rank, started_processes
 from minillm.terminal.console import say
 
 _KINDS = {
@@ -104,15 +104,16 @@ def check_generation(cfg: DictConfig) -> Generation:
 
 def generate(work: Generation, device: str, rank: int = 0, world_size: int = 1) -> Path | None:
     """Answer this process's share of the missing chunks; answers.jsonl once all are there, else None."""
-    if work.answers_file.exists():
-        say(f"{work.answers_file} is already there.")
-        return work.answers_file
+    if joined := _joined(work):
+        return joined
     place = device_of(device)
     if place.type == "cuda" and world_size > 1:
-        place = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+        place = torch.device("cuda", local_rank())
     settings = work.settings
     network, tokenizer = work.teacher.load(choose_dtype(settings["dtype"], place), settings["attention"])
     pair = solo(network.to(place), tokenizer)
+    if joined := _joined(work):  # by the others, while this one loaded its model
+        return joined
     prompts = work.sources.evaluation_prompts(work.records, pair, "prompts")
     work.part(0).parent.mkdir(parents=True, exist_ok=True)
     write_whole(work.run_dir / "settings.json", json.dumps(settings, indent=2) + "\n")
@@ -126,6 +127,8 @@ def generate(work: Generation, device: str, rank: int = 0, world_size: int = 1) 
     with Progress(disable=rank > 0) as bar:
         task = bar.add_task("parts", total=len(mine), completed=len(mine) - len(missing))
         for chunk in missing:
+            if joined := _joined(work):
+                return joined
             rows = range(chunk * size, min((chunk + 1) * size, len(prompts)))
             answers = answer_prompts(
                 LanguageModel(pair.student, pair.n_vocab),
@@ -144,6 +147,13 @@ def generate(work: Generation, device: str, rank: int = 0, world_size: int = 1) 
             )
             bar.advance(task)
     return _join(work, chunks)
+
+
+def _joined(work: Generation) -> Path | None:
+    if not work.answers_file.exists():
+        return None
+    say(f"{work.answers_file} is already there.")
+    return work.answers_file
 
 
 def _line(prompts: PromptSet, row: int, answer: Answer) -> str:
@@ -181,7 +191,7 @@ def _join(work: Generation, chunks: range) -> Path | None:
 @hydra.main(config_path="../conf", config_name="generate", version_base="1.3")
 @cli.job
 def main(cfg: DictConfig) -> None:
-    generate(check_generation(cfg), cfg.device, int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1)))
+    generate(check_generation(cfg), cfg.device, rank(), started_processes())
 
 
 if __name__ == "__main__":

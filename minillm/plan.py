@@ -78,7 +78,7 @@ def check_plan(cfg: DictConfig, strategy: str = "single") -> Question:
     rates = collect(problems, "rates", rates_node)
     settings = shapes = None
     try:
-        settings = check_config(OmegaConf.create(plain))
+        settings = check_config(OmegaConf.create(plain), elsewhere=True)
         shapes, missing = planning.architectures(settings.model)
         problems += missing
     except ConfigError as error:

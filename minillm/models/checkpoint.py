@@ -13,6 +13,7 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    GenerationConfig,
     PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -23,6 +24,7 @@ from minillm.models.adapter import merge_adapter
 from minillm.models.architecture import Architecture, without_dropout
 from minillm.models.gguf import converted, file_in_package
 from minillm.models.quantise import Bits, missing_for, quantisation
+from minillm.models.vocabulary import Ends
 from minillm.system.machine import has_bfloat16
 from minillm.terminal.console import say
 
@@ -51,7 +53,8 @@ class Checkpoint:
 
     `architecture`, where given, is compared with what is found, so that a plan made from it stays true. `offload` is
     for a teacher on a GPU: its body waits on the CPU during updates, its head stays. `adapter` is the directory of a
-    PEFT adapter of this source, which is merged in. `bits` are for a teacher on a GPU too: the weights of its body.
+    PEFT adapter of this source, which is merged in. `bits` are for a teacher on a GPU too: the weights of its body;
+    `load` needs a machine that can, see `missing_for`.
     """
 
     source: str
@@ -62,10 +65,8 @@ class Checkpoint:
 
     def __post_init__(self):
         usable = isinstance(self.source, str) and self.source.strip() not in ("", "???")
-        missing = missing_for(self.bits)
         check(
             (usable, f"source={self.source!r}: wanted a hub id, a directory, a .gguf file or package:NAME"),
-            (missing is None, missing),
             (
                 not (self.bits and self.offload),
                 f"bits={self.bits} with offload=true: quantised weights stay on the GPU; change one of them",
@@ -112,14 +113,27 @@ class Checkpoint:
         except (OSError, ValueError, ImportError) as error:
             raise ModelError(_advice(self.source, error)) from error
 
+    def ends(self) -> Ends:
+        """What `load` would tell of tokens, without the weights. Raises as `load`."""
+        config, _ = self.peek()
+        path, revision = self.resolve()
+        try:
+            stated = GenerationConfig.from_pretrained(path, revision=revision)
+        except OSError:  # it has none, and transformers makes one
+            stated = GenerationConfig.from_model_config(config)
+        return Ends(stated, config.get_text_config().vocab_size)
+
     def load(
         self, dtype: torch.dtype = torch.float32, attention: Attention = "sdpa"
     ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         """The model, on the CPU (with `bits` on the GPU) and with dropout off, and its tokenizer.
 
         Raises:
+            ConfigError: this machine has nothing for `bits`, see `missing_for`.
             ModelError: not found, gated, unreachable, not of the stated architecture, or with the adapter of another.
         """
+        missing = missing_for(self.bits)
+        check((missing is None, missing))
         config, tokenizer = self.peek()
         without_dropout(config)
         path, revision = self.resolve()

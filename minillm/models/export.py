@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -12,6 +10,7 @@ from transformers import GenerationConfig
 
 from minillm.models.lora import is_adapted, merged_weights
 from minillm.models.pair import Pair
+from minillm.system.folders import whole_directory
 from minillm.terminal.numbers import count
 
 _CARD = """\
@@ -43,12 +42,8 @@ def export_student(
     figures: Mapping[str, float],
     state: dict[str, Tensor] | None = None,
 ) -> None:
-    """Write `directory` anew (aside, then renamed), adapters merged. `card` needs name, made_by and command; `figures`
+    """Write `directory` anew, whole or not at all, adapters merged. `card` needs name, made_by and command; `figures`
     are of the very weights that are exported. `state`: the weights, where the student holds parts of them only."""
-    directory = Path(directory)
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    aside = Path(tempfile.mkdtemp(dir=directory.parent, prefix=".student-"))
-    aside.chmod(0o755)
     pair.student.generation_config = GenerationConfig(
         do_sample=True,
         temperature=1.0,
@@ -60,11 +55,10 @@ def export_student(
     )
     state = pair.student.state_dict() if state is None else state
     weights = merged_weights(pair.student, state) if is_adapted(pair.student) else dict(state)
-    pair.student.save_pretrained(aside, state_dict=weights)
-    pair.tokenizer.save_pretrained(aside)
     shown = {"weights": card.get("weights", "last")} | {name: count(value, 4) for name, value in figures.items()}
     facts = "\n".join(f"| {key} | {value} |" for key, value in shown.items())
-    (aside / "README.md").write_text(_CARD.format(facts=facts, **{k: card[k] for k in ("name", "made_by", "command")}))
-    if directory.exists():
-        shutil.rmtree(directory)
-    aside.rename(directory)
+    text = _CARD.format(facts=facts, **{key: card[key] for key in ("name", "made_by", "command")})
+    with whole_directory(Path(directory)) as folder:
+        pair.student.save_pretrained(folder, state_dict=weights)
+        pair.tokenizer.save_pretrained(folder)
+        (folder / "README.md").write_text(text, encoding="utf-8")

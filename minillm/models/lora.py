@@ -17,6 +17,7 @@ from transformers.pytorch_utils import Conv1D
 
 from minillm.errors import ConfigError, check
 from minillm.seeding import seed_for
+from minillm.system.folders import whole_directory
 
 _NAME = "default"  # peft's own for the only adapter
 
@@ -85,15 +86,16 @@ def is_adapted(network: PreTrainedModel) -> bool:
 
 
 def save_adapter(network: PreTrainedModel, directory: Path, *, state: dict[str, Tensor] | None = None) -> None:
-    """As `PeftModel.from_pretrained(base, directory)` and `Checkpoint.adapter` read it; `state`: see merged_weights."""
+    """As `PeftModel.from_pretrained(base, directory)` and `Checkpoint.adapter` read it, whole or not at all; `state`:
+    see merged_weights."""
     config = copy.copy(network.peft_config[_NAME])
     config.inference_mode = True
-    directory.mkdir(parents=True, exist_ok=True)
-    config.save_pretrained(directory)
     # False: else peft asks the hub whether the embeddings are those of the base.
     weights = get_peft_model_state_dict(network, state, adapter_name=_NAME, save_embedding_layers=False)
     weights = {f"base_model.model.{name}": value.detach().cpu().contiguous() for name, value in weights.items()}
-    save_file(weights, directory / "adapter_model.safetensors", metadata={"format": "pt"})
+    with whole_directory(directory) as folder:
+        config.save_pretrained(folder)
+        save_file(weights, folder / "adapter_model.safetensors", metadata={"format": "pt"})
 
 
 @torch.no_grad()

@@ -8,14 +8,16 @@ from dataclasses import dataclass, replace
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from minillm.errors import ConfigError, check
+from minillm.errors import ConfigError, ModelError, check
 from minillm.models.checkpoint import Attention, Checkpoint, Dtype, choose_dtype
 from minillm.models.language_model import LanguageModel
 from minillm.models.lora import Lora
 from minillm.models.prune import keep_layers
+from minillm.models.quantise import missing_for
 from minillm.models.recompute import recompute_activations
 from minillm.models.scratch import FromScratch
-from minillm.models.vocabulary import Tokens, Vocabulary, compare_vocabularies, stop_ids
+from minillm.models.vocabulary import Vocabulary, compare_vocabularies, stop_ids, vocabulary_of
+from minillm.terminal.console import say
 
 
 @dataclass(frozen=True)
@@ -145,6 +147,31 @@ class ModelPair:
             recompute_activations(student)
         return pair
 
+    def missing_here(self) -> list[str]:
+        """What this machine lacks for them, see `missing_for`."""
+        missing = missing_for(self.teacher.bits) if self.teacher is not None else None
+        return [f"model.teacher.{missing}"] if missing else []
+
+    def load_student(self, device: torch.device) -> Pair:
+        """The student, its tokenizer and the tokens that end an answer as `load` gives them, and no teacher: its
+        weights are read only where the student is made of them. A teacher that cannot be found is said, and adds no
+        tokens.
+
+        Raises:
+            ConfigError, ModelError: see `load`.
+        """
+        if self.teacher is None or isinstance(self.student, PrunedTeacher):
+            return replace(self.load(device), teacher=None)
+        pair = replace(self, teacher=None).load(device)
+        try:
+            ends = self.teacher.ends()
+        except (ConfigError, ModelError) as error:
+            say(f"model.teacher: {error}\nAnswers will end at the student's own tokens {pair.stop_ids} alone")
+            return pair
+        n_vocab = min(pair.n_vocab, ends.rows)
+        stops = stop_ids(pair.tokenizer, pair.student, ends, n_vocab=n_vocab)
+        return replace(pair, n_vocab=n_vocab, stop_ids=stops)
+
     def dtypes(self, device: torch.device) -> dict[str, torch.dtype]:
         """Types of `student` and `teacher`. With `auto` trained weights stay float32: a step of 5e-6 is lost in
         bfloat16; set trainer.precision=bf16-mixed for fast products."""
@@ -189,8 +216,9 @@ def pair_of(
 
 
 def solo(network: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Pair:
-    """A model without a teacher, for evaluation."""
+    """A model without a teacher. Raises ModelError: no token ends its answers; see `LanguageModel.verify`."""
     model = LanguageModel(network)
+    vocabulary = vocabulary_of(tokenizer, model.n_vocab)
     model.verify()
     return Pair(
         network,
@@ -198,5 +226,5 @@ def solo(network: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Pair:
         tokenizer,
         model.n_vocab,
         stop_ids(tokenizer, network, n_vocab=model.n_vocab),
-        vocabulary=Vocabulary(Tokens.of(tokenizer, model.n_vocab), None, model.n_vocab),
+        vocabulary=vocabulary,
     )

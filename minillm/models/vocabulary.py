@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from minillm.errors import ModelError
 
@@ -22,6 +22,14 @@ class Tokens:
     @classmethod
     def of(cls, tokenizer: PreTrainedTokenizerBase, rows: int) -> Tokens:
         return cls(len(tokenizer), rows, tokenizer.eos_token, tokenizer.eos_token_id, bool(tokenizer.chat_template))
+
+
+@dataclass(frozen=True)
+class Ends:
+    """The generation config of a model, which states tokens that end an answer, and the rows of its head."""
+
+    generation_config: GenerationConfig
+    rows: int
 
 
 @dataclass(frozen=True)
@@ -72,11 +80,8 @@ def compare_vocabularies(
             f"student and teacher end an answer differently: {student.eos_token!r} (id {student.eos_token_id}) and "
             f"{teacher.eos_token!r} (id {teacher.eos_token_id}); {change} that agree on eos_token"
         )
-    if student.eos_token_id is None or student.eos_token_id >= rows:
-        problems.append(
-            f"no usable eos token: id {student.eos_token_id} with {rows} shared rows ({sizes}); set eos_token in "
-            "the tokenizer's directory"
-        )
+    if no_end := _no_end(sides[0], f"{rows} shared rows ({sizes})", rows):
+        problems.append(no_end)
     if len(problems) > 1:
         lines = "".join(f"\n  - {problem}" for problem in problems)
         raise ModelError(f"{len(problems)} problems of student and teacher:{lines}")
@@ -85,7 +90,21 @@ def compare_vocabularies(
     return Vocabulary(*sides, rows, len(differing), student.chat_template == teacher.chat_template)
 
 
-def stop_ids(tokenizer: PreTrainedTokenizerBase, *networks: PreTrainedModel, n_vocab: int) -> tuple[int, ...]:
+def vocabulary_of(tokenizer: PreTrainedTokenizerBase, rows: int) -> Vocabulary:
+    """Of a model alone, with a head of so many rows. Raises ModelError: no token ends its answers."""
+    side = Tokens.of(tokenizer, rows)
+    if no_end := _no_end(side, f"{side.tokens} tokens, {rows} rows", rows):
+        raise ModelError(no_end)
+    return Vocabulary(side, None, rows)
+
+
+def _no_end(side: Tokens, sizes: str, rows: int) -> str | None:
+    if side.eos_id is not None and side.eos_id < rows:
+        return None
+    return f"no usable eos token: id {side.eos_id} with {sizes}; set eos_token in the tokenizer's directory"
+
+
+def stop_ids(tokenizer: PreTrainedTokenizerBase, *networks: PreTrainedModel | Ends, n_vocab: int) -> tuple[int, ...]:
     """All tokens that end an answer: the tokenizer's eos and those of the generation configs (Llama 3 and Qwen have
     several). No other default of a generation config is used."""
     stops = {tokenizer.eos_token_id}

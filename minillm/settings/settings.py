@@ -47,8 +47,11 @@ class Settings:
         return self.regime.microbatches(devices) // devices if isinstance(self.regime, Supervised) else 1
 
 
-def check_config(cfg: DictConfig, *, command: str = "", began: float | None = None) -> Settings:
-    """Check types, unknown keys, values and cross-field rules, and construct the settings.
+def check_config(
+    cfg: DictConfig, *, command: str = "", began: float | None = None, elsewhere: bool = False
+) -> Settings:
+    """Check types, unknown keys, values, cross-field rules and, unless the run would be `elsewhere`, what this machine
+    lacks; then construct the settings.
 
     Raises:
         ConfigError: with every problem found, each as what, got, wanted, where.
@@ -79,6 +82,8 @@ def check_config(cfg: DictConfig, *, command: str = "", began: float | None = No
         for name, node in nodes.items()
     }
     problems += cross_field_problems(built, callbacks, plain)
+    if not elsewhere and built["model"]:
+        problems += built["model"].missing_here()
     if problems:
         raise ConfigError(problems)
     if plain["profile"]:

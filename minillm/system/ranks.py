@@ -21,6 +21,11 @@ def rank() -> int:
     return int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", 0))) if in_a_worker() else 0
 
 
+def local_rank() -> int:
+    """Among those of this node, and so the number of its device."""
+    return int(os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", 0))) if in_a_worker() else 0
+
+
 def stand_back() -> None:
     """Wait before a failing rank reports, so that rank 0 speaks alone if it fails too."""
     if rank() > 0:

@@ -4,12 +4,16 @@ import re
 import shlex
 
 import pytest
+import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from minillm.chain import METHODS, stages_of
+from minillm.models import Checkpoint, Lora
+from minillm.models.lora import save_adapter
 from minillm.settings import check_config
 from tests.conf.test_compose import CONF
+from tests.conftest import make_model, make_tokenizer
 
 PAGE = (CONF.parent / "docs" / "recipes.md").read_text()
 
@@ -54,3 +58,22 @@ def test_the_own_pair_runs_through_the_chain(own_pair):
         "minillm_nopt-0": ("runs/mine/start-0/student", teacher),
     }
     assert {name.split("-")[0] for name in found} == {"teacher", "start", *METHODS}
+
+
+def test_an_adapter_is_merged_as_the_page_says(tmp_path):
+    make_model(dtype=torch.float32).save_pretrained(tmp_path / "base")
+    make_tokenizer().save_pretrained(tmp_path / "base")
+    network, _ = Checkpoint(str(tmp_path / "base")).load()
+    Lora(rank=2).onto(network, base=str(tmp_path / "base"))
+    for name, parameter in network.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter)
+    save_adapter(network, tmp_path / "adapter")
+    code = re.search(r"```python\n(.*?)```", PAGE, flags=re.DOTALL)[1]
+    for name in ("ADAPTER", "BASE", "MERGED"):
+        code = code.replace(f'"{name}"', repr(str(tmp_path / name.lower())))
+    exec(code)
+    merged, tokenizer = Checkpoint(str(tmp_path / "merged")).load()
+    ids = torch.arange(1, 9)[None]
+    torch.testing.assert_close(merged(ids).logits, network(ids).logits, rtol=0, atol=1e-4)
+    assert tokenizer.eos_token == "</s>" and not any("lora" in name for name in merged.state_dict())

@@ -7,6 +7,7 @@ import sys
 import huggingface_hub
 import pytest
 import torch
+import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from minillm import cli
@@ -59,6 +60,31 @@ def test_a_run_directory_is_its_best_weights(run_dir, copied, tmp_path):
     # Same teacher, weights and figures in both.
     assert [line for line in card.splitlines() if "|" in line] == [line for line in own.splitlines() if "|" in line]
     assert "| reverse_kl |" in card and AutoTokenizer.from_pretrained(tmp_path / "out").eos_token == "</s>"
+
+
+def test_the_teacher_is_not_loaded_and_may_be_one_for_a_gpu(run_dir, copied, tmp_path):
+    plain = yaml.safe_load((copied / "config.yaml").read_text())
+    teacher = plain["model"]["teacher"]
+    source = teacher if isinstance(teacher, str) else teacher["source"]
+    plain["model"]["teacher"] = {"_target_": "minillm.models.Checkpoint", "source": source, "bits": 4}
+    (copied / "config.yaml").write_text(yaml.safe_dump(plain))
+    export(copied, tmp_path / "out")
+    assert same(weights(tmp_path / "out"), weights(run_dir / "student"))
+    ends, own = ((folder / "generation_config.json").read_text() for folder in (tmp_path / "out", run_dir / "student"))
+    assert ends == own
+
+
+def test_an_export_that_fails_leaves_nothing_and_the_next_one_works(copied, tmp_path, monkeypatch):
+    (tmp_path / "empty").mkdir()
+    with monkeypatch.context() as patch:
+        patch.setattr("transformers.PreTrainedTokenizerFast.save_pretrained", lambda *_: (_ for _ in ()).throw(OSError))
+        for name in ("out", "empty"):
+            with pytest.raises(OSError):
+                export(copied, tmp_path / name)
+    assert {each.name for each in tmp_path.iterdir()} == {"copy", "empty"} and not any((tmp_path / "empty").iterdir())
+    (tmp_path / "empty" / ".new").mkdir()  # as a kill leaves it
+    export(copied, tmp_path / "empty")
+    assert "model.safetensors" in {each.name for each in (tmp_path / "empty").iterdir()}
 
 
 def test_a_file_is_its_own_weights_with_the_figures_of_its_own_validation(copied, tmp_path):

@@ -7,12 +7,14 @@ import sys
 
 import pytest
 from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import minillm.generate
 from minillm.data import read_records
 from minillm.errors import ConfigError
 from minillm.generate import check_generation, generate
+from minillm.models import Checkpoint
 from tests.conf.test_compose import CONF
 from tests.integration.test_commands import ROOT
 from tests.integration.test_resume import train
@@ -102,6 +104,39 @@ def test_each_rank_does_its_share_and_the_last_one_joins(tmp_path, world):
     assert generate(work(world, tmp_path), "cpu", rank=0, world_size=2) is None
     assert sorted(file.name for file in (tmp_path / "parts").iterdir()) == ["000000.jsonl", "000002.jsonl"]
     assert generate(work(world, tmp_path), "cpu", rank=1, world_size=2) == tmp_path / "answers.jsonl"
+
+
+def test_a_rank_that_comes_late_does_nothing_again(tmp_path, world, monkeypatch, capsys):
+    """While it loads its model, another command does all that is left and joins the parts."""
+    late, load, answered = work(world, tmp_path), Checkpoint.load, minillm.generate.answer_prompts
+    calls = []
+    monkeypatch.setattr(minillm.generate, "answer_prompts", lambda *a, **k: calls.append(1) or answered(*a, **k))
+
+    def slow(checkpoint, *options):
+        loaded = load(checkpoint, *options)
+        monkeypatch.setattr(Checkpoint, "load", load)
+        generate(work(world, tmp_path), "cpu")
+        return loaded
+
+    monkeypatch.setattr(Checkpoint, "load", slow)
+    assert generate(late, "cpu", rank=1, world_size=2) == tmp_path / "answers.jsonl"
+    assert len(calls) == 3 and "answers.jsonl is already there" in capsys.readouterr().out
+    assert not list((tmp_path / "parts").iterdir())
+
+
+@pytest.mark.parametrize(
+    "started", [dict(RANK="1", WORLD_SIZE="2", LOCAL_RANK="1"), dict(SLURM_PROCID="1", SLURM_STEP_NUM_TASKS="2")]
+)
+def test_torchrun_and_srun_say_which_share_is_whose(tmp_path, world, monkeypatch, started):
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "SLURM_STEP_NUM_TASKS", "SLURM_PROCID", "SLURM_LOCALID"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in started.items():
+        monkeypatch.setenv(name, value)
+    seen = []
+    monkeypatch.setattr(minillm.generate, "generate", lambda work, device, *share: seen.append(share))
+    monkeypatch.setattr(minillm.generate, "check_generation", lambda cfg: None)
+    minillm.generate.main.__wrapped__.__wrapped__(OmegaConf.create({"device": "cpu"}))
+    assert seen == [(1, 2)]
 
 
 def test_answers_are_trained_on(tmp_path, world):

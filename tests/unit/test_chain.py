@@ -55,6 +55,12 @@ def test_a_failure_shows_the_end_of_the_log_and_the_rest_goes_on_later(tmp_path)
     assert made(tmp_path, "a") == made(tmp_path, "b") == 1
 
 
+def test_a_stage_that_was_killed_says_by_which_signal_and_shows_whatever_its_log_holds(tmp_path):
+    code = r"import os; os.write(1, b'half a letter: \xc3\n'); os.kill(os.getpid(), 9)"
+    with pytest.raises(MinillmError, match=r"a was killed by SIGKILL; the same command goes on(.|\n)*half a letter"):
+        run_chain(tmp_path, [Stage("a", ("-c", code), (), "out")])
+
+
 def test_a_result_that_was_made_otherwise_is_refused(tmp_path):
     data = tmp_path / "data"
     data.write_text("rows")
@@ -153,7 +159,7 @@ class Done:
 
 def chain(*overrides):
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        cfg = compose("chain", [*overrides, "run.dir=runs/x", "run.name=x"])
+        cfg = compose("chain", ["run.dir=runs/x", "run.name=x", *overrides])
     return check_chain(cfg)
 
 
@@ -199,7 +205,7 @@ def test_a_given_teacher_is_not_trained(tmp_path):
     data = OmegaConf.to_container(composed("experiment=narrow_sft").data, resolve=True)
     found = stages_of(plain, data, 32)
     assert [stage.name for stage in found] == ["kd-0", "test"]
-    assert "model.teacher.source=owner/model" in found[0].command
+    assert "model.teacher.source='owner/model'" in found[0].command
     assert "model.teacher.bits=4" in found[0].command
 
 
@@ -215,6 +221,40 @@ def test_answers_are_as_long_as_in_validation_or_as_asked(tmp_path, given, lengt
     assert [word.split("=")[1] for word in words if word.startswith("max_new_tokens=")] == lengths
     with pytest.raises(ConfigError, match="test_tokens=0: wanted a positive number of tokens, or null"):
         chain("pair=narrow", "test_tokens=0", f"tests=[{tmp_path}/t.jsonl]")
+
+
+@pytest.mark.parametrize(
+    ("given", "text"),
+    [
+        ("test_batch_size=0", "test_batch_size=0: wanted a positive number of rows"),
+        ("test_limit=0", "test_limit=0: wanted a positive number of prompts, or null"),
+        ("answer_limit=-1", "answer_limit=-1: wanted a positive number of prompts, or null"),
+        ("test_seeds=[]", r"test_seeds=\[\]: wanted at least one"),
+        ("seeds=[0,0]", r"seeds=\[0, 0\]: wanted each once"),
+        ("run.name=a b", "run.name='a b': wanted a relative path without"),
+    ],
+)
+def test_values_that_no_stage_could_use_are_told_before_the_first(tmp_path, given, text):
+    (tmp_path / "t.jsonl").write_text('{"instruction": "a", "output": "b"}')
+    with pytest.raises(ConfigError, match=text):
+        chain("pair=narrow", f"tests=[{tmp_path}/t.jsonl]", "run.name=x", given)
+
+
+@pytest.mark.parametrize("name", ["overrides", "teacher_overrides"])
+@pytest.mark.parametrize("key", ["source", "adapter", "architecture.layers"])
+def test_all_methods_have_one_teacher(tmp_path, name, key):
+    (tmp_path / "t.jsonl").write_text('{"instruction": "a", "output": "b"}')
+    said = f"{name}: model.teacher.{key}=x: KD and MiniLLM alone would learn .* of teacher=T. .* merged into its base"
+    with pytest.raises(ConfigError, match=said):
+        chain("pair=narrow", "teacher=T", f"tests=[{tmp_path}/t.jsonl]", f'{name}=["model.teacher.{key}=x"]')
+
+
+def test_a_test_file_is_a_local_one(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "t.jsonl").write_text('{"instruction": "a", "output": "b"}')
+    assert chain("pair=narrow", "tests=['~/t.jsonl']")["tests"] == ["~/t.jsonl"]
+    with pytest.raises(ConfigError, match="builtin:validation: no such file"):
+        chain("pair=narrow", "tests=['builtin:validation']")
 
 
 def test_mistakes_come_in_one_message():

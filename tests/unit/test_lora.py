@@ -204,3 +204,18 @@ def test_peft_reads_the_saved_adapter(tmp_path):
     read = PeftModel.from_pretrained(copy.deepcopy(make_model(seed=1)), tmp_path)
     assert read.peft_config["default"].base_model_name_or_path == "owner/base"
     torch.testing.assert_close(read(IDS).logits, network(IDS).logits, rtol=0, atol=1e-12)
+
+
+def test_an_adapter_that_cannot_be_written_leaves_the_one_before(tmp_path, monkeypatch):
+    save_adapter(adapted(), tmp_path / "adapter")
+    before = {file.name: file.read_bytes() for file in (tmp_path / "adapter").iterdir()}
+
+    def full(weights, file, **options):
+        file.write_bytes(b"half")
+        raise OSError("no space left")
+
+    monkeypatch.setattr("minillm.models.lora.save_file", full)
+    with pytest.raises(OSError, match="no space"):
+        save_adapter(adapted(seed=4), tmp_path / "adapter")
+    assert {file.name: file.read_bytes() for file in (tmp_path / "adapter").iterdir()} == before
+    assert [each.name for each in tmp_path.iterdir()] == ["adapter"]

@@ -14,6 +14,7 @@ from minillm.models import (
     PrunedTeacher,
     keep_layers,
     pair_of,
+    solo,
     split_problems,
 )
 from minillm.models.vocabulary import compare_vocabularies, stop_ids
@@ -128,6 +129,52 @@ def test_an_end_beyond_the_shared_rows_is_refused():
         tokenizer.eos_token = "<end>"
     with pytest.raises(ModelError, match=r"no usable eos token: id 31 with 31 shared rows"):
         compare_vocabularies(*tokenizers, 40, 31)
+
+
+@pytest.mark.parametrize("eos", [None, "beyond"])
+def test_a_model_alone_without_an_end_is_refused_as_a_pair_is(eos):
+    tokenizer = make_tokenizer(("beyond",))
+    tokenizer.eos_token = eos
+    with pytest.raises(
+        ModelError, match=r"no usable eos token: id (None|31) with 32 tokens, 31 rows; set eos_token in"
+    ):
+        solo(make_model(), tokenizer)
+
+
+def saved_pair(folder, generation):
+    """Student and teacher; the teacher has more ends than the student and fewer rows."""
+    for name, rows, ends in (("student", 40, [0, 3]), ("teacher", 36, [0, 4, 38])):
+        network = make_model(vocabulary=rows, dtype=torch.float32)
+        network.config.eos_token_id = network.generation_config.eos_token_id = ends
+        network.save_pretrained(folder / name)
+        make_tokenizer().save_pretrained(folder / name)
+        if not generation:
+            (folder / name / "generation_config.json").unlink()
+    return folder / "student", folder / "teacher"
+
+
+@pytest.mark.parametrize("generation", [True, False], ids=["stated", "of the config"])
+def test_a_student_alone_ends_as_beside_its_teacher_whose_weights_are_not_read(tmp_path, generation):
+    student, teacher = saved_pair(tmp_path, generation)
+    pair = ModelPair(str(student), str(teacher))
+    both = pair.load(torch.device("cpu"))
+    (teacher / "model.safetensors").unlink()
+    alone = pair.load_student(torch.device("cpu"))
+    assert alone.teacher is None and both.stop_ids == (0, 3, 4)
+    assert (alone.stop_ids, alone.n_vocab, alone.pad_id) == (both.stop_ids, both.n_vocab, both.pad_id)
+
+
+def test_a_student_whose_teacher_is_gone_ends_by_itself_and_says_so(tmp_path, capsys):
+    student, _ = saved_pair(tmp_path, True)
+    alone = ModelPair(str(student), "/no/teacher").load_student(torch.device("cpu"))
+    assert alone.stop_ids == (0, 3)
+    said = " ".join(capsys.readouterr().out.split())
+    assert "/no/teacher: no such file" in said and "end at the student's own tokens (0, 3) alone" in said
+
+
+def test_a_student_of_its_teachers_layers_is_loaded_with_it(saved):
+    pair = ModelPair(PrunedTeacher(keep_layers=[0]), str(saved)).load_student(torch.device("cpu"))
+    assert pair.student.config.num_hidden_layers == 1 and pair.teacher is None
 
 
 def test_a_different_template_is_noted():

@@ -5,7 +5,7 @@ import torch
 
 from minillm.errors import ConfigError
 from minillm.parallel import Parallel, environment
-from minillm.system.ranks import in_a_worker, rank
+from minillm.system.ranks import in_a_worker, local_rank, rank
 
 
 def test_sizes():
@@ -33,7 +33,9 @@ def test_what_does_not_go_together_is_refused(settings, text):
 
 @pytest.fixture
 def started(monkeypatch):
-    for name in ("RANK", "WORLD_SIZE", "SLURM_STEP_NUM_TASKS", "SLURM_PROCID", "SLURM_NTASKS"):
+    for name in (
+        "RANK", "WORLD_SIZE", "LOCAL_RANK", "SLURM_STEP_NUM_TASKS", "SLURM_PROCID", "SLURM_LOCALID", "SLURM_NTASKS"
+    ):  # fmt: skip
         monkeypatch.delenv(name, raising=False)
 
     def by(**variables):
@@ -61,3 +63,15 @@ def test_a_job_of_slurm_is_srun_s_only_where_srun_started_it(started):
     assert not in_a_worker() and type(environment()).__name__ == "LightningEnvironment"
     started(SLURM_STEP_NUM_TASKS="8", SLURM_PROCID="3", SLURM_NTASKS_PER_NODE="8")
     assert in_a_worker() and rank() == 3 and environment().auto_requeue is False
+
+
+def test_the_device_of_a_process_is_numbered_on_its_node(started):
+    started(LOCAL_RANK="5")  # left of another command
+    assert local_rank() == 0
+    started(WORLD_SIZE="16", RANK="9", LOCAL_RANK="1")
+    assert local_rank() == 1
+
+
+def test_srun_numbers_it_too(started):
+    started(SLURM_STEP_NUM_TASKS="16", SLURM_PROCID="9", SLURM_LOCALID="1")
+    assert rank() == 9 and local_rank() == 1

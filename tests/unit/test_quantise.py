@@ -9,6 +9,9 @@ from minillm.errors import ConfigError, ModelError
 from minillm.models import Checkpoint, LanguageModel, ModelPair, PrunedTeacher
 from minillm.models import checkpoint as checkpoint_module
 from minillm.models.quantise import quantisation
+from minillm.plan import check_plan
+from minillm.settings import check_config
+from tests.conf.test_compose import composed
 from tests.conftest import make_model, make_tokenizer
 
 
@@ -22,14 +25,23 @@ def able(monkeypatch):
 @pytest.mark.skipif(torch.cuda.is_available(), reason="is for machines without a GPU")
 def test_without_a_gpu_it_says_what_to_do():
     with pytest.raises(ConfigError, match="bits=4: needs a CUDA GPU and there is none here; remove it"):
-        Checkpoint("t", bits=4)
+        Checkpoint("t", bits=4).load()
 
 
 def test_without_the_package_it_says_what_to_do(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"bits=8: needs bitsandbytes; `pip install -r requirements-quant.txt`"):
-        Checkpoint("t", bits=8)
+        Checkpoint("t", bits=8).load()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="is for machines without a GPU")
+def test_a_run_refuses_before_any_work_with_all_else_and_a_plan_does_not():
+    bits = ["model=gpt2_120m", "model.teacher.bits=4"]
+    with pytest.raises(ConfigError) as caught:
+        check_config(composed(*bits, "seed=x"))
+    assert [problem.split(":")[0] for problem in caught.value.problems] == ["seed='x'", "model.teacher.bits=4"]
+    assert check_plan(composed(*bits, config="plan")).settings.model.teacher.bits == 4
 
 
 @pytest.mark.parametrize(
