@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import logging
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import lightning as L
 import torch
+import wandb
+from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
 
 from minillm import preflight
@@ -19,16 +22,23 @@ from minillm.datamodule import DistillationDataModule, SupervisedDataModule
 from minillm.errors import ConfigError
 from minillm.models import ModelPair, Pair
 from minillm.modules import OnPolicyDistillation, Supervised, SupervisedDistillation
-from minillm.parallel import agree, barrier, environment, lightning_strategy
+from minillm.parallel import barrier, check_shared, environment, lightning_strategy, on_first
 from minillm.runs.loggers import MetricsCSV
 from minillm.runs.saved import CheckpointFile, checkpoints_in, newest_good
 from minillm.settings import Settings
 from minillm.settings.loaded import check_lengths, check_monitor, check_split
-from minillm.settings.resume import DATA, check_weights, compare_data, compare_settings, data_digests
+from minillm.settings.resume import (
+    DATA,
+    NUMBERS,
+    check_weights,
+    compare_data,
+    compare_settings,
+    data_digests,
+    numbers_of,
+)
 from minillm.settings.rules import check_writable
 from minillm.system.files import write_whole
 from minillm.system.machine import choose_precision
-from minillm.system.ranks import rank
 
 log = logging.getLogger(__name__)
 
@@ -50,13 +60,8 @@ def build(cfg: DictConfig, settings: Settings) -> Run:
     plain = OmegaConf.to_container(cfg, resolve=True)
     run_dir = Path(plain["run"]["dir"])
     strategy = settings.strategy
-    check_writable(run_dir)
-    ckpt_path = None
-    folder = run_dir / "checkpoints"
-    if plain["resume"] and checkpoints_in(folder):
-        compare_settings(run_dir, plain)
-        # Only then, and by one rank: it puts damaged files out of the way.
-        ckpt_path = agree(newest_good(folder) if rank() == 0 else None)
+    on_first(partial(check_writable, run_dir))
+    check_shared(run_dir)
     precision = choose_precision(plain["trainer"]["precision"], plain["trainer"].get("accelerator", "auto"))
     trainer = construct(
         plain["trainer"] | {"precision": precision},
@@ -73,10 +78,12 @@ def build(cfg: DictConfig, settings: Settings) -> Run:
         use_distributed_sampler=False,
         default_root_dir=run_dir,
     )
+    device = trainer.strategy.root_device
+    numbers = numbers_of(settings.model, device, precision)
+    ckpt_path = on_first(partial(_go_on_from, run_dir, plain, numbers)) if plain["resume"] else None
     # Files first: a mistyped name should not cost the download of a teacher.
     records = settings.data.records()
     documents = read_documents(settings.data.corpus_file) if settings.regulariser.on else None
-    device = trainer.strategy.root_device
     log.info("%s", describe_precision(settings.model, device, precision))
     # Parts of weights go to their devices one after the other, once the trainer has started; whole ones go now.
     pair = settings.model.load(device, plain["seed"], keep_on_cpu=strategy.sharded)
@@ -89,26 +96,45 @@ def build(cfg: DictConfig, settings: Settings) -> Run:
     digests = data_digests(train_prompts, val_prompts, corpus)
     if ckpt_path:
         compare_data(run_dir, digests)
-    page = None
-    if ckpt_path is None and rank() == 0:
-        page = preflight.begin(settings, plain, pair, train_prompts, val_prompts, corpus, precision, device)
     make = _supervised if supervised else _on_policy
     module, datamodule = make(settings, pair, train_prompts, val_prompts, corpus, plain["seed"])
     if ckpt_path:
         check_weights(ckpt_path, module)
-    # Only now, with everything loaded, is the run directory taken: a mistake can be mended under the same run.name. All
-    # ranks have looked into it by then.
-    barrier()
-    if rank() == 0:
+
+    def begin() -> None:
+        page = None
+        if ckpt_path is None:
+            page = preflight.begin(settings, plain, pair, train_prompts, val_prompts, corpus, precision, device)
         run_dir.mkdir(parents=True, exist_ok=True)
         write_whole(run_dir / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
         write_whole(run_dir / DATA, json.dumps(digests, indent=2) + "\n")
+        write_whole(run_dir / NUMBERS, json.dumps(numbers, indent=2) + "\n")
         if page:
             preflight.write(page, run_dir)
-    if plain["logger"].get("_target_") and rank() == 0:
-        wandb = construct(plain["logger"], run_dir=run_dir, name=plain["run"]["name"], settings=plain)
-        trainer.loggers = [*trainer.loggers, wandb]
+        if plain["logger"].get("_target_"):
+            trainer.loggers = [*trainer.loggers, _wandb(plain, run_dir)]
+
+    # Only now, with everything loaded, is the run directory taken: a mistake can be mended under the same run.name. All
+    # ranks have looked into it by then.
+    barrier()
+    on_first(begin)
     return Run(module, datamodule, trainer, ckpt_path)
+
+
+def _wandb(plain: dict, run_dir: Path) -> Logger:
+    try:
+        return construct(plain["logger"], run_dir=run_dir, name=plain["run"]["name"], settings=plain)
+    except wandb.Error as error:
+        raise ConfigError(f"logger: W&B gives none ({error}); logger=csv does without") from error
+
+
+def _go_on_from(run_dir: Path, plain: dict, numbers: dict[str, str]) -> Path | None:
+    """The checkpoint; None where there is none. By one rank: it puts damaged ones out of the way."""
+    folder = run_dir / "checkpoints"
+    if not checkpoints_in(folder):
+        return None
+    compare_settings(run_dir, plain, numbers)
+    return newest_good(folder)
 
 
 def _on_policy(settings: Settings, pair: Pair, train_prompts, val_prompts, corpus, seed: int):

@@ -10,8 +10,10 @@ from lightning.pytorch.loggers import WandbLogger
 from omegaconf import DictConfig, OmegaConf
 
 from minillm.build import build
-from minillm.parallel import agree, join, launch, leave
+from minillm.errors import Interrupted
+from minillm.parallel import agree, barrier, join, launch, leave
 from minillm.settings import check_config
+from minillm.settings.directory import holding
 from minillm.system.machine import on_cuda
 from minillm.system.ranks import in_a_worker, rank
 
@@ -37,8 +39,13 @@ def fit(cfg: DictConfig, *, command: str, began: float) -> dict[str, float]:
     if settings.strategy.world_size > 1 and not in_a_worker():
         launch(settings.strategy.devices_here, job, cuda=cuda)
     else:
-        run = build(cfg, settings)
-        run.trainer.fit(run.module, run.datamodule, ckpt_path=run.ckpt_path, weights_only=True)
+        with holding(Path(cfg.run.dir)):
+            run = build(cfg, settings)
+            try:
+                run.trainer.fit(run.module, run.datamodule, ckpt_path=run.ckpt_path, weights_only=True)
+            except Interrupted:
+                barrier()  # all end together: srun ends the others with the first one
+                raise
         for logger in run.trainer.loggers:
             if isinstance(logger, WandbLogger):
                 logger.experiment.finish()

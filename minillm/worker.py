@@ -1,10 +1,8 @@
 """One of the processes of train.py or evaluate.py, started by `parallel.launch`: python -m minillm.worker JOB."""
 
-import ctypes
 import json
 import logging
 import os
-import signal
 import sys
 from pathlib import Path
 
@@ -13,16 +11,14 @@ from omegaconf import OmegaConf
 from minillm import cli
 from minillm.errors import Interrupted
 from minillm.fit import fit
-from minillm.parallel import FAILED
+from minillm.parallel import FAILED, FINISHED, INTERRUPTED, note
 from minillm.suite import evaluate
+from minillm.system.child import end_with_parent
 from minillm.system.ranks import rank
-
-_PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 
 
 def main() -> None:
-    if sys.platform.startswith("linux"):  # without the command nobody waits for us, and the next one would meet us
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    end_with_parent()  # without the command nobody waits for us, and the next one would meet us
     job = json.loads(Path(sys.argv[1]).read_text())
     if os.getppid() != job["launcher"]:
         os._exit(1)  # it ended before it could be followed
@@ -37,10 +33,12 @@ def main() -> None:
         else:
             fit(cfg, command=job["command"], began=job["began"])
     except Interrupted:
+        note(INTERRUPTED)
         raise
     except BaseException:
-        Path(sys.argv[1]).with_name(FAILED).touch()
+        note(FAILED)
         raise
+    note(FINISHED)
 
 
 if __name__ == "__main__":

@@ -4,10 +4,18 @@ from __future__ import annotations
 
 import lightning as L
 
+from minillm.parallel import note_training
+
 
 class Interruption(L.Callback):
-    """First of the callbacks, so that the handler is there before anything that takes time. Lightning has put up its
-    own just before, and at the end of the fit puts back those from before the fit."""
+    """First of the callbacks, so that the handler is there before anything that takes time. Lightning puts up its own
+    just before, and at the end of the fit puts back those from before the fit."""
+
+    def on_fit_start(self, trainer, module) -> None:
+        # Lightning's handler of SIGTERM is there while processes wait for one another to begin: it would end the run
+        # without a checkpoint, and it sends a message in the middle of others.
+        trainer._signal_connector._sigterm_notifier_fn = module.preemption.note
 
     def on_train_start(self, trainer, module) -> None:
         module.preemption.watch()
+        note_training()

@@ -17,7 +17,7 @@ from minillm.callbacks.validation import Validation
 from minillm.errors import ModelError, StorageError
 from minillm.models.export import export_student
 from minillm.models.lora import is_adapted, save_adapter
-from minillm.parallel import whole_state
+from minillm.parallel import on_first, whole_state
 from minillm.runs.loggers import STEP, MetricsCSV
 from minillm.runs.read import STOPPED
 from minillm.runs.saved import damage, load_saved
@@ -99,7 +99,7 @@ class RunRecord(L.Callback):
             figures |= {"best/step": best["step"]} | {f"best/{name}": value for name, value in best["figures"].items()}
             if self.export == "best":
                 exported = best["figures"]
-                if wrong := damage(checkpoints.best_file):
+                if wrong := on_first(lambda: damage(checkpoints.best_file)):
                     raise ModelError(
                         f"{checkpoints.best_file} is {wrong}; the same command with resume=auto and "
                         "callbacks.record.export=last exports the newest weights"
@@ -107,9 +107,14 @@ class RunRecord(L.Callback):
                 trainer.strategy.load_model_state_dict(load_saved(checkpoints.best_file))
         student = module.pair.student
         state = whole_state(student, keep=trainer.is_global_zero)
-        if not trainer.is_global_zero:
-            return
-        which = f", of step {best['step']}" if self.export == "best" and checkpoints and checkpoints.best else ""
+        # The others wait: a run has not finished on any of them before it has on all.
+        on_first(lambda: self._write(trainer, module, state, figures, exported))
+
+    def _write(self, trainer, module, state: dict, figures: dict, exported: dict) -> None:
+        """student/, adapter/ and metrics.json."""
+        checkpoints, student = find(trainer, Checkpoints), module.pair.student
+        best = None if checkpoints is None else checkpoints.best
+        which = f", of step {best['step']}" if self.export == "best" and best is not None else ""
         adapter = ", adapter/" if is_adapted(student) else ""
         card = self.card | {"weights": self.export}
         try:

@@ -7,7 +7,7 @@ finds something.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -85,8 +85,7 @@ class Finite:
         """
         norm = module.optim.norm(optimizer)
         looked_at = {"optim/grad_norm": norm, **values}
-        good = torch.stack([value.double() for value in looked_at.values()]).isfinite().all()
-        if not _agreed(module, not good):
+        if not _agreed(module, not all_finite(looked_at.values())):
             self._in_a_row = 0
             return norm
         found = [f"{name} is {value.item()}" for name, value in looked_at.items() if not value.isfinite()]
@@ -126,6 +125,13 @@ class Finite:
         if module.optim.on_nonfinite == "abort":
             text += ". Try a smaller optim.learning_rate, or leave such steps out: resume=auto optim.on_nonfinite=skip"
         return text
+
+
+def all_finite(values: Iterable[Tensor]) -> Tensor:
+    """Of 0-d values, as one. They may be on several devices: with strategy.cpu_offload the norm of gradients is on the
+    CPU, where those wait, and the loss is on the GPU."""
+    values = list(values)
+    return torch.stack([each.to(values[0].device, torch.float64) for each in values]).isfinite().all()
 
 
 def _agreed(module, bad) -> bool:

@@ -1,7 +1,7 @@
 """Signals that ask a run to stop: noted by one handler, acted upon where a checkpoint can stand.
 
 SIGTERM and SIGUSR1 are what schedulers send (SLURM's --signal, Kubernetes, spot machines), SIGUSR2 is submitit's and
-SIGINT Ctrl-C.
+SIGINT Ctrl-C, SIGHUP the end of a terminal.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import threading
 
 from minillm.errors import Interrupted
 
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT)
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT, signal.SIGHUP)
 
 
 class Preemption:
@@ -22,12 +22,15 @@ class Preemption:
         self.requested: str | None = None  # the signal's name
 
     def watch(self) -> None:
-        """Take the signals over from whoever has them; only the main thread of a process may."""
+        """Take the signals over from whoever has them; only the main thread of a process may. SIGHUP stays ignored
+        where nohup has asked for that."""
         if threading.current_thread() is threading.main_thread():
             for number in SIGNALS:
-                signal.signal(number, self._note)
+                if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+                    signal.signal(number, self.note)
 
-    def _note(self, number: int, frame) -> None:
+    def note(self, number: int, frame) -> None:
+        """The handler."""
         again = ""
         if number == signal.SIGINT:
             signal.signal(number, signal.SIG_DFL)  # the second one ends the process, whatever it is in the middle of

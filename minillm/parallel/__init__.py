@@ -1,9 +1,11 @@
 """Many devices: who does which rows, weights in parts, processes. Nothing else imports torch.distributed."""
 
 from minillm.parallel.fake import fake_mesh
+from minillm.parallel.first import FirstFailed, check_shared, on_first
 from minillm.parallel.gradients import by_mesh, clip_gradients, gradient_norm, own_part
 from minillm.parallel.group import ALONE, Group
-from minillm.parallel.launch import FAILED, agree, barrier, environment, join, launch, leave
+from minillm.parallel.launch import agree, barrier, environment, join, launch, leave
+from minillm.parallel.notes import FAILED, FINISHED, INTERRUPTED, note, note_training
 from minillm.parallel.settings import KINDS, Parallel
 from minillm.parallel.sharding import SPLITTABLE, DeviceMesh, gathered, shard, whole_state
 from minillm.parallel.strategies import Replicated, Sharded, group_of, lightning_strategy
@@ -11,9 +13,12 @@ from minillm.parallel.strategies import Replicated, Sharded, group_of, lightning
 __all__ = [
     "ALONE",
     "FAILED",
+    "FINISHED",
+    "INTERRUPTED",
     "KINDS",
     "SPLITTABLE",
     "DeviceMesh",
+    "FirstFailed",
     "Group",
     "Parallel",
     "Replicated",
@@ -21,6 +26,7 @@ __all__ = [
     "agree",
     "barrier",
     "by_mesh",
+    "check_shared",
     "clip_gradients",
     "environment",
     "fake_mesh",
@@ -31,6 +37,9 @@ __all__ = [
     "launch",
     "leave",
     "lightning_strategy",
+    "note",
+    "note_training",
+    "on_first",
     "own_part",
     "shard",
     "whole_state",

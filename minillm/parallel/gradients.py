@@ -24,15 +24,23 @@ def own_part(tensor: Tensor) -> Tensor:
 
 
 def gradient_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
-    """Euclidean norm over all gradients there are (0-d, the same on every rank)."""
+    """Euclidean norm over all gradients there are (0-d, the same on every rank; on the device of the first)."""
     groups = by_mesh(each.grad for each in parameters if each.grad is not None)
     norms = [nn.utils.get_total_norm(group) for group in groups]
     norms = [each.full_tensor() if isinstance(each, DTensor) else each for each in norms]
-    return norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms))
+    return (
+        norms[0]
+        if len(norms) == 1
+        else torch.linalg.vector_norm(torch.stack([each.to(norms[0].device) for each in norms]))
+    )
 
 
 def clip_gradients(parameters: Iterable[nn.Parameter], limit: float, norm: Tensor) -> None:
     """Scale all gradients so that a `norm` above the limit becomes the limit, as torch's clip_grads_with_norm_."""
     factor = (limit / (norm + 1e-6)).clamp(max=1.0)
-    gradients = [each.grad for each in parameters if each.grad is not None]
-    torch._foreach_mul_(list(map(own_part, gradients)), factor)
+    by_device: dict[torch.device, list[Tensor]] = defaultdict(list)
+    for each in parameters:
+        if each.grad is not None:
+            by_device[each.grad.device].append(own_part(each.grad))
+    for device, gradients in by_device.items():
+        torch._foreach_mul_(gradients, factor.to(device))

@@ -25,12 +25,12 @@ from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-from minillm.errors import Interrupted
-from minillm.system.child import importable
+from minillm.errors import Interrupted, MinillmError
+from minillm.parallel.notes import FAILED, notes_in, status_after_signal
+from minillm.system.child import end_with_parent, importable
 from minillm.system.ranks import in_a_worker, rank
 
 _PATIENCE = timedelta(hours=2)  # a rank may wait for another that tokenises a corpus or reads a large model
-FAILED = "failed"  # a file that a worker leaves beside its job: after a signal nobody gives us its status
 _GRACE = 3600  # seconds from a signal to the end of a round, before the workers are killed
 
 
@@ -49,14 +49,16 @@ def launch(devices: int, job: dict[str, Any], *, cuda: bool) -> None:
 
     Raises:
         SystemExit: one of them failed.
-        Interrupted: by a signal.
+        Interrupted: by a signal, and they have saved or had not begun.
+        MinillmError: by a signal, and they had not saved when they were killed.
     """
     importable()
     if not cuda:
         os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // devices)))
-    with tempfile.TemporaryDirectory(prefix="minillm-") as folder:
+    with tempfile.TemporaryDirectory(prefix="minillm-") as folder, notes_in(Path(folder)):
         file = Path(folder) / "job.json"
         file.write_text(json.dumps(job | {"launcher": os.getpid()}))
+        hung_up = signal.getsignal(signal.SIGHUP) != signal.SIG_IGN  # nohup ignores it, and so do we then
         config = LaunchConfig(
             min_nodes=1,
             max_nodes=1,
@@ -66,7 +68,7 @@ def launch(devices: int, job: dict[str, Any], *, cuda: bool) -> None:
             rdzv_endpoint="localhost:0",
             max_restarts=0,
             local_addr="localhost",
-            signals_to_handle="SIGTERM,SIGHUP,SIGQUIT,SIGUSR1,SIGUSR2",
+            signals_to_handle="SIGTERM,SIGQUIT,SIGUSR1,SIGUSR2" + (",SIGHUP" if hung_up else ""),
             shutdown_timeout=_GRACE,
         )
         logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)
@@ -76,12 +78,23 @@ def launch(devices: int, job: dict[str, Any], *, cuda: bool) -> None:
         except ChildFailedError as error:  # they have said why
             codes = {failure.exitcode for failure in error.failures.values()}
             sys.exit(Interrupted.status if codes == {Interrupted.status} else 1)
-        except SignalException as error:  # they have saved, or had not begun, or say why not
-            if file.with_name(FAILED).exists():
-                sys.exit(1)
-            raise Interrupted(error.sigval.name) from error
+        except SignalException as error:
+            _after_signal(error.sigval.name, Path(folder), devices)
         finally:
             signal.signal(signal.SIGINT, before)
+
+
+def _after_signal(name: str, folder: Path, devices: int) -> None:
+    status = status_after_signal(folder, devices)
+    if status == Interrupted.status:
+        raise Interrupted(name)
+    if list(folder.glob(f"{FAILED}.*")):  # it has said why
+        sys.exit(status)
+    if status:
+        raise MinillmError(
+            f"{name}: processes were killed before they had saved, {_GRACE} seconds after it at the latest; the same "
+            "command with resume=auto goes on from the last checkpoint"
+        )
 
 
 def _ctrl_c(number: int, frame) -> NoReturn:
@@ -94,6 +107,8 @@ def join(*, cuda: bool, patience: timedelta = _PATIENCE) -> None:
     long one waits for another that lives; one that ends is noticed by who started them."""
     if dist.is_initialized():
         return
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        end_with_parent()  # torchrun: when it is killed nobody else ends its processes
     device = None
     if cuda:
         local = int(os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", 0)))

@@ -120,5 +120,5 @@ def part_of(value: Tensor, like: Tensor) -> Tensor:
     """This rank's part of a whole tensor, as `like` is divided; no message is sent."""
     if not isinstance(like, DTensor):
         return value
-    value = value.to(like.device)
-    return distribute_tensor(value, like.device_mesh, like.placements, src_data_rank=None)
+    part = distribute_tensor(value, like.device_mesh, like.placements, src_data_rank=None)
+    return part.to(like.device)  # with cpu_offload not that of the mesh

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from lightning.fabric.utilities.device_dtype_mixin import _update_properties
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy
 from torch import Tensor
 from torch.optim import Optimizer
@@ -43,6 +44,17 @@ class Sharded(ModelParallelStrategy):
     @property
     def lightning_restore_optimizer(self) -> bool:
         return True
+
+    def model_to_device(self) -> None:
+        """With cpu_offload the parts stay on the CPU, where FSDP2 wants them between uses; buffers alone go to the
+        device, which the module then gives as its own."""
+        if not self.settings.cpu_offload:
+            super().model_to_device()
+            return
+        for module in self.model.modules():
+            for name, buffer in module.named_buffers(recurse=False):
+                setattr(module, name, buffer.to(self.root_device))
+        _update_properties(self.model, device=self.root_device)
 
     def lightning_module_state_dict(self) -> dict[str, Tensor]:
         """Whole on rank 0, empty elsewhere."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import torch
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
@@ -12,15 +13,23 @@ from yaml import YAMLError
 from minillm.config.changes import changes, flat, within
 from minillm.data import Corpus, PromptSet
 from minillm.errors import ConfigError, ModelError, check
+from minillm.models import ModelPair
 from minillm.modules import StudentModule
 from minillm.runs.saved import differences, load_saved
 from minillm.terminal.console import say
 
-DATA = "data.json"  # in the run directory
+DATA, NUMBERS = "data.json", "numbers.json"  # in the run directory
 
 
-def compare_settings(run_dir: Path, plain: dict) -> None:
-    """Compare the config.yaml of a run with the settings it is to go on with, and say every difference.
+def numbers_of(model: ModelPair, device: torch.device, precision: str) -> dict[str, str]:
+    """What `auto` came to on this machine, by the key that says it."""
+    dtypes = [f"{side} {str(each).removeprefix('torch.')}" for side, each in model.dtypes(device).items()]
+    return {"trainer.precision": precision, "model.dtype": ", ".join(dtypes)}
+
+
+def compare_settings(run_dir: Path, plain: dict, numbers: dict[str, str]) -> None:
+    """Compare the config.yaml of a run with the settings it is to go on with, and say every difference; what may be
+    `auto` there is compared as what it came to, see `numbers_of`.
 
     Raises:
         ConfigError: every difference that would change the numbers; or config.yaml cannot be read.
@@ -33,11 +42,17 @@ def compare_settings(run_dir: Path, plain: dict) -> None:
             f"{file}: cannot be read ({str(error).splitlines()[0]}), so that the settings "
             "cannot be compared; put it back, or choose another run.name"
         ) from error
-    found = changes(flat(before), flat(plain))
+    made = _json(run_dir / NUMBERS)
+    found = [each for each in changes(flat(before), flat(plain)) if each.key not in made]
     for change in found:
         if change.effect and not within(change.key, ("resume", "run")):
             say(f"{change}: {change.effect}")
     refused = [f"{each.key}={each.now!r}: the run was made with {each.was!r}" for each in found if not each.effect]
+    refused += [
+        f"{key}: comes to {numbers[key]} on this machine with these settings, the run was made with {was}"
+        for key, was in made.items()
+        if numbers.get(key, was) != was
+    ]
     if refused:
         advice = f"{run_dir}: going on would change the numbers; set it back, or choose another run.name"
         raise ConfigError([*refused, advice])
@@ -51,8 +66,7 @@ def data_digests(train: PromptSet, validation: PromptSet, corpus: Corpus | None)
 
 def compare_data(run_dir: Path, digests: dict[str, str]) -> None:
     """Raises ConfigError: a file that the run was begun with holds other rows now."""
-    file = run_dir / DATA
-    before = json.loads(file.read_text()) if file.exists() else {}
+    before = _json(run_dir / DATA)
     check(
         *(
             (
@@ -62,6 +76,11 @@ def compare_data(run_dir: Path, digests: dict[str, str]) -> None:
             for key, digest in digests.items()
         )
     )
+
+
+def _json(file: Path) -> dict[str, str]:
+    """Empty where it is not there, as in runs of older versions."""
+    return json.loads(file.read_text()) if file.exists() else {}
 
 
 def check_weights(file: Path, module: StudentModule) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 
 from minillm.errors import DataError, Interrupted
-from minillm.parallel import agree, barrier, join, launch, leave
+from minillm.parallel import agree, barrier, join, launch, leave, on_first
 from minillm.suite.grown import told
 from minillm.suite.results import answer_lines, results_of, token_lines
 from minillm.suite.screen import Progress, show_results
@@ -57,7 +57,7 @@ def run_suite(suite: Suite) -> dict:
         ModelError, ConfigError, DataError, JudgeError: what is finished is kept.
     """
     done, store = suite.run_dir / "metrics.json", Store(suite)
-    there = agree(rank() == 0 and _begin(suite, done))
+    there = on_first(lambda: _begin(suite, done))
     if not there:
         _check_ours(suite)
         store.folder.mkdir(parents=True, exist_ok=True)  # after settings.json: without it the run would be another's

@@ -16,13 +16,13 @@ from minillm.config.secret import secret_problems
 from minillm.data import Record, Sources, read_choices, read_records, training_keys
 from minillm.errors import ConfigError, DataError, ModelError
 from minillm.models import Attention, Checkpoint, Dtype, choose_dtype, device_of
-from minillm.parallel import agree
+from minillm.parallel import on_first
 from minillm.settings.rules import name_problems
 from minillm.suite.early import model_problems
 from minillm.suite.grown import refused
 from minillm.suite.measures import Calibration, Measures, read_measures
 from minillm.system.files import fingerprint
-from minillm.system.ranks import rank, started_processes
+from minillm.system.ranks import started_processes
 
 Found = TypeVar("Found")
 SETTINGS = "settings.json"  # in the run's directory: what it measures, and how
@@ -188,11 +188,13 @@ def _settings(plain: dict, dtype: str, files: list[str], models: list[str]) -> d
         out["suite"] = plain["suite"] | {
             "judge": {key: judge[key] for key in _JUDGE if key in judge} if asked else None
         }
-    content = None
-    if rank() == 0:  # weights are large: one process reads them
-        content = {name: _content_of(name) for name in models}
-        content |= {file: fingerprint(path) for file in files if (path := Path(file).expanduser()).exists()}
-    return json.loads(json.dumps(out | {"content": agree(content)}))
+
+    def content() -> dict:
+        there = {file: fingerprint(path) for file in files if (path := Path(file).expanduser()).exists()}
+        return {name: _content_of(name) for name in models} | there
+
+    # Weights are large: one process reads them.
+    return json.loads(json.dumps(out | {"content": on_first(content)}))
 
 
 def read_settings(run_dir: Path) -> dict | None:

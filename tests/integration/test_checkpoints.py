@@ -3,6 +3,7 @@
 import json
 import os
 import resource
+import shutil
 from contextlib import contextmanager
 
 import lightning as L
@@ -210,6 +211,23 @@ def test_what_does_not_change_the_numbers_may_change_and_is_said(tmp_path, overr
         "sampler.batch_size was 32, is 16 now: other rounding",
     )
     equals(tmp_path, run, whole)
+
+
+@pytest.mark.parametrize(("key", "was"), [("trainer.precision", "bf16-mixed"), ("model.dtype", "student float32")])
+def test_a_machine_where_auto_comes_to_something_else_is_refused(cut, overrides, key, was):
+    before = (cut / "numbers.json").read_text()
+    (cut / "numbers.json").write_text(json.dumps(json.loads(before) | {key: was}))
+    try:
+        with pytest.raises(ConfigError, match=f"{key}: comes to .*float32|32-true.* the run was made with {was}"):
+            train(cut, overrides, resume="auto")
+    finally:
+        (cut / "numbers.json").write_text(before)
+
+
+def test_naming_what_auto_came_to_changes_nothing(tmp_path, cut, overrides):
+    shutil.copytree(cut, tmp_path / "cut")
+    assert "precision: auto" in (cut / "config.yaml").read_text()
+    train(tmp_path / "cut", [*overrides, "trainer.precision=32-true"], resume="auto")
 
 
 def test_a_longer_run_goes_on_and_equals_one_that_was_long_from_the_start(tmp_path, overrides):

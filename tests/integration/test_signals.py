@@ -77,7 +77,7 @@ def goes_on(cut, overrides, whole):
 # then in turn a validation and a rollout, the last one a validation.
 @pytest.mark.parametrize(
     ("nth", "number"),
-    [pytest.param(nth, SIGNALS[nth % 4], marks=[] if nth in (2, 6, 7) else pytest.mark.slow) for nth in range(1, 11)],
+    [pytest.param(nth, SIGNALS[nth % 5], marks=[] if nth in (2, 6, 7) else pytest.mark.slow) for nth in range(1, 11)],
 )
 def test_a_signal_while_decoding(tmp_path, overrides, whole, monkeypatch, nth, number):
     sent_in_decoding(monkeypatch, nth, number)
@@ -121,6 +121,25 @@ def test_a_signal_in_the_supervised_regime(tmp_path, supervised, hook, step):
     with pytest.raises(Interrupted):
         train(tmp_path / "cut", supervised, also=At(hook, lambda module: module.step == step))
     goes_on(tmp_path / "cut", supervised, (tmp_path / "whole", state))
+
+
+def test_a_sigterm_while_processes_wait_to_begin_saves_too(tmp_path, overrides, whole):
+    """Behind Lightning's handler and before ours."""
+
+    class Early(L.Callback):
+        def on_fit_start(self, trainer, module):
+            make = trainer.datamodule.train_dataloader
+
+            def sent():
+                kill_self(signal.SIGTERM)
+                return make()
+
+            trainer.datamodule.train_dataloader = sent
+
+    with pytest.raises(Interrupted, match="SIGTERM"):
+        train(tmp_path, overrides, also=Early())
+    assert (tmp_path / "checkpoints" / "last.ckpt").exists()
+    goes_on(tmp_path, overrides, whole)
 
 
 def test_an_interrupted_run_that_is_interrupted_again_at_once_loses_nothing(tmp_path, overrides, whole, monkeypatch):

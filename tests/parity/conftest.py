@@ -66,6 +66,7 @@ def scenarios(world: Path) -> dict[str, list[str]]:
     return {
         "base": base,
         "float32": on_policy(world, dtype="float32"),
+        "offload": base,
         "lora": [*base, "lora=default"],
         # The denominator of this preset is of a micro-batch, so that one may not depend on the number of devices.
         "reference": [*base, "objective=reference", "regime.microbatch_size=2"],
@@ -80,7 +81,12 @@ def scenarios(world: Path) -> dict[str, list[str]]:
 def chosen(strategy: str) -> list[str]:
     """gpt2's fused projections cannot be split; what only matters there is run there only."""
     names = ["base", "float32", "lora", "reference", "lean", "kd", "qwen3"]
-    return names + {"ddp": [], "fsdp": ["gpt2"], "fsdp_tp": ["opt"]}[strategy]
+    return names + {"ddp": [], "fsdp": ["gpt2", "offload"], "fsdp_tp": ["opt"]}[strategy]
+
+
+def own_options(name: str) -> list[str]:
+    """What a scenario has only where it is shared out."""
+    return ["strategy.cpu_offload=true"] if name == "offload" else []
 
 
 def spawn(jobs: list[dict], n_processes: int, folder: Path) -> None:

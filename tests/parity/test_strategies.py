@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from tests.integration.test_resume import Killed, train
-from tests.parity.conftest import STRATEGIES, chosen, scenarios, spawn
+from tests.parity.conftest import STRATEGIES, chosen, own_options, scenarios, spawn
 
 CUT = 3  # rounds before the cut: last.ckpt is then of the first rollout, after two supervised rounds
 
@@ -32,7 +32,8 @@ def several(request, parity_world, tmp_path_factory, single):
     folder, all_of_them = tmp_path_factory.mktemp(request.param), scenarios(parity_world)
     shared_out = [f"strategy={request.param}", "strategy.devices=2"]
     jobs = [
-        {"run_dir": str(folder / name), "overrides": all_of_them[name] + shared_out} for name in chosen(request.param)
+        {"run_dir": str(folder / name), "overrides": all_of_them[name] + shared_out + own_options(name)}
+        for name in chosen(request.param)
     ]
     base = {"overrides": all_of_them["base"] + shared_out}
     jobs += [

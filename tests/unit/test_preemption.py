@@ -35,6 +35,16 @@ def test_the_first_signal_is_noted_and_the_second_changes_nothing(handlers, numb
     assert capfd.readouterr().err.count("saving at the next possible place") == 1
 
 
+def test_nohup_is_respected(handlers):
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    preemption = Preemption()
+    preemption.watch()
+    os.kill(os.getpid(), signal.SIGHUP)
+    preemption.check()
+    os.kill(os.getpid(), signal.SIGUSR1)
+    assert preemption.requested == "SIGUSR1"
+
+
 def test_a_second_ctrl_c_ends_the_process_at_once():
     code = """if True:
         import os, signal
