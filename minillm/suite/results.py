@@ -45,7 +45,7 @@ def results_of(suite: Suite, store: Store) -> dict:
             | store.read(Unit("model", source))
             for source in suite.models
         },
-        "notes": [],
+        "notes": [*suite.notes],
         "answers": {},
         "reference_loss": {},
         "position": {},

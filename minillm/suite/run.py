@@ -89,6 +89,8 @@ def _begin(suite: Suite, done: Path) -> bool:
     if before and (changed := told(before, suite.settings)):
         say(f"Changed since: {changed}.")
     _say_left_out(suite)
+    for note in suite.notes:
+        say(f"NOTE: {note}.")
     suite.run_dir.mkdir(parents=True, exist_ok=True)
     done.unlink(missing_ok=True)  # the answers beside it will be of these settings before its figures are
     write_whole(suite.run_dir / SETTINGS, json.dumps(suite.settings, indent=2) + "\n")

@@ -21,6 +21,7 @@ from minillm.settings.rules import name_problems
 from minillm.suite.early import model_problems
 from minillm.suite.grown import refused
 from minillm.suite.measures import Calibration, Measures, read_measures
+from minillm.suite.trained import template_notes
 from minillm.system.files import fingerprint
 from minillm.system.ranks import rank, started_processes
 
@@ -40,7 +41,8 @@ _JUDGE = ("model", "options", "asks")
 @dataclass(frozen=True)
 class Suite:
     """What to measure, checked. `models`: rows in their order, the teacher first where it is one; `records` per file; a
-    seed of None decodes greedily; `tasks`: those of calibration with their records; `settings` are of settings.json."""
+    seed of None decodes greedily; `tasks`: those of calibration with their records; `settings` are of settings.json;
+    `notes`: what a reader of the figures should know, see `template_notes`."""
 
     measures: Measures
     models: tuple[str, ...]
@@ -58,6 +60,7 @@ class Suite:
     devices: int
     run_dir: Path
     settings: dict
+    notes: tuple[str, ...] = ()
 
 
 def check_suite(cfg: DictConfig) -> Suite:
@@ -117,6 +120,7 @@ def check_suite(cfg: DictConfig) -> Suite:
     return Suite(
         measures=measures, models=models, teacher=teacher, records=records, tasks=tasks, sources=sources,
         seeds=tuple(plain["seeds"]), dtype=dtype, device=device, run_dir=run_dir, settings=settings,
+        notes=tuple(template_notes(checkpoints, plain["data"])),
         **{key: plain[key] for key in ("max_new_tokens", "batch_size", "chunk", "attention", "devices")},
     )  # fmt: skip
 
