@@ -5,12 +5,13 @@ import json
 import pytest
 import torch
 
-from minillm.errors import ConfigError
+from minillm.errors import ConfigError, JudgeError
 from minillm.metrics.judge import Judge
 from minillm.models import Checkpoint
 from minillm.suite import run_suite
-from tests.chat_server import KEY, reply, serving
+from tests.chat_server import KEY, failure, reply, serving
 from tests.conftest import make_model, make_tokenizer
+from tests.integration.evaluations import BRIEF
 
 
 def test_a_judge_rates_all_answers_and_its_key_is_in_no_file(checked, tmp_path, monkeypatch, capsys):
@@ -44,6 +45,25 @@ def test_a_judge_rates_all_answers_and_its_key_is_in_no_file(checked, tmp_path, 
     assert KEY not in capsys.readouterr().out
     for file in (tmp_path / "run").rglob("*"):
         assert file.is_dir() or KEY not in file.read_text()
+
+
+def test_a_judge_that_rejects_all_leaves_the_run_unfinished_and_some_failures_are_told(
+    checked, place, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setenv("JUDGE_API_KEY", KEY)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    options = [*BRIEF, f"models=[{place}/one/student]", "suite.teacher_row=false", "suite.exposure=null"]
+    options += ["suite.calibration.sst2.file=null", "suite.judge.model=m", "suite.judge.key_variable=JUDGE_API_KEY"]
+    options += [f"suite.judge.cache_dir={tmp_path}/cache", "suite.judge.concurrency=1"]
+    with serving(otherwise=lambda body: failure(400, "no such option")) as (chat, url):
+        with pytest.raises(JudgeError, match="no such option.*the same command asks again"):
+            run_suite(checked(tmp_path / "run", *options, f"suite.judge.base_url={url}"))
+        assert not (tmp_path / "run" / "metrics.json").exists()
+        chat.script[:] = [reply("4 4"), failure(400, "too long")]
+        chat.otherwise = lambda body: reply("4 4")
+        run_suite(checked(tmp_path / "run", *options, f"suite.judge.base_url={url}"))
+    said = " ".join(capsys.readouterr().out.split())
+    assert "too long" in said and "(1 of the 1 that failed)" in said
 
 
 def test_mistakes_come_in_one_message_before_a_model_is_loaded(checked, world, place, tmp_path, monkeypatch):
