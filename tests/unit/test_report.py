@@ -133,6 +133,9 @@ def test_sets_of_the_paper_by_file_name(file, expected):
         ("gpt2", 124.44, "gpt2_120m_minillm/student", 24.6),
         ("gpt2", 124.44, "gpt2_120m_seqkd/student", 22.7),
         ("gpt2", 124.44, "mine/student", None),  # of no known method
+        ("gpt2", 124.44, "gpt2_120m_minillm_nopt/student", None),  # the paper has no row for an ablation
+        ("gpt2", 124.44, "minillm_no_mixing/student", None),
+        ("gpt2", 124.44, "minillm-lora/student", None),
         ("llama", 124.44, "gpt2_120m_minillm/student", None),
         ("gpt2", 130.0, "gpt2_120m_minillm/student", None),
     ],
