@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -115,7 +116,8 @@ def check_suite(cfg: DictConfig) -> Suite:
         raise ConfigError(problems)
     device = device_of(plain["device"])
     dtype = choose_dtype(plain["dtype"], device)
-    settings = _settings(plain, str(dtype), [*files, *(task.file for task, _ in tasks.values())], checkpoints)
+    task_files = [task.file for task, _ in tasks.values()]
+    settings = _settings(plain, str(dtype), records, task_files, checkpoints)
     _refuse_another(settings, run_dir)
     return Suite(
         measures=measures, models=models, teacher=teacher, records=records, tasks=tasks, sources=sources,
@@ -182,7 +184,9 @@ def _rows(problems: list[str], plain: dict, measures: Measures | None) -> tuple[
     return tuple(models), teacher
 
 
-def _settings(plain: dict, dtype: str, files: list[str], models: list[str]) -> dict:
+def _settings(
+    plain: dict, dtype: str, records: dict[str, list[Record]], task_files: list[str], models: list[str]
+) -> dict:
     """What is measured and how, with the content of files and weights, as JSON gives it back."""
     out = {key: value for key, value in plain.items() if key not in _FREE}
     out |= {"dtype": dtype.removeprefix("torch."), "seeds": list(plain["seeds"])}
@@ -195,7 +199,8 @@ def _settings(plain: dict, dtype: str, files: list[str], models: list[str]) -> d
     content = None
     if rank() == 0:  # weights are large: one process reads them
         content = {name: _content_of(name) for name in models}
-        content |= {file: fingerprint(path) for file in files if (path := Path(file).expanduser()).exists()}
+        content |= {file: _data_content(file, rows) for file, rows in records.items()}
+        content |= {file: fingerprint(Path(file).expanduser()) for file in task_files}
     return json.loads(json.dumps(out | {"content": agree(content)}))
 
 
@@ -213,6 +218,15 @@ def _refuse_another(settings: dict, run_dir: Path) -> None:
     if before and (problems := refused(before, settings)):
         end = f"; {run_dir} was begun otherwise: choose another run.name or delete it"
         raise ConfigError(problem + end for problem in problems)
+
+
+def _data_content(file: str, records: list[Record]) -> str:
+    """The hash of a local file; of a data set of the hub or of this package that of the records it gave, since it may
+    change under its name."""
+    path = Path(file).expanduser()
+    if path.exists():
+        return fingerprint(path)
+    return hashlib.sha256(json.dumps([asdict(record) for record in records]).encode()).hexdigest()
 
 
 def _content_of(model: str) -> str | None:
