@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from string import Formatter
 
-from minillm.data.records import Record, json_lines, parse_rows
+from minillm.data.records import Record, json_lines, parse_rows, require_unicode
 from minillm.errors import DataError, check
 
 
@@ -63,6 +63,7 @@ def _record(task: ChoiceTask, where: str, row: dict) -> Record:
     for key in task.fields:
         if not isinstance(row[key], str):
             raise DataError(f"{where}: key {key}: wanted text, got {type(row[key]).__name__}")
+        require_unicode(where, key, row[key])
     label = row["label"]
     if type(label) is not int:
         raise DataError(f"{where}: key label: wanted an integer, got {label!r}")

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
-from minillm.data.records import is_hub_name, json_lines
+from minillm.data.records import is_hub_name, json_lines, require_unicode
 from minillm.errors import DataError
 
 PIECE = 2**16  # characters that are tokenised at a time (longer ones cost more each); see `_cut` for longer documents
@@ -134,10 +134,7 @@ def _text(where: str, row: object) -> str:
         raise row
     if not isinstance(row, dict) or not isinstance(row.get("text"), str):
         raise DataError(f"{where}: key text: wanted the document's text")
-    try:
-        row["text"].encode()
-    except UnicodeEncodeError as error:  # JSON can say half of a surrogate pair
-        raise DataError(f"{where}: key text: not Unicode ({error.reason} at character {error.start})") from error
+    require_unicode(where, "text", row["text"])
     return row["text"]
 
 

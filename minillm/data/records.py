@@ -177,4 +177,13 @@ def _chat_record(where: str, messages: object) -> Record:
 def _text(where: str, key: str, value: object) -> str:
     if not isinstance(value, str):
         raise DataError(f"{where}: key {key}: wanted text, got {type(value).__name__}")
+    require_unicode(where, key, value)
     return value.strip()
+
+
+def require_unicode(where: str, key: str, text: str) -> None:
+    """Raises DataError: JSON can say half of a surrogate pair (\\ud83d), which no tokenizer takes."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise DataError(f"{where}: key {key}: not Unicode ({error.reason} at character {error.start})") from error

@@ -7,6 +7,7 @@ import http.client
 import json
 import os
 import random
+import re
 import ssl
 import threading
 import time
@@ -178,11 +179,18 @@ class Endpoint:
 
     def _blotted(self, text: str) -> str:
         key = _key(self.key_variable)
-        return text.replace(key, "[key]") if len(key) >= 8 else text  # a shorter one is in innocent texts
+        return _spellings(key).sub("[key]", text) if len(key) >= 8 else text  # a shorter one is in innocent texts
 
 
 def _key(variable: str | None) -> str:
     return os.environ.get(variable, "").strip() if variable else ""
+
+
+def _spellings(key: str) -> re.Pattern[str]:
+    """The key as it is, in JSON's escapes (\\/, \\u002b, also in a JSON text inside of another) or percent-encoded."""
+    return re.compile(
+        "".join(rf"(?:\\{{0,8}}(?:{re.escape(char)}|(?i:u{ord(char):04x}))|(?i:%{ord(char):02x}))" for char in key)
+    )
 
 
 def _address_problems(base_url: str) -> list[str]:

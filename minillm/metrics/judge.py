@@ -34,7 +34,8 @@ class Item:
 @dataclass(frozen=True)
 class Rating:
     """Scores in [1, 10], None unless `outcome` is rated. malformed: the judge replied, without two scores. failed: no
-    reply. `replies`: all of them, as they came. `asked`: how many of them were paid for in this call."""
+    reply, for the reason in `problem`; `rejected`: the endpoint does not take this question. `replies`: all of them, as
+    they came. `asked`: how many of them were paid for in this call."""
 
     id: str
     outcome: Literal["rated", "malformed", "failed"]
@@ -43,6 +44,7 @@ class Rating:
     replies: tuple[str, ...] = ()
     asked: int = 0
     problem: str | None = None
+    rejected: bool = False
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,13 @@ class Ratings:
             "malformed_replies": sum(len(item.replies) - (item.outcome == "rated") for item in self.items),
         }
 
+    def first_failure(self) -> str | None:
+        """The reason of the first item that failed, and how many items failed for the same; None where none did."""
+        problems = [item.problem for item in self.items if item.outcome == "failed"]
+        if not problems:
+            return None
+        return f"{problems[0]} ({problems.count(problems[0])} of the {len(problems)} that failed)"
+
 
 @dataclass(frozen=True)
 class Judge:
@@ -80,8 +89,8 @@ class Judge:
     is sent), never in a field.
 
     options: more of the request's body. asks: how often a question is asked whose reply holds no scores. concurrency:
-    questions at a time. give_up: stop after so many questions in a row without an answer. timeout, retries, backoff,
-    longest_wait: see `Endpoint`.
+    questions at a time. give_up: stop after so many questions in a row without an answer, or where so many were
+    rejected and not one has an answer. timeout, retries, backoff, longest_wait: see `Endpoint`.
 
     Raises:
         ConfigError: every wrong setting, the key that is not there among them.
@@ -129,7 +138,8 @@ class Judge:
 
         Raises:
             DataError: ids that are not unique. StorageError: the cache cannot be written.
-            JudgeError: the endpoint refuses (key, model, address) or `give_up` questions in a row got no answer.
+            JudgeError: the endpoint refuses (key, model, address), `give_up` questions in a row got no answer, or
+                `give_up` and more were rejected and none was answered.
         """
         if twice := [id for id, n in Counter(item.id for item in items).items() if n > 1]:
             raise DataError(f"items to rate: {len(twice)} ids come more than once ({twice[0]}); wanted each once")
@@ -151,7 +161,19 @@ class Judge:
                 work.stop.set()
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise  # leaving the pool waits for what is on its way: it is paid for
-        return Ratings(tuple(ratings[item.id] for item in items))
+        found = Ratings(tuple(ratings[item.id] for item in items))
+        self._require_an_answer(found)
+        return found
+
+    def _require_an_answer(self, ratings: Ratings) -> None:
+        """Raises JudgeError. Only at the end: texts that are too long may be the first ones that are asked."""
+        n_rejected = sum(item.rejected for item in ratings.items)
+        if n_rejected >= self.give_up and not any(item.replies for item in ratings.items):
+            raise JudgeError(
+                f"{ratings.first_failure()}; {n_rejected} questions were rejected and none of {len(ratings.items)} was "
+                f"answered (give_up={self.give_up}); change what the endpoint names (model, options, base_url) and the "
+                "same command asks again"
+            )
 
     def _endpoint(self) -> Endpoint:
         names = ("base_url", "key_variable", "timeout", "retries", "backoff", "longest_wait")
@@ -187,7 +209,7 @@ class _Work:
             raise
 
     def _rate(self, key: str, item: Item) -> Rating:
-        replies, asked, problem = self.cache.replies(key), 0, None
+        replies, asked, problem, rejected = self.cache.replies(key), 0, None, False
         scores = next(filter(None, map(read_scores, replies)), None)
         while scores is None and len(replies) < self.judge.asks and problem is None:
             if self.stop.is_set():
@@ -196,7 +218,7 @@ class _Work:
             try:
                 reply = self.endpoint.chat(self.judge._question(item, len(replies)), self.stop)
             except Unanswered as error:
-                problem = str(error)
+                problem, rejected = str(error), error.rejected
                 self._count(error)
             else:
                 self._unanswered = 0
@@ -207,7 +229,7 @@ class _Work:
         outcome = "rated" if scores else "failed" if problem else "malformed"
         first, second = scores or (None, None)
         answer, reference = (second, first) if _swapped(item) else (first, second)
-        return Rating(item.id, outcome, answer, reference, tuple(replies), asked, problem)
+        return Rating(item.id, outcome, answer, reference, tuple(replies), asked, problem, rejected)
 
     def _count(self, error: Unanswered) -> None:
         """Raises JudgeError: too many in a row. A question that is too long says nothing of the endpoint."""

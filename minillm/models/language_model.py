@@ -180,6 +180,12 @@ class LanguageModel:
         return self.network.config.model_type
 
     def _compare(self, what: str, own: Tensor, ours: Tensor) -> None:
+        if not own.isfinite().all():
+            name = self.network.name_or_path or self._type
+            raise ModelError(
+                f"{name}: its logits are not finite (NaN or infinity); wanted whole weights that fit "
+                f"{str(own.dtype).removeprefix('torch.')}. Use another checkpoint, or a wider dtype such as float32"
+            )
         # 8-bit products round their inputs by the largest in the batch, so they count as a half type.
         exact = own.dtype in (torch.float32, torch.float64) and not getattr(self.network, "is_quantized", False)
         tolerance = 1e-3 if exact else 5e-2

@@ -52,15 +52,6 @@ function results(table) {
   form.append(choice("Figure", "figure", options, draw));
   if (table.decodings.length > 1) form.append(segments("Decoding", "decoding", table.decodings, draw));
 
-  function bestOf(rows, column, { better, digits }) {
-    const means = rows
-      .map((row, index) => [table.models[index].role, row[column]?.[0], index])
-      .filter(([role, mean]) => role !== "teacher" && mean != null)
-      .map(([, mean, index]) => [Number((better * mean).toFixed(digits)), index]);
-    const best = means.filter(([value]) => value === Math.max(...means.map(([each]) => each)));
-    return best.length < means.length ? best.map(([, index]) => index) : [];
-  }
-
   function cell(values, digits, best) {
     if (!values || values[0] == null) return el("td", {}, "–");
     const [mean, deviation, low, high] = values;
@@ -81,7 +72,7 @@ function results(table) {
     const better = { 1: ", higher is better", 0: "", "-1": ", lower is better" }[figure.better];
     const head = table.files.map((file, column) =>
       el("th", { scope: "col" }, file, el("small", {}, sizes[column] ? `n = ${sizes[column]}` : "not measured")));
-    const best = table.files.map((_, column) => bestOf(rows, column, figure));
+    const best = table.best[decoding][figure.key] ?? table.files.map(() => []);
     const body = table.models.flatMap((model, index) => {
       const line = el("tr", { class: model.role === "teacher" ? "teacher" : null }, el("th", { scope: "row" }, ...foldable(model.label)),
         ...rows[index].map((values, column) => cell(values, figure.digits, best[column].includes(index))));

@@ -47,7 +47,8 @@ class Panel:
 
 @dataclass(frozen=True)
 class Section:
-    """`groups`: plots by heading ("" has none); `table`: columns and rows of text, below the plots."""
+    """`groups`: plots by heading ("" has none); `table`: columns and rows of text, below the plots, of which the first
+    `heads` columns name the row."""
 
     key: str
     title: str
@@ -55,6 +56,7 @@ class Section:
     groups: dict[str, list[Panel]] = field(default_factory=dict)
     table: tuple[list[str], list[list[str]]] | None = None
     legend: bool = True
+    heads: int = 1
 
     @property
     def panels(self) -> list[Panel]:

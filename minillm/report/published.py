@@ -18,6 +18,8 @@ SETS = {
     "UnNI": r"(?<![a-z])(unni|uinst)(?![a-z])|unnatural",
 }
 _METHODS = {"teacher": "Teacher", "sft": "SFT", "kd": "KD", "seqkd": "SeqKD", "minillm": "MiniLLM"}
+# Words of a label that say that something of the method was left out or done otherwise: the paper has no row for it.
+_OTHERWISE = {"nopt", "no", "without", "wo", "ablation", "lora"}
 # transformers' model type and number of parameters, in millions
 _NETWORKS = {
     ("GPT-2", "120M"): ("gpt2", 124.4),
@@ -64,7 +66,8 @@ def set_of(file: str) -> str | None:
 
 
 def row_of(model: Model) -> Row | None:
-    """The paper's row for a network of the same type and size (1%), made by the method that the label names."""
+    """The paper's row for a network of the same type and size (1%), made by the method that the label names; None for
+    an ablation of it, such as minillm_nopt."""
     config = Path(model.source) / "config.json"
     if not config.is_file() or not model.parameters:
         return None
@@ -76,6 +79,8 @@ def row_of(model: Model) -> Row | None:
     method = (
         "teacher" if model.role == "teacher" else next((word for word in reversed(words) if word in _METHODS), None)
     )
+    if model.role != "teacher" and _OTHERWISE.intersection(words):
+        return None
     for row in ROWS:
         network, millions = _NETWORKS[row.family, row.size]
         close = abs(model.parameters / 1e6 / millions - 1) < 0.01

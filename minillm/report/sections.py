@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from minillm.report.panels import CURVES, Section, learning_curves, make_panel, overview, text_of
+from minillm.report.panels import CURVES, Panel, Section, learning_curves, make_panel, overview, text_of
 from minillm.report.plots import Series, bins, lines, reliability, stacked
 from minillm.report.source import Evaluation, Model
-from minillm.report.tables import spread_of
+from minillm.report.tables import NAMED, judge_table, last_excess, spread_of
 
 
 def sections_of(evaluation: Evaluation, folder: Path) -> list[Section]:
-    """All that has a plot. PNGs go to `folder`."""
-    made = (make(evaluation, folder) for make in (_curves, _positions, _exposure, _calibration, _lengths, _diversity))
-    return [section for section in made if section.panels]
+    """All that has a plot or a table. PNGs go to `folder`."""
+    makers = (_curves, _positions, _exposure, _calibration, _lengths, _diversity, _judge)
+    return [section for make in makers if (section := make(evaluation, folder)).panels or section.table]
 
 
 def _curves(evaluation: Evaluation, folder: Path) -> Section:
@@ -44,9 +44,13 @@ def _positions(evaluation: Evaluation, folder: Path) -> Section:
 
 
 def _exposure(evaluation: Evaluation, folder: Path) -> Section:
-    panels = []
+    panels, rows = [], []
     for file, short in evaluation.files.items():
         found = _entries(evaluation, "exposure", file)
+        for model, each in found:
+            length, value, low, high = last_excess(each) or ("–", None, None, None)
+            last = [text_of(value, 1), text_of((low, high), 1), str(length)]
+            rows.append([short, model.label, text_of(each.get("first_token"), 3), *last])
         excess = [_curve(model, each["excess"], each["low"], each["high"]) for model, each in found]
         if any(value is not None for each in excess for value in each.y):
             alive = [_curve(model, each["student"]["alive"]) for model, each in found]
@@ -59,9 +63,11 @@ def _exposure(evaluation: Evaluation, folder: Path) -> Section:
     text = (
         "ExAccErr(l): by how many percent more the student errs on its own prefixes than on the teacher’s, up to "
         "length l, with its 95% interval; below it, how many answers are still alive, the teacher’s dashed. 0 is no "
-        "exposure bias."
+        "exposure bias. The first token’s KL[p ‖ q] is over the distributions right after the prompt, where both sides "
+        "have the same prefix."
     )
-    return Section("exposure", "Exposure bias", text, {"": panels})
+    columns = ["data set", "model", "first token’s KL, nats", "ExAccErr, %", "95%", "at length"]
+    return Section("exposure", "Exposure bias", text, {"": panels}, (columns, rows) if rows else None, heads=2)
 
 
 def _calibration(evaluation: Evaluation, folder: Path) -> Section:
@@ -95,44 +101,18 @@ def _calibration(evaluation: Evaluation, folder: Path) -> Section:
         "the share of records in each bin. ECE is the mean gap, weighted by records."
     )
     columns = ["task", "model", "ECE", "95%", "accuracy", "95%", "records", "too long", "label words"]
-    return Section("calibration", "Calibration", text, groups, (columns, rows), legend=False)
+    return Section("calibration", "Calibration", text, groups, (columns, rows) if rows else None, legend=False, heads=2)
 
 
 def _lengths(evaluation: Evaluation, folder: Path) -> Section:
-    heading = "Rouge-L by length of the reference"
-    panels, decoding = [], evaluation.decodings[0] if evaluation.decodings else ""
-    for file, short in evaluation.files.items():
-        entries = evaluation.metrics["answers"].get(decoding, {}).get(file, {})
-        found = [
-            (model, entries[model.source]["by_length"])
-            for model in evaluation.models
-            if entries.get(model.source, {}).get("by_length")
-        ]
-        names = list(dict.fromkeys(name for _, each in found for name in each))
-        series, rows, counts = [], [], dict.fromkeys(names, 0)
-        for model, each in found:
-            cells = [each.get(name, {}).get("rouge_l") or {} for name in names]
-            values = ([cell.get(key) for cell in cells] for key in ("mean", "low", "high"))
-            series.append(Series(model.label, model.style, range(len(names)), *values))
-            for name, cell in zip(names, cells, strict=True):
-                counts[name] = max(counts[name], cell.get("n") or 0)
-                interval = text_of((cell.get("low"), cell.get("high")), 1)
-                rows.append([model.label, name, text_of(cell.get("mean"), 1), interval, str(cell.get("n", 0))])
-        if not any(value is not None for each in series for value in each.y):
-            continue
-
-        def draw(canvas, series=series, counts=counts) -> None:
-            axes = canvas.subplots()
-            bins(axes, [f"{name} tokens\nn = {count}" for name, count in counts.items()], series)
-            axes.set_ylabel("Rouge-L")
-
-        numbers = (["model", "tokens", "mean", "95%", "prompts"], rows)
-        panels.append(make_panel(folder, "by_length", short, draw, numbers, heading=heading))
-    groups = {
-        heading: panels,
-        "Length of the answers, tokens": overview(evaluation, folder, "length"),
-        "Cut off at the limit, share": overview(evaluation, folder, "truncated"),
-    }
+    groups = {}
+    for figure in ("rouge_l", "exact_match"):
+        for decoding in evaluation.decodings:
+            heading = f"{NAMED[figure].name} by length of the reference, decoding {decoding}"
+            made = (_by_length(evaluation, folder, decoding, file, figure, heading) for file in evaluation.files)
+            groups[heading] = [panel for panel in made if panel]
+    groups["Length of the answers, tokens"] = overview(evaluation, folder, "length")
+    groups["Cut off at the limit, share"] = overview(evaluation, folder, "truncated")
     text = (
         "References are grouped by the tokens of the shortest one, in the model’s own tokens; an empty group has "
         "n = 0. Bars are 95% intervals."
@@ -140,27 +120,74 @@ def _lengths(evaluation: Evaluation, folder: Path) -> Section:
     return Section("length", "Length", text, groups)
 
 
+def _by_length(
+    evaluation: Evaluation, folder: Path, decoding: str, file: str, figure: str, heading: str
+) -> Panel | None:
+    entries = evaluation.metrics["answers"].get(decoding, {}).get(file, {})
+    found = [
+        (model, entries[model.source]["by_length"])
+        for model in evaluation.models
+        if entries.get(model.source, {}).get("by_length")
+    ]
+    names = list(dict.fromkeys(name for _, each in found for name in each))
+    series, rows, counts, digits = [], [], dict.fromkeys(names, 0), NAMED[figure].digits
+    for model, each in found:
+        cells = [each.get(name, {}).get(figure) or {} for name in names]
+        values = ([cell.get(key) for cell in cells] for key in ("mean", "low", "high"))
+        series.append(Series(model.label, model.style, range(len(names)), *values))
+        for name, cell in zip(names, cells, strict=True):
+            counts[name] = max(counts[name], cell.get("n") or 0)
+            interval = text_of((cell.get("low"), cell.get("high")), digits)
+            rows.append([model.label, name, text_of(cell.get("mean"), digits), interval, str(cell.get("n", 0))])
+    if not any(value is not None for each in series for value in each.y):
+        return None
+
+    def draw(canvas) -> None:
+        axes = canvas.subplots()
+        bins(axes, [f"{name} tokens\nn = {count}" for name, count in counts.items()], series)
+        axes.set_ylabel(NAMED[figure].name)
+
+    numbers = (["model", "tokens", "mean", "95%", "prompts"], rows)
+    kind = f"{figure}_by_length-{decoding}"
+    return make_panel(folder, kind, evaluation.files[file], draw, numbers, heading=heading)
+
+
 def _diversity(evaluation: Evaluation, folder: Path) -> Section:
-    panels, decoding = [], evaluation.decodings[0] if evaluation.decodings else ""
-    for file, short in evaluation.files.items():
-        series = []
-        for model in evaluation.models:
-            cells = [spread_of(evaluation, decoding, file, model.source, f"distinct_{n}") or {} for n in range(1, 5)]
-            if any(cell.get("mean") is not None for cell in cells):
-                series.append(Series(model.label, model.style, range(1, 5), [cell.get("mean") for cell in cells]))
-        if not series:
-            continue
-
-        def draw(canvas, series=series) -> None:
-            axes = canvas.subplots()
-            lines(axes, series, points=True)
-            axes.set_xticks(range(1, 5))
-            axes.set_xlabel("n")
-
-        panels.append(make_panel(folder, "distinct", short, draw, curves=("n", series), heading="distinct-n"))
-    groups = {"Distinct-n": panels, "Loss on references, nats a token": overview(evaluation, folder, "reference_loss")}
+    groups = {}
+    for decoding in evaluation.decodings:
+        heading = f"Distinct-n, decoding {decoding}"
+        made = (_distinct(evaluation, folder, decoding, file, heading) for file in evaluation.files)
+        groups[heading] = [panel for panel in made if panel]
+    groups["Loss on references, nats a token"] = overview(evaluation, folder, "reference_loss")
     text = "Different n-grams as a share of all n-grams in the answers to a set, and the language-modelling loss."
     return Section("diversity", "Diversity and loss", text, groups)
+
+
+def _distinct(evaluation: Evaluation, folder: Path, decoding: str, file: str, heading: str) -> Panel | None:
+    series = []
+    for model in evaluation.models:
+        cells = [spread_of(evaluation, decoding, file, model.source, f"distinct_{n}") or {} for n in range(1, 5)]
+        if any(cell.get("mean") is not None for cell in cells):
+            series.append(Series(model.label, model.style, range(1, 5), [cell.get("mean") for cell in cells]))
+    if not series:
+        return None
+
+    def draw(canvas) -> None:
+        axes = canvas.subplots()
+        lines(axes, series, points=True)
+        axes.set_xticks(range(1, 5))
+        axes.set_xlabel("n")
+
+    curves = ("n", series)
+    return make_panel(folder, f"distinct-{decoding}", evaluation.files[file], draw, curves=curves, heading=heading)
+
+
+def _judge(evaluation: Evaluation, folder: Path) -> Section:
+    text = (
+        "What became of the answers that were given to the judge, all data sets together. Its score is over the rated "
+        "ones alone: malformed replies held no scores, failed questions got no reply."
+    )
+    return Section("judge", "Judge", text, table=judge_table(evaluation), legend=False, heads=2)
 
 
 def _entries(evaluation: Evaluation, part: str, name: str) -> list[tuple[Model, dict]]:

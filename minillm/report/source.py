@@ -235,6 +235,10 @@ def _check(metrics: Any, file: Path) -> None:
             for name, figures in mapping(entry.get("by_length", {}), f"{where}.by_length").items():
                 for figure, value in mapping(figures, f"{where}.by_length.{name}").items():
                     spread(value, f"{where}.by_length.{name}.{figure}")
+    for decoding, files in mapping(metrics.get("judge") or {}, "judge").items():
+        for counts, where in each_model(files, f"judge.{decoding}"):
+            if "items" not in mapping(counts, where) or not all(map(_number, counts.values())):
+                raise wrong(where, "counts of answers, items among them")
     for entry, where in each_model(metrics.get("reference_loss") or {}, "reference_loss"):
         spread(entry, where)
     for entry, where in each_model(metrics.get("position") or {}, "position"):
@@ -242,6 +246,8 @@ def _check(metrics: Any, file: Path) -> None:
             curves(value, f"{where}.{kind}", ("mean", "alive"))
     for entry, where in each_model(metrics.get("exposure") or {}, "exposure"):
         curves(entry, where, ("excess", "low", "high"))
+        if not _number(entry.get("first_token")):
+            raise wrong(f"{where}.first_token", "a number or null")
         for side in ("student", "teacher"):
             curves(entry.get(side), f"{where}.{side}", ("mean", "alive"))
     for entry, where in each_model(metrics.get("calibration") or {}, "calibration"):

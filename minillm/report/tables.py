@@ -1,9 +1,7 @@
-"""The layout of the paper's Table 1, for every figure and decoding: as data of the page, as CSV and as LaTeX."""
+"""The layout of the paper's Table 1, for every figure and decoding: as data of the page and as LaTeX."""
 
 from __future__ import annotations
 
-import csv
-import io
 from dataclasses import dataclass
 
 from minillm.report.published import SETS, row_of, set_of
@@ -33,6 +31,11 @@ FIGURES = (
     *(Figure(f"distinct_{n}", f"Distinct-{n}", 3, 1) for n in range(1, 5)),
 )
 NAMED = {figure.key: figure for figure in FIGURES}
+# Counts of a judge, by their names in metrics.json.
+JUDGED = {
+    "items": "answers", "rated": "rated", "malformed": "malformed", "failed": "failed",
+    "malformed_replies": "replies without scores",
+}  # fmt: skip
 
 
 def spread_of(evaluation: Evaluation, decoding: str, file: str, source: str, figure: str) -> dict | None:
@@ -43,10 +46,30 @@ def spread_of(evaluation: Evaluation, decoding: str, file: str, source: str, fig
     return entry.get("figures", {}).get(figure)
 
 
+def last_excess(exposure: dict) -> tuple[int, float, float | None, float | None] | None:
+    """ExAccErr at the last length that has a value: (length, value, low, high); None where no length has one."""
+    lengths = [at for at, value in enumerate(exposure["excess"]) if value is not None]
+    return (lengths[-1] + 1, *(exposure[key][lengths[-1]] for key in ("excess", "low", "high"))) if lengths else None
+
+
+def judge_table(evaluation: Evaluation) -> tuple[list[str], list[list[str]]] | None:
+    """What became of the answers given to a judge: columns and rows by decoding and model, all data sets together."""
+    rows = []
+    for decoding, files in (evaluation.metrics.get("judge") or {}).items():
+        for model in evaluation.models:
+            found = [by_model[model.source] for by_model in files.values() if model.source in by_model]
+            if found:
+                totals = [sum(counts.get(name) or 0 for counts in found) for name in JUDGED]
+                rows.append([decoding, model.label, *(f"{total:,}" for total in totals)])
+    return (["decoding", "model", *JUDGED.values()], rows) if rows else None
+
+
 def table_of(evaluation: Evaluation) -> dict:
-    """For the page: cells[decoding][figure][model][file] = [mean, deviation, low, high, n] or None; the paper's rows
-    where a model is comparable; figures that nobody has are left out."""
+    """For the page: cells[decoding][figure][model][file] = [mean, deviation, low, high, n] or None, and
+    best[decoding][figure][file] = numbers of the best students; the paper's rows where a model is comparable; figures
+    that nobody has are left out."""
     cells: dict[str, dict] = {}
+    models = [{"label": model.label, "role": model.role} for model in evaluation.models]
     for decoding in evaluation.decodings:
         cells[decoding] = {}
         for figure in FIGURES:
@@ -71,32 +94,17 @@ def table_of(evaluation: Evaluation) -> dict:
         "figures": [vars(figure) for figure in FIGURES if figure.key in there],
         "decodings": list(evaluation.decodings),
         "files": list(evaluation.files.values()),
-        "models": [{"label": m.label, "role": m.role} for m in evaluation.models],
+        "models": models,
         "cells": cells,
+        "best": {
+            decoding: {
+                key: [sorted(best_of(rows, models, column, NAMED[key])) for column in range(len(evaluation.files))]
+                for key, rows in figures.items()
+            }
+            for decoding, figures in cells.items()
+        },
         "published": published,
     }
-
-
-def table_rows(evaluation: Evaluation) -> tuple[list[str], list[list]]:
-    """Columns and rows of the long table: a row a figure, decoding, model and file."""
-    columns = ["decoding", "model", "source", "file", "figure", *SPREAD]
-    rows = []
-    for decoding in evaluation.decodings:
-        for model in evaluation.models:
-            for file in evaluation.files:
-                for figure in FIGURES:
-                    cell = spread_of(evaluation, decoding, file, model.source, figure.key)
-                    if cell is not None:
-                        head = [decoding, model.label, model.source, file, figure.key]
-                        rows.append([*head, *(cell[key] for key in SPREAD)])
-    return columns, rows
-
-
-def to_csv(columns: list[str], rows: list[list]) -> str:
-    """None as an empty field."""
-    text = io.StringIO(newline="")
-    csv.writer(text, lineterminator="\n").writerows([columns, *rows])
-    return text.getvalue()
 
 
 _LATEX = {
@@ -115,7 +123,8 @@ def latex_escape(text: str) -> str:
 
 
 def to_latex(evaluation: Evaluation) -> str:
-    """A booktabs table a decoding: Rouge-L or, where there is none, the first figure; the best student is bold."""
+    """A booktabs table a decoding: Rouge-L or, where there is none, the first figure; the best student is bold, and
+    the paper's values stand below a model that they compare with. Then the counts of a judge."""
     blocks = ["% wants \\usepackage{booktabs}"]
     table = table_of(evaluation)
     for decoding, figures in table["cells"].items():
@@ -123,7 +132,7 @@ def to_latex(evaluation: Evaluation) -> str:
             continue
         figure = NAMED[next(iter(figures))]
         rows, n_files = figures[figure.key], len(table["files"])
-        best = [best_of(rows, table["models"], column, figure) for column in range(n_files)]
+        best = table["best"][decoding][figure.key]
         lines = [
             rf"% {figure.key}, decoding {decoding}: mean over seeds, deviation, 95\% interval over prompts",
             rf"\begin{{tabular}}{{l{'c' * n_files}}}",
@@ -134,6 +143,16 @@ def to_latex(evaluation: Evaluation) -> str:
         for number, (model, row) in enumerate(zip(table["models"], rows, strict=True)):
             texts = [_latex_cell(cell, figure.digits, number in best[column]) for column, cell in enumerate(row)]
             lines.append(" & ".join([latex_escape(model["label"]), *texts]) + r" \\")
+            paper = table["published"][number]
+            if paper and figure.key == "rouge_l":
+                values = ["--" if value is None else f"{value:.1f}" for value in paper["values"]]
+                lines.append(" & ".join([rf"\quad published: {latex_escape(paper['name'])}", *values]) + r" \\")
+        blocks.append("\n".join([*lines, r"\bottomrule", r"\end{tabular}"]))
+    if judged := judge_table(evaluation):
+        columns, rows = judged
+        lines = [" & ".join(map(latex_escape, row)) + r" \\" for row in (columns, *rows)]
+        begin = rf"\begin{{tabular}}{{ll{'r' * (len(columns) - 2)}}}"
+        lines = ["% answers given to the judge, all data sets", begin, r"\toprule", lines[0], r"\midrule", *lines[1:]]
         blocks.append("\n".join([*lines, r"\bottomrule", r"\end{tabular}"]))
     return "\n\n".join(blocks) + "\n"
 

@@ -13,10 +13,11 @@ from minillm.report.page import page_of
 from minillm.report.panels import CURVES, Panel, Section, learning_curves, overview
 from minillm.report.plots import MARKS, slot
 from minillm.report.published import ROWS, SETS, set_of
+from minillm.report.rows import table_rows, to_csv
 from minillm.report.samples import samples_of
 from minillm.report.sections import sections_of
 from minillm.report.source import SHOWN, Evaluation, Training, read_folder
-from minillm.report.tables import NAMED, table_of, table_rows, to_csv, to_latex
+from minillm.report.tables import NAMED, table_of, to_latex
 from minillm.runs.loggers import wandb_logger
 from minillm.system.files import write_whole
 from minillm.terminal.console import say

@@ -45,7 +45,7 @@ def results_of(suite: Suite, store: Store) -> dict:
             | store.read(Unit("model", source))
             for source in suite.models
         },
-        "notes": [],
+        "notes": [*suite.notes],
         "answers": {},
         "reference_loss": {},
         "position": {},
@@ -85,6 +85,12 @@ def results_of(suite: Suite, store: Store) -> dict:
                 f"{file}: the models answered different prompts ({counts}), because each counts its own tokens; raise "
                 "data.max_prompt_tokens to compare them on the same"
             )
+    if len(store.threads) > 1:
+        out["notes"].append(
+            f"the units were made by processes of {' and '.join(map(str, sorted(store.threads)))} CPU threads, which "
+            "round sums differently, so that a draw near an edge may be another token; for figures of one rounding set "
+            "OMP_NUM_THREADS and measure under another run.name"
+        )
     return out
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
-from minillm.errors import DataError, Interrupted
+from minillm.errors import ConfigError, DataError, Interrupted, MinillmError
 from minillm.parallel import agree, barrier, join, launch, leave, on_first
 from minillm.suite.grown import told
 from minillm.suite.results import answer_lines, results_of, token_lines
@@ -89,6 +90,8 @@ def _begin(suite: Suite, done: Path) -> bool:
     if before and (changed := told(before, suite.settings)):
         say(f"Changed since: {changed}.")
     _say_left_out(suite)
+    for note in suite.notes:
+        say(f"NOTE: {note}.")
     suite.run_dir.mkdir(parents=True, exist_ok=True)
     done.unlink(missing_ok=True)  # the answers beside it will be of these settings before its figures are
     write_whole(suite.run_dir / SETTINGS, json.dumps(suite.settings, indent=2) + "\n")
@@ -148,15 +151,33 @@ def _measure(
     if source != suite.teacher:
         progress.begin(f"loading {source}")
         loaded = load(suite, source)
-    bench = Bench(suite, store, source, pair_for(suite, source, loaded, teacher))
+    with_teacher = "" if source == suite.teacher or suite.teacher is None else f" with teacher {suite.teacher}"
+    with _naming(f"{source}{with_teacher}"):
+        pair = pair_for(suite, source, loaded, teacher)
+    bench = Bench(suite, store, source, pair)
     _make(store, units, bench.make, progress)
 
 
 def _make(store: Store, units: list[Unit], make: Callable[[Unit], dict], progress: Progress) -> None:
     for unit in units:
         progress.begin(unit)
-        store.write(unit, make(unit))
+        with _naming(unit):
+            made = make(unit)
+        store.write(unit, made)
         progress.end()
+
+
+@contextmanager
+def _naming(what: Unit | str) -> Iterator[None]:
+    """Errors on purpose come up with what was being made in front: alone, they know a tensor or a row."""
+    try:
+        yield
+    except Interrupted:
+        raise
+    except ConfigError as error:
+        raise ConfigError(f"{what}: {problem}" for problem in error.problems) from error
+    except MinillmError as error:
+        raise type(error)(f"{what}: {error}") from error
 
 
 def _say_left_out(suite: Suite) -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -21,6 +22,7 @@ from minillm.settings.rules import name_problems
 from minillm.suite.early import model_problems
 from minillm.suite.grown import refused
 from minillm.suite.measures import Calibration, Measures, read_measures
+from minillm.suite.trained import template_notes
 from minillm.system.files import fingerprint
 from minillm.system.ranks import started_processes
 
@@ -40,7 +42,8 @@ _JUDGE = ("model", "options", "asks")
 @dataclass(frozen=True)
 class Suite:
     """What to measure, checked. `models`: rows in their order, the teacher first where it is one; `records` per file; a
-    seed of None decodes greedily; `tasks`: those of calibration with their records; `settings` are of settings.json."""
+    seed of None decodes greedily; `tasks`: those of calibration with their records; `settings` are of settings.json;
+    `notes`: what a reader of the figures should know, see `template_notes`."""
 
     measures: Measures
     models: tuple[str, ...]
@@ -58,6 +61,7 @@ class Suite:
     devices: int
     run_dir: Path
     settings: dict
+    notes: tuple[str, ...] = ()
 
 
 def check_suite(cfg: DictConfig) -> Suite:
@@ -112,11 +116,13 @@ def check_suite(cfg: DictConfig) -> Suite:
         raise ConfigError(problems)
     device = device_of(plain["device"])
     dtype = choose_dtype(plain["dtype"], device)
-    settings = _settings(plain, str(dtype), [*files, *(task.file for task, _ in tasks.values())], checkpoints)
+    task_files = [task.file for task, _ in tasks.values()]
+    settings = _settings(plain, str(dtype), records, task_files, checkpoints)
     _refuse_another(settings, run_dir)
     return Suite(
         measures=measures, models=models, teacher=teacher, records=records, tasks=tasks, sources=sources,
         seeds=tuple(plain["seeds"]), dtype=dtype, device=device, run_dir=run_dir, settings=settings,
+        notes=tuple(template_notes(checkpoints, plain["data"])),
         **{key: plain[key] for key in ("max_new_tokens", "batch_size", "chunk", "attention", "devices")},
     )  # fmt: skip
 
@@ -178,7 +184,9 @@ def _rows(problems: list[str], plain: dict, measures: Measures | None) -> tuple[
     return tuple(models), teacher
 
 
-def _settings(plain: dict, dtype: str, files: list[str], models: list[str]) -> dict:
+def _settings(
+    plain: dict, dtype: str, records: dict[str, list[Record]], task_files: list[str], models: list[str]
+) -> dict:
     """What is measured and how, with the content of files and weights, as JSON gives it back."""
     out = {key: value for key, value in plain.items() if key not in _FREE}
     out |= {"dtype": dtype.removeprefix("torch."), "seeds": list(plain["seeds"])}
@@ -190,8 +198,9 @@ def _settings(plain: dict, dtype: str, files: list[str], models: list[str]) -> d
         }
 
     def content() -> dict:
-        there = {file: fingerprint(path) for file in files if (path := Path(file).expanduser()).exists()}
-        return {name: _content_of(name) for name in models} | there
+        found = {name: _content_of(name) for name in models}
+        found |= {file: _data_content(file, rows) for file, rows in records.items()}
+        return found | {file: fingerprint(Path(file).expanduser()) for file in task_files}
 
     # Weights are large: one process reads them.
     return json.loads(json.dumps(out | {"content": on_first(content)}))
@@ -211,6 +220,15 @@ def _refuse_another(settings: dict, run_dir: Path) -> None:
     if before and (problems := refused(before, settings)):
         end = f"; {run_dir} was begun otherwise: choose another run.name or delete it"
         raise ConfigError(problem + end for problem in problems)
+
+
+def _data_content(file: str, records: list[Record]) -> str:
+    """The hash of a local file; of a data set of the hub or of this package that of the records it gave, since it may
+    change under its name."""
+    path = Path(file).expanduser()
+    if path.exists():
+        return fingerprint(path)
+    return hashlib.sha256(json.dumps([asdict(record) for record in records]).encode()).hexdigest()
 
 
 def _content_of(model: str) -> str | None:

@@ -9,13 +9,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
+
+import torch
 
 from minillm.errors import DataError
 from minillm.suite.settings import Suite
 from minillm.system.files import write_whole
+from minillm.terminal.labels import seed_name
 
 Kind = Literal["model", "calibration", "references", "answers", "exposure", "samples", "judge"]
 
@@ -33,6 +36,15 @@ class Unit:
     seed: int | None = None
     chunk: int = 0
 
+    def __str__(self) -> str:
+        """For messages: what is made of which model, file and part of the file."""
+        parts = [f"{self.kind} of {self.source}", self.of, self.decoding]
+        if self.kind == "judge":
+            parts.append(f"seed {seed_name(self.seed)}")
+        if self.kind in ("answers", "exposure"):
+            parts.append(f"chunk {self.chunk + 1}")
+        return ", ".join(filter(None, parts))
+
 
 def file_name(suite: Suite, unit: Unit) -> str:
     depends = [asdict(unit), depends_on(suite, unit)]
@@ -40,8 +52,9 @@ def file_name(suite: Suite, unit: Unit) -> str:
 
 
 def depends_on(suite: Suite, unit: Unit) -> dict:
-    """What the unit's result depends on beside its own fields, as plain JSON. Models and files are known by their
-    content, those of the hub by their commit, those of this package by their name."""
+    """What the unit's result depends on beside its own fields, as plain JSON. Models are known by the
+    hash of their files, those of the hub by their commit; data by the hash of the file, or of the records where it is
+    no local file."""
     settings, measures, content = suite.settings, suite.measures, suite.settings["content"]
     if unit.kind == "judge":
         parts = [Unit("answers", unit.source, unit.of, unit.decoding, chunk=chunk) for chunk in chunks(suite, unit.of)]
@@ -70,9 +83,11 @@ def depends_on(suite: Suite, unit: Unit) -> dict:
 
 @dataclass(frozen=True)
 class Store:
-    """Finished units of a suite."""
+    """Finished units of a suite. `threads`: with how many the processes computed whose units were read; on a CPU they
+    decide how sums are rounded."""
 
     suite: Suite
+    threads: set[int] = field(default_factory=set)
 
     @property
     def folder(self) -> Path:
@@ -85,18 +100,23 @@ class Store:
         return self._file(unit).exists()
 
     def write(self, unit: Unit, made: dict) -> None:
-        write_whole(self._file(unit), json.dumps({"unit": asdict(unit), "made": made}) + "\n")
+        threads = torch.get_num_threads() if self.suite.device.type == "cpu" else None
+        text = json.dumps({"unit": asdict(unit), "threads": threads, "made": made})
+        write_whole(self._file(unit), text + "\n")
 
     def read(self, unit: Unit) -> dict:
         """Raises DataError: it is damaged, or another process's and not in our directory."""
         file = self._file(unit)
         try:
-            return json.loads(file.read_text(encoding="utf-8"))["made"]
+            found = json.loads(file.read_text(encoding="utf-8"))
+            if found.get("threads") and unit.kind not in ("model", "judge"):  # those compute nothing
+                self.threads.add(found["threads"])
+            return found["made"]
         except FileNotFoundError as error:
             raise DataError(
                 f"{file}: is not there, although it is made; all nodes must share run.dir={self.suite.run_dir}"
             ) from error
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise DataError(f"{file}: damaged ({error}); delete it, and the same command makes it again") from error
 
 

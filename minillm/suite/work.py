@@ -252,6 +252,8 @@ def judged(suite: Suite, store: Store, unit: Unit) -> dict:
     counts = ratings.counts()
     where = f"{unit.source}, {unit.of}, {unit.decoding}, seed {unit.seed}"
     say(f"judge: {where}: {', '.join(f'{name} {n}' for name, n in counts.items())}")
+    if failure := ratings.first_failure():
+        say(f"judge: {where}: failed with {failure}.")
     kept = ("id", "outcome", "answer", "reference")
     return {
         "rows": [{name: getattr(rating, name) for name in kept} for rating in ratings.items],

@@ -1,5 +1,6 @@
 """The whole evaluation on tiny models: its figures by other roads, and models at the edges."""
 
+import shutil
 import weakref
 
 import pytest
@@ -202,3 +203,15 @@ def test_models_that_keep_different_prompts_are_named(checked, place, tmp_path, 
     assert "NOTE: " in capsys.readouterr().out
     alone = run_suite(checked(tmp_path / "alone", *BRIEF, *options, f"models=[{wordy}]"))
     assert alone["notes"] == []
+
+
+def test_a_model_that_was_trained_with_another_template_is_named_before_and_after(checked, place, tmp_path, capsys):
+    shutil.copytree(place / "one", tmp_path / "paper")
+    (tmp_path / "paper" / "config.yaml").write_text("data:\n  template: paper\n")
+    options = [f"models=[{tmp_path}/paper/student,{place}/two/student]", "suite.exposure=null", "teacher=null"]
+    found = run_suite(checked(tmp_path / "run", *BRIEF, *options, "suite.calibration.sst2.file=null", "limit=2"))
+    (note,) = found["notes"]
+    assert note.startswith(f"{tmp_path}/paper/student was trained with data.template='paper'")
+    shown = "".join(capsys.readouterr().out.split())
+    assert shown.count("".join(f"NOTE: {note}".split())) == 2
+    assert shown.index("NOTE:") < shown.index("Rouge-L,decoding")

@@ -5,12 +5,14 @@ import json
 import pytest
 import torch
 
-from minillm.errors import ConfigError
+from minillm.errors import ConfigError, DataError, Interrupted, JudgeError, ModelError, NonFiniteError, StorageError
 from minillm.metrics.judge import Judge
 from minillm.models import Checkpoint
 from minillm.suite import run_suite
-from tests.chat_server import KEY, reply, serving
+from minillm.suite.work import Bench
+from tests.chat_server import KEY, failure, reply, serving
 from tests.conftest import make_model, make_tokenizer
+from tests.integration.evaluations import BRIEF
 
 
 def test_a_judge_rates_all_answers_and_its_key_is_in_no_file(checked, tmp_path, monkeypatch, capsys):
@@ -44,6 +46,25 @@ def test_a_judge_rates_all_answers_and_its_key_is_in_no_file(checked, tmp_path, 
     assert KEY not in capsys.readouterr().out
     for file in (tmp_path / "run").rglob("*"):
         assert file.is_dir() or KEY not in file.read_text()
+
+
+def test_a_judge_that_rejects_all_leaves_the_run_unfinished_and_some_failures_are_told(
+    checked, place, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setenv("JUDGE_API_KEY", KEY)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    options = [*BRIEF, f"models=[{place}/one/student]", "suite.teacher_row=false", "suite.exposure=null"]
+    options += ["suite.calibration.sst2.file=null", "suite.judge.model=m", "suite.judge.key_variable=JUDGE_API_KEY"]
+    options += [f"suite.judge.cache_dir={tmp_path}/cache", "suite.judge.concurrency=1"]
+    with serving(otherwise=lambda body: failure(400, "no such option")) as (chat, url):
+        with pytest.raises(JudgeError, match="no such option.*the same command asks again"):
+            run_suite(checked(tmp_path / "run", *options, f"suite.judge.base_url={url}"))
+        assert not (tmp_path / "run" / "metrics.json").exists()
+        chat.script[:] = [reply("4 4"), failure(400, "too long")]
+        chat.otherwise = lambda body: reply("4 4")
+        run_suite(checked(tmp_path / "run", *options, f"suite.judge.base_url={url}"))
+    said = " ".join(capsys.readouterr().out.split())
+    assert "too long" in said and "(1 of the 1 that failed)" in said
 
 
 def test_mistakes_come_in_one_message_before_a_model_is_loaded(checked, world, place, tmp_path, monkeypatch):
@@ -84,6 +105,32 @@ def test_mistakes_come_in_one_message_before_a_model_is_loaded(checked, world, p
         checked(tmp_path / "run", f"data.files=[{long},{tmp_path}/../{tmp_path.name}/long.jsonl]")
     with pytest.raises(ConfigError, match="no such key; did you mean token_rows"):
         checked(tmp_path / "run", "+suite.token_row=1")
+
+
+def test_a_mistake_in_the_middle_of_the_work_names_the_unit(checked, place, tmp_path, monkeypatch):
+    def fails(self, unit):
+        raise error
+
+    one = f"{place}/one/student"
+    options = [*BRIEF, f"models=[{one}]", "suite.teacher_row=false", "limit=4"]
+    monkeypatch.setattr(Bench, "_exposure", fails)
+    for error in (DataError("row 3"), NonFiniteError("kl: NaN"), ConfigError(["one", "two"]), StorageError("full")):
+        with pytest.raises(type(error)) as caught:
+            run_suite(checked(tmp_path / type(error).__name__, *options))
+        assert str(caught.value).count(f"exposure of {one}, ") == len(getattr(error, "problems", ["one"]))
+        assert "val.jsonl, chunk 1: " in str(caught.value)
+    error = Interrupted("SIGTERM")
+    with pytest.raises(Interrupted, match="^interrupted by SIGTERM"):
+        run_suite(checked(tmp_path / "interrupted", *options))
+
+
+def test_weights_that_are_not_finite_are_told_with_their_model(checked, place, tmp_path):
+    network = make_model(seed=1, layers=1, dtype=torch.float32)
+    network.model.layers[0].mlp.up_proj.weight.data[0, 0] = torch.nan
+    network.save_pretrained(tmp_path / "broken")
+    make_tokenizer().save_pretrained(tmp_path / "broken")
+    with pytest.raises(ModelError, match=r"broken with teacher .*/teacher: .*broken: its logits are not finite"):
+        run_suite(checked(tmp_path / "run", *BRIEF, f"models=[{tmp_path}/broken]", "suite.teacher_row=false"))
 
 
 def test_a_model_of_another_vocabulary_is_refused_before_the_work(checked, place, tmp_path):

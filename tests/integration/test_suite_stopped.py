@@ -5,6 +5,7 @@ import shutil
 import signal
 import time
 
+import datasets
 import pytest
 import torch
 
@@ -12,7 +13,7 @@ import minillm.suite.run
 import minillm.suite.work
 from minillm.errors import ConfigError, DataError
 from minillm.suite import run_suite
-from minillm.suite.units import Store
+from minillm.suite.units import Store, Unit, file_name
 from tests.conftest import make_model
 from tests.integration.evaluations import BRIEF, begun, command, results, same
 
@@ -109,6 +110,29 @@ def test_other_settings_data_and_weights_are_refused(whole, checked, world, plac
     (run / "settings.json").unlink()
     with pytest.raises(ConfigError, match="already holds another run"):
         checked(run, *more)
+
+
+def test_units_of_different_numbers_of_threads_are_named(checked, place, tmp_path, monkeypatch):
+    """Sums are rounded otherwise, so that figures are of two roundings."""
+    options = [*BRIEF, "limit=2", "suite.exposure=null", f"models=[{place}/one/student]", "suite.calibration_limit=2"]
+    assert run_suite(checked(tmp_path, *options))["notes"] == []
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 5)
+    (note,) = run_suite(checked(tmp_path, *options, f"models=[{place}/one/student,{place}/two/student]"))["notes"]
+    assert "5 CPU threads" in note and "OMP_NUM_THREADS" in note
+
+
+def test_a_data_set_of_the_hub_is_known_by_its_records(checked, place, tmp_path, monkeypatch):
+    rows = [{"instruction": "name", "response": "a cat"}]
+    monkeypatch.setattr(datasets, "load_dataset", lambda name, split: datasets.Dataset.from_list(rows))
+    options = ["data.files=[owner/set]", f"models=[{place}/one/student]"]
+    suite = begun(checked(tmp_path, *options))
+    assert suite.settings["content"]["owner/set"] == checked(tmp_path, *options).settings["content"]["owner/set"]
+    unit = Unit("answers", f"{place}/one/student", "owner/set", "plain")
+    before = file_name(suite, unit)
+    rows[0]["response"] = "a dog"
+    with pytest.raises(ConfigError, match="owner/set has other content now"):
+        checked(tmp_path, *options)
+    assert file_name(checked(tmp_path / "other", *options), unit) != before
 
 
 def test_a_damaged_unit_and_answers_that_do_not_fit_are_named(whole, checked, tmp_path):

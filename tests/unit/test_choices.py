@@ -31,6 +31,7 @@ def test_a_row_fills_the_prompt_and_its_label_chooses_the_reference(tmp_path):
         ({"claim": "a", "text": "b"}, "key label is missing; got claim, text"),
         ({"label": 1}, "key claim, text is missing"),
         ({"claim": 3, "text": "b", "label": 1}, "key claim: wanted text, got int"),
+        ({"claim": "a", "text": "b\ud83d", "label": 1}, "key text: not Unicode .surrogates not allowed at character 1"),
         ({"claim": "a", "text": "b", "label": "1"}, "key label: wanted an integer, got '1'"),
         ({"claim": "a", "text": "b", "label": True}, "key label: wanted an integer, got True"),
         ({"claim": "a", "text": "b", "label": 2}, r"label 2 has no word; words=\['no', 'yes'\] answer 0 to 1"),

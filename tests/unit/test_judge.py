@@ -202,6 +202,29 @@ def test_a_question_that_is_too_long_fails_alone(make):
     assert "status 400" in ratings.items[0].problem and "maximum context length" in ratings.items[0].problem
 
 
+def test_an_endpoint_that_rejects_every_question_is_no_result(make):
+    """As one does that knows another name for max_tokens, with no code that says so."""
+    with serving(otherwise=lambda body: failure(400, "unknown field options")) as (server, url):
+        with pytest.raises(JudgeError, match="unknown field options.*6 of the 6 that failed.*none of 6 was answered"):
+            make(url).rate(items(6))
+        few = make(url).rate(items(4))  # too few to tell
+    assert few.counts()["failed"] == 4 and len(server.requests) == 10
+    with serving() as (server, url):
+        assert make(url).rate(items(6)).counts()["rated"] == 6
+    with serving(otherwise=lambda body: failure(400)) as (_, url):
+        found = make(url).rate([Item(f"new{i}", f"{i}?", "a", "b") for i in range(6)] + items(1))
+    assert found.counts() | {"failed": 6, "rated": 1} == found.counts()  # a reply of an earlier call counts
+
+
+def test_the_reason_of_failures_is_told_with_how_many_share_it(make):
+    script = [failure(400, "too long"), failure(413, "too large"), failure(400, "too long")]
+    with serving(*script) as (_, url):
+        ratings = make(url, concurrency=1).rate(items(5))
+    assert ratings.first_failure().endswith("(2 of the 3 that failed)") and "too long" in ratings.first_failure()
+    with serving() as (_, url):
+        assert make(url).rate(items(5)).first_failure() is None
+
+
 def test_an_endpoint_that_is_not_there_is_given_up(make):
     with serving() as (_, url):
         pass  # its port is free again

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import time
 from dataclasses import asdict
 
 import pytest
@@ -119,6 +120,33 @@ def test_the_key_is_nowhere_but_in_the_request(make, tmp_path, capfd, caplog, mo
     seen += [file.read_text() + str(file) for file in files]
     assert not [text for text in map(str, seen) if KEY in text or "Secret7" in text]
     assert any("[key]" in str(text) for text in seen)
+
+
+ESCAPED = {
+    "as it is": '{"error": "abc/def+ghi=="}',
+    "JSON's escapes": r'{"error": "abc\/def\u002bghi=="}',
+    "capitals": r'{"error": "abc\u002Fdef\u002Bghi\u003D\u003D"}',
+    "every character": '{"error": "' + "".join(f"\\u{ord(char):04x}" for char in "abc/def+ghi==") + '"}',
+    "JSON in JSON": json.dumps({"error": r'{"key": "abc\/def\u002bghi=="}'}),
+    "an address": "redirected from /?key=abc%2Fdef%2bghi%3D=",
+}
+
+
+@pytest.mark.parametrize("body", ESCAPED.values(), ids=ESCAPED)
+def test_a_key_that_is_repeated_in_escapes_is_blotted_out(make, monkeypatch, body):
+    judge = make("http://host/v1")
+    monkeypatch.setenv("JUDGE_API_KEY", "abc/def+ghi==")
+    shown = judge._endpoint()._shown(body)
+    assert "[key]" in shown and "abc" not in shown and "def" not in shown and "0061" not in shown
+    with serving(otherwise=lambda _: Sent(400, body)) as (_, url):
+        (rating,) = make(url).rate(items()).items
+    assert "[key]" in rating.problem and "def" not in rating.problem
+
+
+def test_blotting_takes_no_time_on_backslashes(make):
+    began = time.monotonic()
+    assert make("http://host/v1")._endpoint()._shown("\\" * 2**22).startswith("\\")
+    assert time.monotonic() - began < 10
 
 
 def test_the_key_does_not_follow_a_redirection(make):

@@ -53,6 +53,14 @@ def test_a_family_with_unknown_logits_is_refused():
         LanguageModel(network).verify()
 
 
+def test_weights_that_are_not_finite_are_no_question_of_the_family():
+    network = make_model()
+    network.model.layers[0].mlp.up_proj.weight.data[0, 0] = torch.nan
+    with pytest.raises(ModelError, match="llama: its logits are not finite.*float64") as caught:
+        LanguageModel(network).verify()
+    assert "family" not in str(caught.value)
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_architecture_reads_what_it_writes(family):
     network = make_model(family)

@@ -64,6 +64,13 @@ def test_chat_messages(tmp_path):
             {"messages": [{"role": "human", "content": "x"}, {"role": ["gpt"], "content": "y"}]},
             "data.jsonl:2: key messages: role 'human', ['gpt']: wanted one of system, developer, user, assistant, tool",
         ),
+        (
+            {"instruction": "a \ud83d"},
+            "data.jsonl:2: key instruction: not Unicode (surrogates not allowed at char",
+        ),
+        ({"instruction": "a", "input": "\ud83d"}, "data.jsonl:2: key input: not Unicode"),
+        ({"instruction": "a", "output": ["b", "\ud83d"]}, "data.jsonl:2: key output: not Unicode"),
+        ({"messages": [{"role": "user", "content": "\ude00"}]}, "data.jsonl:2: key messages.content: not Unicode"),
         ({"messages": [{"role": "user"}]}, "data.jsonl:2: key messages: wanted a list of objects"),
     ],
 )

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -12,8 +13,10 @@ from minillm.report import Model, read_folder, write_report
 from minillm.report.page import embedded, page_of
 from minillm.report.plots import COLOURS, page_svg
 from minillm.report.published import ROWS, row_of, set_of
+from minillm.report.rows import table_rows, to_csv
 from minillm.report.samples import samples_of
-from minillm.report.tables import latex_escape, table_of, table_rows, to_csv, to_latex
+from minillm.report.sections import sections_of
+from minillm.report.tables import latex_escape, table_of, to_latex
 from tests.evaluation_files import CHINESE, FILES, HOSTILE, START, STUDENT, TEACHER, write_evaluation
 
 
@@ -63,6 +66,8 @@ def test_a_cell_of_the_table_is_empty_where_nothing_was_measured(evaluation):
     assert table["cells"]["no_repeat_ngram_6"]["rouge_l"][1][1:] == [expected, None]
     assert table["cells"]["plain"]["reverse_kl"][0] == [None, None, None]  # a teacher has no distance to itself
     assert "judge" not in table["cells"]["plain"]
+    assert table["best"]["plain"]["rouge_l"] == [[2], [2], []] and table["best"]["plain"]["reverse_kl"] == [[2]] * 3
+    assert table["best"]["plain"]["length"] == [[]] * 3  # neither way is better
     assert table["published"] == [None, None, None]
 
 
@@ -74,6 +79,84 @@ def test_csv_holds_every_figure_and_leaves_nulls_empty(evaluation):
     keys = ("decoding", "source", "file", "figure")
     (row,) = (each for each in read if tuple(each[key] for key in keys) == place)
     assert row["low"] == row["high"] == "" and float(row["mean"]) > 0 and row["n"] == "5"
+
+
+JUDGED = {"items": 10, "rated": 1007, "malformed": 2, "failed": 1, "malformed_replies": 5}
+
+
+@pytest.fixture
+def judged(folder, tmp_path, monkeypatch):
+    """With a judge's counts, and a student that has the paper's row beside it."""
+    metrics = json.loads((folder / "metrics.json").read_text())
+    metrics["judge"] = {"plain": {FILES[0]: {START: JUDGED}, FILES[1]: {START: JUDGED, STUDENT: JUDGED}}}
+    metrics["exposure"][FILES[0]][STUDENT]["excess"] = [None] * 40
+    metrics["answers"]["plain"][FILES[0]][START]["by_length"]["0-5"]["exact_match"]["mean"] = 1.0
+    copy = tmp_path / "paper"
+    shutil.copytree(folder, copy)
+    (copy / "metrics.json").write_text(json.dumps(metrics))
+    row = next(each for each in ROWS if (each.size, each.method) == ("120M", "MiniLLM"))
+    for module in ("tables", "rows"):
+        monkeypatch.setattr(f"minillm.report.{module}.row_of", lambda model: row if model.source == STUDENT else None)
+    return read_folder(copy)
+
+
+def test_csv_holds_calibration_lengths_exposure_judge_and_published_values(judged):
+    columns, rows = table_rows(judged)
+    read = list(csv.DictReader(io.StringIO(to_csv(columns, rows))))
+
+    def only(source, file, figure, decoding="plain"):
+        wanted = (decoding, source, file, figure)
+        (row,) = (each for each in read if tuple(each[k] for k in ("decoding", "source", "file", "figure")) == wanted)
+        return [row[key] and float(row[key]) for key in ("mean", "low", "high", "n")]
+
+    metrics = judged.metrics
+    cell = metrics["answers"]["no_repeat_ngram_6"][FILES[0]][START]["by_length"]["6-10"]["exact_match"]
+    found = only(START, FILES[0], "exact_match@6-10", "no_repeat_ngram_6")
+    assert found == [cell[key] for key in ("mean", "low", "high", "n")]
+    n = metrics["calibration"]["boolq"][TEACHER]["n"]
+    assert only(TEACHER, "boolq", "ece", "") == pytest.approx([0.09, 0.1, 0.3, n])
+    assert only(TEACHER, "boolq", "accuracy", "")[1:3] == [0.5, 0.8]
+    curve = metrics["exposure"][FILES[0]][START]
+    assert only(START, FILES[0], "exposure_bias@35", "")[:3] == [curve[k][34] for k in ("excess", "low", "high")]
+    assert only(STUDENT, FILES[0], "first_token_kl", "") == [0.9, "", "", ""]
+    assert not [row for row in read if row["source"] == STUDENT and row["figure"].startswith("exposure")]
+    assert only(STUDENT, FILES[1], "judge_failed")[0] == 1 and only(START, FILES[0], "judge_rated")[0] == 1007
+    assert only(STUDENT, FILES[0], "rouge_l", "published") == [24.6, "", "", ""]
+    assert only(STUDENT, FILES[1], "rouge_l", "published")[0] == 16.9
+    assert not [row for row in read if row["decoding"] == "published" and row["file"] == FILES[2]]
+
+
+def test_latex_has_published_values_below_their_model_and_the_judges_counts(judged):
+    text = [line for line in to_latex(judged).splitlines() if line.endswith(r"\\")]
+    below = text.index(r"\quad published: GPT-2 120M, MiniLLM & 24.6 & 16.9 & -- \\")
+    assert text[below - 1].startswith("demo/minillm") and below == 4
+    assert text[-3:] == [
+        r"decoding & model & answers & rated & malformed & failed & replies without scores \\",
+        r"plain & demo/start & 20 & 2,014 & 4 & 2 & 10 \\",
+        r"plain & demo/minillm & 10 & 1,007 & 2 & 1 & 5 \\",
+    ]
+
+
+def test_sections_name_the_decoding_and_have_the_first_token_and_the_judges_counts(judged, tmp_path):
+    made = {section.key: section for section in sections_of(judged, tmp_path)}
+    for key, names in (
+        ("length", ["Rouge-L by length of the reference", "Exact match by length of the reference"]),
+        ("diversity", ["Distinct-n"]),
+    ):
+        for name in names:
+            shown = {
+                decoding: made[key].groups[f"{name}, decoding {decoding}"]
+                for decoding in ("plain", "no_repeat_ngram_6")
+            }
+            rows = [panels[0].rows for panels in shown.values()]
+            assert len(shown["plain"]) >= 2 and rows[0] and rows[0] != rows[1]
+            assert all(decoding in panel.title for decoding, panels in shown.items() for panel in panels)
+    columns, rows = made["exposure"].table
+    assert columns[2] == "first token’s KL, nats" and rows[0][:3] == ["dolly_test", "demo/start", "0.900"]
+    assert rows[0][5] == "35" and rows[1][1:] == ["demo/minillm", "0.900", "–", "–", "–"]
+    assert made["judge"].table[1][0] == ["plain", "demo/start", "20", "2,014", "4", "2", "10"]
+    page = write_report(judged.folder).read_text()
+    assert page.count("2,014") == 1 and '<a href="#judge">' in page
 
 
 def test_latex_is_escaped_and_sets_the_best_student_in_bold(evaluation):
@@ -133,6 +216,9 @@ def test_sets_of_the_paper_by_file_name(file, expected):
         ("gpt2", 124.44, "gpt2_120m_minillm/student", 24.6),
         ("gpt2", 124.44, "gpt2_120m_seqkd/student", 22.7),
         ("gpt2", 124.44, "mine/student", None),  # of no known method
+        ("gpt2", 124.44, "gpt2_120m_minillm_nopt/student", None),  # the paper has no row for an ablation
+        ("gpt2", 124.44, "minillm_no_mixing/student", None),
+        ("gpt2", 124.44, "minillm-lora/student", None),
         ("llama", 124.44, "gpt2_120m_minillm/student", None),
         ("gpt2", 130.0, "gpt2_120m_minillm/student", None),
     ],
@@ -247,6 +333,8 @@ BROKEN = [
     ("metrics.json", edit("exposure", FILES[0], START, "low", value=[1]), r"excess, low, high of one length"),
     ("metrics.json", edit(*KL, "alive", value=1), r"each a list of numbers or null"),
     ("metrics.json", edit("calibration", "sst2", START, "bins", value=[{}]), r"bins: wanted low, high, count"),
+    ("metrics.json", edit("judge", value={"plain": {FILES[0]: {START: {"items": "x"}}}}), r"judge.*: wanted counts"),
+    ("metrics.json", edit("exposure", FILES[0], START, "first_token", value="x"), r"first_token: wanted a number"),
     ("answers.jsonl", lambda text: None, r"answers\.jsonl: missing; wanted the answers"),
     ("answers.jsonl", lambda text: text[:-9], r"answers\.jsonl, line 180: not JSON"),
     ("answers.jsonl", lambda text: text + '{"model": "x"}\n', r"line 181: file is missing; wanted model, file"),
