@@ -21,6 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from minillm.config.changes import LONGER, changes, flat
 from minillm.config.overrides import override
+from minillm.config.secret import secret_problems
 from minillm.errors import Interrupted
 from minillm.runs.read import ERROR, LOG, STOPPED, TRIALS, read_figures, read_settings
 from minillm.system.child import ROOT, forwarded
@@ -143,7 +144,10 @@ def _make(plain: dict, run_dir: Path, number: int, lock: int, received: list[int
     with open(run_dir / LOG, "rb") as log:
         log.seek(start)
         text = error_in(log.read().decode(errors="replace"))
-    write_whole(run_dir / ERROR, f"{text}\n\nThe command: {subprocess.list2cmdline(command)}\n")
+    shown = subprocess.list2cmdline(command)
+    if secret_problems({}, shown):
+        shown = "not written here, because it holds a secret"
+    write_whole(run_dir / ERROR, f"{text}\n\nThe command: {shown}\n")
     return Outcome(number, name, "failed", text, seconds=seconds)
 
 
