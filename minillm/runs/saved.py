@@ -94,7 +94,7 @@ def load_saved(file: Path, device: torch.device | str = "cpu") -> dict:
 
 
 def differences(weights: dict[str, Tensor], wanted: dict[str, Tensor]) -> str:
-    """In names and shapes, the first of each kind; nothing where there are none."""
+    """How the names and shapes differ, with the first weight of each kind of difference; empty where they do not."""
     kinds = {
         "missing": sorted(wanted.keys() - weights.keys()),
         "unknown": sorted(weights.keys() - wanted.keys()),

@@ -48,8 +48,9 @@ class Outcome:
 
 
 def trial_name(overrides: str, number: object) -> str:
-    """Of a trial's directory: what was swept, `sampler.alpha-0.1+seed-2`, safe in a path and as a value of Hydra; the
-    same for the same values, whatever else is swept. A number where nothing is."""
+    """The name of a trial's directory: what was swept, such as `sampler.alpha-0.1+seed-2`, in characters that are safe
+    in a path and as a value of Hydra. The same values give the same name, whatever else is swept. Where nothing is
+    swept the name is the trial's number."""
     name = re.sub(r"[^\w.+-]+", "_", overrides)
     if name != overrides or len(name) > _LONGEST_NAME:
         name = f"{name[:_LONGEST_NAME]}-{hashlib.sha256(overrides.encode()).hexdigest()[:6]}"
