@@ -57,7 +57,8 @@ def differing(runs: Sequence[RunFiles]) -> list[str]:
 
 
 def value_of(run: RunFiles, figure: str) -> float | None:
-    """A run's figure: from metrics.json, the newest of metrics.csv if the run is not finished, None if not finite."""
+    """The run's figure in metrics.json, or for an unfinished run the newest one in metrics.csv; None where it is
+    missing or not finite."""
     value: Any = run.figures.get(figure)
     if value is None and run.state == "unfinished":
         value = next((each for _, each in reversed(run.curve(figure))), None)
@@ -148,7 +149,7 @@ def _show(
 
 
 def _width(column: tuple[str, Sequence[str]]) -> int:
-    """With what SIMPLE_HEAD puts between columns; it has one more at the end."""
+    """The column's width with what SIMPLE_HEAD puts between columns. The table has one character more at its end."""
     heading, cells = column
     return 3 + max(map(len, (heading, *cells)))
 
@@ -181,7 +182,7 @@ def _show_means(runs: Sequence[RunFiles], values: dict[str, float], figure: str,
 
 
 def _order(value: Any) -> tuple[bool, float, str]:
-    """Numbers by size, then all else by its text."""
+    """A key to sort by: numbers by size, then everything else by its text."""
     number = isinstance(value, int | float) and not isinstance(value, bool)
     return not number, float(value) if number else 0.0, str(value)
 

@@ -42,7 +42,7 @@ class NonFiniteError(MinillmError, FloatingPointError):
 
 
 class StorageError(MinillmError, OSError):
-    """A file that cannot be written: a full disk, a quota, no permission."""
+    """A file that cannot be written (a full disk, a quota, no permission), or not be read at this moment."""
 
 
 class JudgeError(MinillmError, RuntimeError):

@@ -23,7 +23,7 @@ from minillm.errors import ConfigError
 from minillm.models import Architecture, split_problems
 from minillm.modules import OnPolicy
 from minillm.parallel import KINDS, Parallel
-from minillm.planning import Blueprint, Case, Rates, page
+from minillm.planning import Case, Rates, page
 from minillm.settings import Settings, check_config
 from minillm.terminal.console import say
 
@@ -32,15 +32,24 @@ _KINDS = {
     "scale_batch": bool, "prompt_tokens": int | None, "answer_tokens": int | None, "train_prompts": int,
     "json": str | None, "table": bool, "experiments": list[str], "table_devices": list[int],
 }  # fmt: skip
+_ELSEWHERE = "the planner counts the devices of all nodes; wanted their number as devices="
+# Keys of strategy= that say nothing here with these values, and why others are refused.
+_UNPLANNED = {
+    "devices": (("auto", 1), _ELSEWHERE),
+    "num_nodes": ((1,), _ELSEWHERE),
+    "cpu_offload": ((False,), "parts of weights that wait on the CPU are not planned; wanted false"),
+}
 _POSITIVE = ("devices", "device_memory", "tensor_devices", "prompt_tokens", "answer_tokens", "train_prompts")
 
 
 @dataclass(frozen=True)
 class Question:
-    """A checked config: the training settings, the case on one device, the layouts to try in order."""
+    """A checked config: the training settings, the case on one device, the layouts to try in order; `rows` that the
+    devices share, by key; `scaled`: how many times larger than those of the config scale_batch has made them."""
 
     settings: Settings
     case: Case
+    rows: dict[str, int]
     layouts: tuple[Parallel, ...]
     rates: Rates
     keys: dict
@@ -48,19 +57,14 @@ class Question:
     scaled: int
 
 
-def check_plan(cfg: DictConfig, strategy: str = "single") -> Question:
-    """Raises ConfigError with every problem: of the planner's keys, of the training config, of the two together.
-
-    Args:
-        strategy: the choice of the config group, which `layout=auto` follows.
-    """
+def check_plan(cfg: DictConfig) -> Question:
+    """Raises ConfigError with every problem: of the planner's keys, of the training config, of the two together."""
     plain = OmegaConf.to_container(cfg, resolve=False)
     keys = {name: plain.pop(name) for name in _KINDS}
     rates_node = plain.pop("rates")
-    # Where the run would be does not matter, nor whether it has been there; devices are the planner's.
-    plain["run"]["dir"] = "runs/.plan"
-    plain["strategy"] = {"_target_": "minillm.parallel.Parallel"}  # the layout is chosen here
-    problems = [
+    plain["run"]["dir"] = "runs/.plan"  # where the run would be does not matter, nor whether it has been there
+    problems = _follow(plain, keys)
+    problems += [
         f"{name}={keys[name]!r}: wanted {describe(kind)}"
         for name, kind in _KINDS.items()
         if not matches(keys[name], kind)
@@ -86,51 +90,71 @@ def check_plan(cfg: DictConfig, strategy: str = "single") -> Question:
     if problems:
         raise ConfigError(problems)
     case = _case(settings, shapes, plain["trainer"]["precision"])
-    if keys["layout"] == "auto" and strategy in KINDS[1:]:
-        keys["layout"] = strategy
-    layouts = _layouts(keys, rates, case, problems)
+    layouts = _layouts(keys, rates, case, problems, shardable=_shardable(plain))
     case, scaled = _scaled(case, keys, layouts)
+    rows = _shared_rows(settings, case)
     for layout in layouts:
-        problems += _uneven(case.with_layout(layout))
+        problems += _uneven(rows, layout)
     if problems:
         raise ConfigError(dict.fromkeys(problems))
-    return Question(settings, case, tuple(layouts), rates, keys, plain["run"]["name"], scaled)
+    return Question(settings, case, rows, tuple(layouts), rates, keys, plain["run"]["name"], scaled)
 
 
-def _case(settings: Settings, shapes: dict, precision: str) -> Case:
-    model, regime, data = settings.model, settings.regime, settings.data
-    half = precision != "32-true"  # auto is bf16-mixed on the GPUs this is for
-    weights = "bfloat16" if model.dtype == "auto" else model.dtype
+def _follow(plain: dict, keys: dict) -> list[str]:
+    """Let `layout=auto` follow strategy=, and leave the layout in the training config on one device: how many there
+    are is the planner's. Returns what of strategy= cannot be planned."""
+    node = plain["strategy"]
+    if not isinstance(node, dict):
+        return []
+    problems = [
+        f"strategy.{key}={node[key]}: {why}"
+        for key, (silent, why) in _UNPLANNED.items()
+        if key in node and node[key] not in silent
+    ]
+    kind = node.get("kind")
+    if keys["layout"] == "auto" and kind in KINDS[1:]:
+        keys["layout"] = kind
+        if kind == "fsdp_tp" and keys["tensor_devices"] is None:
+            keys["tensor_devices"] = node.get("tensor_parallel_size")
+    elif keys["layout"] in KINDS:
+        kind = keys["layout"]
+    alone = {"kind": kind, "devices": 1, "num_nodes": 1, "cpu_offload": False}
+    unsplit = {} if kind == node.get("kind") != "fsdp_tp" else {"tensor_parallel_size": 1}
+    plain["strategy"] = node | alone | unsplit
+    return problems
+
+
+def _shardable(plain: dict) -> bool:
+    """Whether train.py takes these settings with weights in parts."""
+    try:
+        check_config(OmegaConf.create(plain | {"strategy": plain["strategy"] | {"kind": "fsdp"}}))
+    except ConfigError:
+        return False
+    return True
+
+
+def _case(settings: Settings, shapes: dict[str, Architecture], precision: str) -> Case:
+    model, data = settings.model, settings.data
+    weights = "bfloat16" if model.dtype == "auto" else model.dtype  # on the GPUs this is for
     dtypes = {"student": "float32" if model.dtype == "auto" else weights, "teacher": weights}
-    prints = {
-        name: Blueprint(shape.config(), getattr(torch, dtypes[name]), model.attention) for name, shape in shapes.items()
-    }
-    on_policy = isinstance(regime, OnPolicy)
-    return Case(
-        student=replace(prints["student"], lora=model.lora, recompute=model.gradient_checkpointing),
-        teacher=prints.get("teacher"),
-        objective=settings.objective,
-        regulariser=settings.regulariser,
-        linear_loss=settings.linear_loss,
-        optim=settings.optim,
-        sampler=settings.sampler,
+    networks = {name: (shape.config(), getattr(torch, dtypes[name])) for name, shape in shapes.items()}
+    on_policy = isinstance(settings.regime, OnPolicy)
+    return Case.of(
+        settings,
+        networks["student"],
+        networks.get("teacher"),
         prompt=data.max_prompt_tokens,
         answer=settings.sampler.max_new_tokens if on_policy else max(1, data.longest - data.max_prompt_tokens),
-        block=data.block_size if settings.regulariser.on else 0,
-        rollouts=regime.rollouts if on_policy else 0,
-        minibatch=regime.minibatch_size,
-        microbatch_tokens=regime.microbatch_tokens if on_policy else regime.microbatch_size * data.longest,
-        microbatch_rows=regime.microbatch_size,
-        keep_states=on_policy and regime.teacher_states == "keep",
         offload=bool(model.teacher and model.teacher.offload),
-        half=half,
+        half=precision != "32-true",  # auto is bf16-mixed there
     )
 
 
-def _layouts(keys: dict, rates: Rates, case: Case, problems: list[str]) -> list[Parallel]:
-    """To be tried in order; problems of a layout that was asked for by name."""
+def _layouts(keys: dict, rates: Rates, case: Case, problems: list[str], *, shardable: bool) -> list[Parallel]:
+    """The layouts to try, in order. Problems of a layout that was asked for by name are added to `problems`."""
     devices, tensor, asked = keys["devices"], keys["tensor_devices"], keys["layout"]
-    names = ["single" if devices == 1 else "ddp", "fsdp", "fsdp_tp"] if asked == "auto" else [asked]
+    whole = "single" if devices == 1 else "ddp"
+    names = [whole, *(["fsdp", "fsdp_tp"] if shardable else [])] if asked == "auto" else [asked]
     sizes = [tensor] if tensor else [2**k for k in range(1, 1 + int(math.log2(rates.devices_per_node)))]
     found = []
     for name in names:
@@ -159,7 +183,8 @@ def _unsplit(case: Case, size: int) -> list[str]:
 
 
 def _scaled(case: Case, keys: dict, layouts: list[Parallel]) -> tuple[Case, int]:
-    """With scale_batch the case of one answer a group of devices, and how many times larger it is."""
+    """With scale_batch=true and more groups of devices than answers in a mini-batch, the case with one answer for each
+    group, and how many times larger it is; else the same case and 1."""
     groups = max((each.data_parallel_size for each in layouts), default=1)
     if not keys["scale_batch"] or groups <= case.minibatch:
         return case, 1
@@ -168,19 +193,30 @@ def _scaled(case: Case, keys: dict, layouts: list[Parallel]) -> tuple[Case, int]
     return replace(case, minibatch=case.minibatch * times, rollouts=case.rollouts * times, regulariser=corpus), times
 
 
-def _uneven(case: Case) -> list[str]:
-    """Rows that cannot be shared out evenly; with fewer rows than groups some are idle, which the page says."""
-    data = case.layout.data_parallel_size
-    sizes = {"regime.minibatch_size": case.minibatch, "regime.rollouts": case.rollouts}
+def _shared_rows(settings: Settings, case: Case) -> dict[str, int]:
+    """What groups of devices share out, by key; see `_device_problems` in settings/rules.py."""
+    rows = {"regime.minibatch_size": case.minibatch}
+    if case.rollouts:
+        rows["regime.rollouts"] = case.rollouts
+        if settings.start.steps:
+            rows["start.minibatch_size"] = settings.start.minibatch_size
+    return rows
+
+
+def _uneven(rows: dict[str, int], layout: Parallel) -> list[str]:
+    """Rows that cannot be shared out evenly. Where they are fewer than the groups there is a plan all the same, and its
+    page says that train.py refuses it."""
+    data = layout.data_parallel_size
     return [
-        f"devices={case.layout.world_size}: {data} groups do not divide {name}={size}; use a divisor, or change {name}"
-        for name, size in sizes.items()
+        f"devices={layout.world_size}: {data} groups do not divide {name}={size}; use a divisor, or change {name}"
+        for name, size in rows.items()
         if size > data and size % data
     ]
 
 
 def make_plan(question: Question) -> page.Plan:
-    """By the first layout that fits; where none does, by the one that needs least. Seconds to a minute."""
+    """Plan with the first layout that fits or, where none does, with the one that needs least. It takes seconds to a
+    minute."""
     budget = question.keys["device_memory"] - question.keys["reserve"]
     needed = {}
     for layout in question.layouts:
@@ -210,6 +246,7 @@ def _plan(question: Question, device: planning.Device, memory: planning.Memory, 
     return page.Plan(
         name=question.name,
         case=case,
+        rows=question.rows,
         sizes=device.updates.sizes,
         memory=memory,
         device_memory=keys["device_memory"],
@@ -239,11 +276,10 @@ def print_table(keys: DictConfig, overrides: list[str]) -> None:
 @hydra.main(config_path="../conf", config_name="plan", version_base="1.3")
 @cli.job
 def main(cfg: DictConfig) -> None:
-    hydra_cfg = HydraConfig.get()
     if cfg.table is True:
-        print_table(cfg, list(hydra_cfg.overrides.task))
+        print_table(cfg, list(HydraConfig.get().overrides.task))
         return
-    plan = make_plan(check_plan(cfg, hydra_cfg.runtime.choices["strategy"]))
+    plan = make_plan(check_plan(cfg))
     page.show(plan)
     if cfg.json:
         Path(cfg.json).write_text(json.dumps(page.figures(plan), indent=2) + "\n")

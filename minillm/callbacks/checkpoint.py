@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Literal
 
 from minillm.callbacks.boundary import BoundaryCallback, find
 from minillm.callbacks.validation import Validation
 from minillm.errors import Interrupted, ModelError, StorageError
+from minillm.runs.read import higher_is_better
 from minillm.runs.saved import damage, load_saved
 from minillm.system.files import keep_as, put_in_place
 from minillm.terminal.console import say
-
-_SIGN = {"rouge_l": 1, "reverse_kl": -1, "loss": -1}  # which way is better
 
 
 class Checkpoints(BoundaryCallback):
@@ -56,6 +56,8 @@ class Checkpoints(BoundaryCallback):
 
     def on_train_start(self, trainer, module) -> None:
         self._judge(trainer, module)
+        if trainer.should_stop:  # the median rule, at a validation that the interrupted run still owed
+            self._save(trainer, self.last_file, must=True)
 
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx) -> None:
         if not module.at_boundary:
@@ -76,11 +78,11 @@ class Checkpoints(BoundaryCallback):
             return
         if self.best is not None and self.best["step"] == module.step:
             return
-        figures, sign = validation.newest, _SIGN[self.monitor]
+        figures = validation.newest
         if self.monitor not in figures:  # refused by the build where the best is exported
             return
-        # Of equal ones the later: a figure that never moves should not keep the untrained student.
-        if self.best is None or sign * figures[self.monitor] >= sign * self.best["figures"][self.monitor]:
+        old = None if self.best is None else self.best["figures"][self.monitor]
+        if wins(figures[self.monitor], old, higher=bool(higher_is_better(self.monitor))):
             best = {"step": module.step, "figures": dict(figures)}
             if self._save(trainer, self.best_file, weights_only=True, must=trainer.should_stop):
                 self.best = best
@@ -129,6 +131,17 @@ class Checkpoints(BoundaryCallback):
         if self.best is not None:
             say(f"WARNING: the best weights so far, of step {wanted}, are lost: the best is sought anew from here on")
             self.best = None
+
+
+def wins(new: float, old: float | None, *, higher: bool) -> bool:
+    """Whether a figure replaces the best so far, which is None where there is none yet. Of equal figures the later one
+    wins, so that a figure that never moves does not keep the untrained student. A NaN or an infinity loses against
+    every finite figure, and does not replace another."""
+    if old is None or not math.isfinite(new):
+        return old is None
+    if not math.isfinite(old):
+        return True
+    return new >= old if higher else new <= old
 
 
 def _is_of_step(file: Path, step: int | None) -> bool:

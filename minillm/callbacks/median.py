@@ -25,6 +25,8 @@ class MedianStop(L.Callback):
     side count too. They are read from their metrics.csv alone, whoever writes it. A run that is stopped ends as others
     do, with metrics.json and student/. Nothing is stopped where the run is not a trial of a sweep.
 
+    Its place is behind Validation and before Checkpoints, which save last.ckpt of a run that ends.
+
     Args:
         monitor: the figure of the validation. warmup_steps: optimizer steps (the start's too) before which none stops.
         min_siblings: how many siblings must have come as far.
@@ -49,10 +51,18 @@ class MedianStop(L.Callback):
     def on_train_start(self, trainer, module) -> None:
         if not (self.run_dir.parent / TRIALS).is_dir():
             say(f"callbacks.median: {self.run_dir} is no trial of a sweep (-m): nothing is stopped.")
+        # Of a resumed run: the validation that its checkpoint holds, or that it owed and has just made.
+        if 0 < module.step < module.n_steps:
+            self._judge(trainer, module)
 
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx) -> None:
+        if module.at_boundary:
+            self._judge(trainer, module)
+
+    def _judge(self, trainer, module) -> None:
+        """Ends the run if the validation just made, of these very weights, is hopeless."""
         validation = find(trainer, Validation)
-        if not module.at_boundary or module.in_start or validation is None or validation.newest_step != module.step:
+        if module.in_start or validation is None or validation.newest_step != module.step:
             return
         step = module.start_step + module.step
         if step < self.warmup_steps or trainer.should_stop:

@@ -63,7 +63,7 @@ class Validation(BoundaryCallback):
         self.samples: dict[str, list[str]] = {}  # answers of the stages to the first prompts
         self.newest_step: int | None = None  # MiniLLM's optimizer step of the newest figures
         self.owed: str | None = None  # a stage that was due when a signal asked the run to stop
-        self._unwritten: dict[Path, str] = {}  # what a full disk did not take
+        self._unwritten: dict[str, str] = {}  # by the name of their file, samples that a full disk did not take
 
     def state_dict(self) -> dict:
         return {
@@ -71,11 +71,12 @@ class Validation(BoundaryCallback):
             "samples": self.samples,
             "newest_step": self.newest_step,
             "owed": self.owed,
+            "unwritten": self._unwritten,
         }
 
     def load_state_dict(self, state: dict) -> None:
         self.stages, self.samples, self.newest_step = state["stages"], state["samples"], state["newest_step"]
-        self.owed = state["owed"]
+        self.owed, self._unwritten = state["owed"], dict(state.get("unwritten", {}))
 
     @property
     def newest(self) -> dict[str, float]:
@@ -132,6 +133,7 @@ class Validation(BoundaryCallback):
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx) -> None:
         if not module.at_boundary:
             return
+        self._write_waiting()
         if "start" in module.stages and not module.in_start and "start" not in self.stages:
             self.owed = "start"
         elif self.due(module) or trainer.should_stop:
@@ -142,6 +144,9 @@ class Validation(BoundaryCallback):
                 module.interrupt()
                 self.measure(trainer, module, self.owed)
                 self.owed = None
+
+    def on_exception(self, trainer, module, exception) -> None:
+        self._write_waiting()
 
     def measure(self, trainer, module, stage: str) -> None:
         """Answer, summarise, log, write samples/<stage>.jsonl."""
@@ -205,18 +210,22 @@ class Validation(BoundaryCallback):
         rows = [answer.row() for answer in answers]
         if teacher:
             rows = [row | {"teacher": given.answer} for row, given in zip(rows, teacher, strict=True)]
-        file = self.run_dir / "samples" / f"{stage.replace(' ', '_')}.jsonl"
-        self._unwritten[file] = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        self._write_waiting()
+        name = f"{stage.replace(' ', '_')}.jsonl"
+        self._unwritten[name] = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        self._write_waiting(new=name)
 
-    def _write_waiting(self, must: bool = False) -> None:
-        for file, text in list(self._unwritten.items()):
+    @rank_zero_only
+    def _write_waiting(self, new: str | None = None, must: bool = False) -> None:
+        """Try all that waits. Of failures only that of the `new` one is said, or with `must` the first is an error."""
+        for name, text in list(self._unwritten.items()):
+            file = self.run_dir / "samples" / name
             try:
                 file.parent.mkdir(parents=True, exist_ok=True)
                 write_whole(file, text)
-                del self._unwritten[file]
+                del self._unwritten[name]
             except OSError as error:
                 problem = f"{file} cannot be written ({error.strerror or error})"
                 if must:
                     raise StorageError(f"{problem}. Make room, then the same command with resume=auto") from error
-                say(f"WARNING: {problem}; tried again with the next one")
+                if name == new:
+                    say(f"WARNING: {problem}; tried again at each boundary")

@@ -12,7 +12,7 @@ _SHAPES = {  # what the services' tokens begin with
     "an API key": re.compile(r"\bsk-[A-Za-z0-9_-]{20,}"),
     "a GitHub token": re.compile(r"\b(gh[pousr]_[A-Za-z0-9]{30,}|github_pat_\w{30,})"),
     "an AWS key": re.compile(r"\bAKIA[A-Z0-9]{16}\b"),
-    "a W&B key": re.compile(r"\bwandb_v1_\w{20,}|(?<![@\w])[0-9a-f]{40}\b"),
+    "a W&B key": re.compile(r"\bwandb_v1_\w{20,}|(?<![@\w/])[0-9a-f]{40}\b"),  # not a commit of the hub
     "a password in an address": re.compile(r"://[^/\s:@]+:[^/\s@]+@"),
 }
 _SHORTEST = 8  # a shorter value of the environment would be found in innocent texts

@@ -6,25 +6,32 @@ import math
 from dataclasses import dataclass, field, replace
 
 import torch
+from transformers import PretrainedConfig
 
 from minillm.linear_loss import LinearLoss
+from minillm.modules import OnPolicy
 from minillm.objectives import CrossEntropy, MiniLLM, PretrainLoss
 from minillm.optim import Optim
 from minillm.parallel import Parallel
 from minillm.planning.networks import Blueprint
 from minillm.sampling import Sampler
+from minillm.settings import Settings
+
+Network = tuple[PretrainedConfig, torch.dtype]  # with the type of its weights as they are loaded
 
 
 @dataclass(frozen=True)
 class Case:
-    """Sizes of the training config, all global; answers are as long as the settings allow.
+    """Sizes of the training config, all global, not those of a device. Every answer is as long as the settings allow.
 
     Args:
-        prompt, answer: tokens of the longest row. block: tokens of a corpus block, 0 without a corpus.
-        rollouts: rows of a round, 0 where the data gives the answers; then no `sampler` is used.
-        microbatch_rows: at most, whatever `microbatch_tokens` allow.
-        keep_states: of the teacher, from the rollout to its updates. offload: its body is away in updates.
-        half: products in bfloat16 by autocast.
+        prompt, answer: tokens of the longest prompt and of the longest answer.
+        block: tokens of a corpus block, 0 without a corpus.
+        rollouts: rows of a round, 0 where the data gives the answers; then `sampler` is not used.
+        microbatch_rows: the most rows of a micro-batch, even where `microbatch_tokens` would allow more.
+        keep_states: whether the teacher's hidden states are kept from the rollout to its updates.
+        offload: whether the teacher's body is on the CPU during updates.
+        half: whether autocast computes products in bfloat16.
     """
 
     student: Blueprint
@@ -46,17 +53,52 @@ class Case:
     half: bool = False
     layout: Parallel = field(default_factory=Parallel)
 
+    @classmethod
+    def of(
+        cls,
+        settings: Settings,
+        student: Network,
+        teacher: Network | None,
+        *,
+        prompt: int,
+        answer: int,
+        offload: bool,
+        half: bool,
+    ) -> Case:
+        """The sizes of a run of train.py on one device; what the settings leave open is given."""
+        model, regime, regulariser = settings.model, settings.regime, settings.regulariser
+        on_policy = isinstance(regime, OnPolicy)
+        return cls(
+            student=Blueprint(*student, model.attention, model.lora, model.gradient_checkpointing),
+            teacher=None if teacher is None else Blueprint(*teacher, model.attention),
+            objective=settings.objective,
+            regulariser=regulariser,
+            linear_loss=settings.linear_loss,
+            optim=settings.optim,
+            sampler=settings.sampler,
+            prompt=prompt,
+            answer=answer,
+            block=settings.data.block_size if regulariser.on else 0,
+            rollouts=regime.rollouts if on_policy else 0,
+            minibatch=regime.minibatch_size,
+            microbatch_tokens=regime.microbatch_tokens if on_policy else regime.microbatch_size * settings.data.longest,
+            microbatch_rows=regime.microbatch_size,
+            keep_states=on_policy and regime.teacher_states == "keep",
+            offload=offload,
+            half=half,
+        )
+
     def with_layout(self, layout: Parallel) -> Case:
         return replace(self, layout=layout)
 
     @property
     def columns(self) -> int:
-        """Of a full row in an update: the last token is nobody's input."""
+        """Tokens of a full row that go through the models in an update: the last one is never an input."""
         return self.prompt + self.answer - 1
 
     @property
     def local_microbatches(self) -> int:
-        """Of one optimizer step on one device."""
+        """How many micro-batches one device runs for one optimizer step."""
         blocks = self.blocks(self.rows)
         return math.ceil(self.local_minibatch / self.rows) + (math.ceil(self.local_blocks / blocks) if blocks else 0)
 
@@ -77,25 +119,25 @@ class Case:
 
     @property
     def rows(self) -> int:
-        """Of a full micro-batch."""
+        """Rows of a full micro-batch of answers."""
         limits = [self.local_minibatch, max(1, self.microbatch_tokens // self.columns), self.microbatch_rows]
         return min(each for each in limits if each)
 
     def blocks(self, rows: int) -> int:
-        """Of a corpus micro-batch where a micro-batch of answers has so many rows."""
+        """Blocks of a micro-batch of the corpus, where a micro-batch of answers has `rows` rows."""
         tokens = max(self.microbatch_tokens if rows == self.rows else rows * self.columns, 1)
         return min(self.local_blocks, max(1, tokens // self.block)) if self.block else 0
 
     @property
     def states(self) -> int:
-        """Numbers of the teacher's hidden states that each device holds in updates: those of the whole rollout."""
+        """Numbers (not bytes) in the teacher's hidden states of a whole rollout, which each device holds in updates."""
         if not self.rollouts or not self.keep_states or self.teacher is None:
             return 0
         return self.rollouts * self.answer * self.teacher.config.hidden_size
 
     @property
     def state_dtype(self) -> torch.dtype:
-        """Of those states: under autocast CUDA's layer norms give float32."""
+        """The type of those states: under autocast CUDA's layer norms give float32."""
         raised = self.half and self.teacher.config.model_type in ("gpt2", "opt")
         return torch.float32 if raised else self.teacher.dtype
 

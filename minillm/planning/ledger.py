@@ -19,11 +19,12 @@ HALF = "half-type weights"
 
 
 class Ledger(TorchDispatchMode):
-    """While it is on, every storage that an operation makes is counted until it dies, under the purpose that holds
-    then; so is one that FSDP grows and shrinks. Works on fake tensors, which have sizes and no data.
+    """While it is on, it counts every storage that an operation makes until the storage dies, under the purpose that is
+    set at that moment; storages that FSDP grows and shrinks are counted too. It works on fake tensors, which have sizes
+    and no data.
 
-    `live` and `peak`: bytes by purpose. `calls`: operations that make something new. Of a DTensor this
-    rank's part is counted.
+    `live` and `peak`: bytes by purpose. `calls`: how many operations made something new. Of a DTensor only this rank's
+    part is counted.
     """
 
     def __init__(self):
@@ -52,7 +53,7 @@ class Ledger(TorchDispatchMode):
             self._add(purpose, entry[1])
 
     def add(self, purpose: str, n_bytes: int) -> None:
-        """Of what exists without a tensor here."""
+        """Count bytes of something that exists on the device and has no tensor here."""
         self._add(purpose, n_bytes)
 
     def restart(self) -> None:

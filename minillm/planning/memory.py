@@ -32,7 +32,7 @@ class Memory:
 
 
 class Device:
-    """A rank of a case on tensors without data; see `fake_device`."""
+    """One rank of a case, on tensors without data; `fake_device` makes it."""
 
     def __init__(self, case: Case, mesh: DeviceMesh | None):
         self.case = case
@@ -41,7 +41,7 @@ class Device:
         self.rollouts = FakeRollout(case, models, self.updates.moments) if case.rollouts else None
 
     def memory(self) -> Memory:
-        """As the case is configured."""
+        """What the device needs with the micro-batches and rollout batches of the case."""
         rollout = self.rollouts.peak(self.case.decoding_rows) if self.rollouts else {}
         return Memory(_gb(rollout), _gb(self.updates.peak(self.case.rows)))
 
@@ -63,7 +63,7 @@ def fake_device(case: Case) -> Iterator[Device]:
 
 
 def measure(case: Case) -> Memory:
-    """Some seconds, whatever the sizes: nothing is computed and nothing allocated."""
+    """What a device of the case needs. It takes some seconds, whatever the sizes: nothing is computed or allocated."""
     with fake_device(case) as device:
         return device.memory()
 

@@ -31,7 +31,7 @@ class Blueprint:
     recompute: bool = False
 
     def make(self, *, trained: bool) -> PreTrainedModel:
-        """Call it under FakeTensorMode."""
+        """The network on fake tensors; call it under FakeTensorMode."""
         config = copy.deepcopy(self.config)
         without_dropout(config)
         # FlashAttention keeps what torch's own kernel keeps.
@@ -49,7 +49,8 @@ class Blueprint:
 
 
 def architectures(model: ModelPair) -> tuple[dict[str, Architecture], list[str]]:
-    """Of `student` and `teacher` where there is one, without a hub, and what is missing for that."""
+    """The shapes of `student` and, where there is one, `teacher`, found without a hub; and a problem for each that is
+    not known."""
     found, problems = {}, []
     for side in ("teacher", "student"):
         spec = getattr(model, side)
@@ -77,8 +78,9 @@ def _stated(spec: Checkpoint | FromScratch) -> Architecture | None:
 
 @dataclass(frozen=True)
 class Sizes:
-    """Numbers of a whole network: its parameters, those that are trained, `products` (of the linear layers, the head
-    among them: what a token is multiplied with), `head`, `body` (decoder layers), keys and values of a token."""
+    """Counts of a whole network: all parameters, those that are trained, `products` (weights that a token is multiplied
+    with: linear layers and the head), `head`, `body` (the decoder layers); `cached`: numbers of a token's keys and
+    values."""
 
     parameters: int
     trained: int
@@ -109,7 +111,7 @@ class Sizes:
 
 
 def local_bytes(tensors: Iterator[Tensor]) -> int:
-    """On this rank; tied ones once."""
+    """Bytes of the parts that this rank holds. The caller passes tied weights once."""
     parts = [getattr(each, "_local_tensor", each) for each in tensors]
     return sum(each.numel() * each.element_size() for each in parts)
 
@@ -127,8 +129,9 @@ class _AsOnCuda(TorchFunctionMode):
 
 @contextmanager
 def rows_alone() -> Iterator[None]:
-    """transformers looks into the positions for several sequences packed in a row, and takes those for packed that it
-    cannot look into: a mask that no run has."""
+    """Make transformers take each row for one sequence. It looks at the values of the positions to find out whether
+    several sequences are packed into a row. Fake tensors have no values, and where it cannot look it assumes that they
+    are packed and makes a mask that no real run has."""
     before = masking_utils.find_packed_sequence_indices
     masking_utils.find_packed_sequence_indices = lambda positions: None
     try:
@@ -139,7 +142,8 @@ def rows_alone() -> Iterator[None]:
 
 @contextmanager
 def precision(half: bool, *, cast_once: bool = False) -> Iterator[None]:
-    """bf16-mixed as on CUDA, or nothing. `cast_once`: as `sampling.decode` does."""
+    """With `half`, autocast as bf16-mixed has it on CUDA; else nothing. `cast_once`: weights are cast once for the
+    whole block, as `sampling.decode` does it."""
     if not half:
         yield
         return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 
 from minillm.planning.case import Case
@@ -17,12 +18,13 @@ HEADINGS = ("run", "devices", "strategy", "GB rollout", "GB update", "largest mi
 
 @dataclass(frozen=True)
 class Plan:
-    """GB are 1e9 bytes; rows are of one device. `microbatch_rows` of `columns` tokens and `rollout_rows` are the
-    largest that fit beside the rest; 0: not even one. `train_prompts` are those of an epoch, None where steps are
-    given."""
+    """GB are 1e9 bytes. `rows`: by key, the rows that all groups of devices share. `microbatch_rows` (of
+    `case.columns` tokens) and `rollout_rows`: of one device, the most that fit beside the rest; 0 where not even one
+    does. `train_prompts`: those of an epoch, None where the number of steps is given."""
 
     name: str
     case: Case
+    rows: dict[str, int]
     sizes: dict[str, Sizes]
     memory: Memory
     device_memory: float
@@ -38,6 +40,16 @@ class Plan:
     @property
     def fits(self) -> bool:
         return self.memory.total <= self.device_memory - self.reserve
+
+    @property
+    def refused(self) -> list[str]:
+        """Keys with fewer rows than there are groups of devices to share them: train.py refuses such a run."""
+        return [name for name, size in self.rows.items() if size < self.case.layout.data_parallel_size]
+
+    @property
+    def most_devices(self) -> int:
+        """The largest number of devices, in groups of this size, that shares all rows evenly."""
+        return math.gcd(*self.rows.values()) * self.case.layout.tensor_parallel_size
 
     @property
     def busy(self) -> int:
@@ -72,10 +84,12 @@ def line(plan: Plan) -> str:
     """A row under HEADINGS, in Markdown."""
     case, layout = plan.case, plan.case.layout
     strategy = layout.kind + (f" x{layout.tensor_parallel_size}" if layout.tensor_parallel_size > 1 else "")
+    wrong = [] if plan.fits else ["does not fit"]
+    wrong += [f"train.py refuses, at most {plan.most_devices:,}"] if plan.refused else []
     texts = [
         plan.name,
         f"{layout.world_size:,}",
-        strategy if plan.fits else f"**{strategy}: does not fit**",
+        f"**{strategy}: {'; '.join(wrong)}**" if wrong else strategy,
         _gb(sum(plan.memory.rollout.values())),
         _gb(sum(plan.memory.update.values())),
         f"{plan.microbatch_rows} x {case.columns}" + (" (all)" if plan.microbatch_rows == case.local_minibatch else ""),
@@ -88,7 +102,7 @@ def line(plan: Plan) -> str:
 
 
 def figures(plan: Plan) -> dict:
-    """For a JSON file."""
+    """All figures of the plan as plain values, for a JSON file."""
     case, layout = plan.case, plan.case.layout
     return {
         "run": plan.name,
@@ -98,6 +112,8 @@ def figures(plan: Plan) -> dict:
             "tensor": layout.tensor_parallel_size,
             "data": layout.data_parallel_size,
             "busy": plan.busy,
+            "refused": plan.refused,
+            "most_devices": plan.most_devices,
             "scaled": plan.scaled,
         },
         "models": {name: asdict(each) | {"source": plan.sources[name]} for name, each in plan.sizes.items()},
@@ -128,10 +144,12 @@ def _layout(plan: Plan) -> str:
     text += f"; {case.minibatch:,} answers a mini-batch: {case.local_minibatch} a group"
     if plan.scaled > 1:
         text += f"; mini-batch, rollouts and corpus {plan.scaled} times those of the config (scale_batch=true)"
-    elif layout.data_parallel_size > case.minibatch:
+    if plan.refused:
+        few = ", ".join(f"{name}={plan.rows[name]}" for name in plan.refused)
+        scale = "" if plan.scaled > 1 else ", or scale_batch=true (another run)"
         text += (
-            f"; {layout.world_size - plan.busy:,} devices idle in updates: fewer devices, a larger "
-            "regime.minibatch_size, or scale_batch=true"
+            f"; train.py REFUSES this: {few}, fewer rows than the {layout.data_parallel_size:,} groups of devices; "
+            f"at most {plan.most_devices:,} devices, more rows{scale}"
         )
     return text
 

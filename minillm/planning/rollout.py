@@ -19,10 +19,11 @@ CACHES = "caches"
 
 
 class FakeRollout:
-    """One rank's `student` and `teacher`; those in parts are gathered meanwhile. Used under FakeTensorMode.
+    """A rollout of one rank with its `student` and `teacher`, whose weights are gathered meanwhile where they are in
+    parts. Use it under FakeTensorMode.
 
     Args:
-        moments: bytes of the optimizer's, that wait for the update.
+        moments: bytes of the optimizer's moments, which wait for the update.
     """
 
     def __init__(self, case: Case, models: dict[str, LanguageModel], moments: int):
@@ -34,7 +35,7 @@ class FakeRollout:
 
     @torch.no_grad()
     def peak(self, rows: int) -> dict[str, int]:
-        """Bytes by purpose with so many rows decoded at a time."""
+        """Bytes by purpose at the peak of a rollout that decodes `rows` rows at a time."""
         case, ledger = self.case, self.ledger
         with ledger, ExitStack() as whole:
             ledger.restart()
@@ -51,7 +52,8 @@ class FakeRollout:
         return {name: size for name, size in ledger.peak.items() if size}
 
     def _record(self) -> list[torch.Tensor]:
-        """Of this rank's answers. Beside it, only afterwards, comes that of all ranks: the update's."""
+        """What is kept of this rank's answers. The record of all ranks' answers exists only after the rollout; it is
+        counted in the update."""
         case = self.case
         with self.ledger.purpose("teacher's states"):
             record = [torch.zeros(case.local_rollouts, case.answer, dtype=torch.long)]
@@ -95,7 +97,7 @@ class FakeRollout:
         self.calls = (ledger.calls - began) // 2
 
     def _score(self) -> None:
-        """The teacher's pass over a micro-batch of answers, where it took no part in decoding."""
+        """Run the teacher over a micro-batch of answers, which it scores where it took no part in decoding."""
         case, rows = self.case, self.case.rows
         ids_BS = torch.zeros(rows, case.columns, dtype=torch.long)
         with self.ledger.purpose("activations"):

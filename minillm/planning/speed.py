@@ -40,16 +40,17 @@ class Rates:
 
     @property
     def operations(self) -> float:
-        """A second."""
+        """Operations a second in matrix products."""
         return self.peak_tflops * 1e12 * self.product_utilisation
 
     @property
     def reading(self) -> float:
-        """Bytes a second."""
+        """Bytes a second that are read from the device's memory."""
         return self.memory_bandwidth * 1e9 * self.memory_utilisation
 
     def travel(self, devices: int) -> float:
-        """Bytes a second in and out of each of so many devices: the network's where one node does not hold them."""
+        """Bytes a second in and out of each device of a group of `devices`: at the network's rate where one node does
+        not hold the group."""
         inside = devices <= self.devices_per_node
         return (self.node_bandwidth if inside else self.network_bandwidth) * 1e9 * self.network_utilisation
 
@@ -92,10 +93,11 @@ def speed(
     answer: float,
     launches: int,
 ) -> Speed:
-    """Of a run of so many optimizer steps.
+    """How long a round takes, and how many rounds a run of `steps` optimizer steps has.
 
     Args:
-        sizes: of `student` and `teacher`. prompt, answer: mean tokens of a row. launches: kernels of a decoding step.
+        sizes: those of `student` and `teacher`. prompt, answer: mean tokens of a row.
+        launches: operations that are launched for one decoding step.
     """
     layout = case.layout
     student, teacher = sizes["student"], sizes.get("teacher")
@@ -153,7 +155,8 @@ def _rollout(case: Case, sizes: dict[str, Sizes], rates: Rates, prompt: float, a
 
 
 def _exchanged(case: Case, model: Sizes, tokens: float, rates: Rates) -> float:
-    """Seconds of tensor parallel sums: one a layer's half, as much forward as backward; `tokens` counts 2 a pass."""
+    """Seconds of the sums over tensor-parallel devices, two in each layer. Forward and backward exchange as much;
+    `tokens` counts each token twice a pass."""
     tensor = case.layout.tensor_parallel_size
     size = 2 if case.half else model.itemsize
     return tokens * model.layers * model.width * size * 2 * (tensor - 1) / tensor / rates.travel(tensor)

@@ -46,7 +46,7 @@ class FakeUpdate:
         self._settle()
 
     def _settle(self) -> None:
-        """What is there before the first micro-batch."""
+        """Make and count what is there before the first micro-batch: weights, moments, the teacher's states."""
         case, ledger, network = self.case, self.ledger, self.student.network
         with ledger, ledger.purpose("optimizer"):
             ledger.claim(network.parameters(), "student")
@@ -65,7 +65,7 @@ class FakeUpdate:
             ledger.add(STATES, case.states * case.state_dtype.itemsize)
 
     def peak(self, rows: int) -> dict[str, int]:
-        """Bytes by purpose with so many rows in a micro-batch of answers."""
+        """Bytes by purpose at the peak of an update whose micro-batches of answers have `rows` rows."""
         case, ledger = self.case, self.ledger
         with ledger, precision(case.half):
             ledger.restart()

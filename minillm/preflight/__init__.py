@@ -3,8 +3,8 @@
 from minillm.preflight.agreement import Agreement, agreement
 from minillm.preflight.begin import begin
 from minillm.preflight.facts import Preflight, collect
-from minillm.preflight.memory import estimate
+from minillm.preflight.memory import case_of, estimate
 from minillm.preflight.page import show, write
 from minillm.preflight.work import Work
 
-__all__ = ["Agreement", "Preflight", "Work", "agreement", "begin", "collect", "estimate", "show", "write"]
+__all__ = ["Agreement", "Preflight", "Work", "agreement", "begin", "case_of", "collect", "estimate", "show", "write"]

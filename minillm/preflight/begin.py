@@ -12,7 +12,7 @@ from minillm.models import Pair
 from minillm.modules import Supervised
 from minillm.preflight.agreement import agreement
 from minillm.preflight.facts import Preflight, collect
-from minillm.preflight.memory import estimate
+from minillm.preflight.memory import case_of, estimate
 from minillm.preflight.page import show
 from minillm.preflight.work import Work
 from minillm.settings import Settings
@@ -37,15 +37,13 @@ def begin(
             they have loaded.
     """
     if isinstance(settings.regime, Supervised):
-        longest = settings.data.longest
-        work = Work.supervised(settings.regime, len(train), min(longest, settings.data.max_response_tokens), longest)
+        answer = min(settings.data.longest, settings.data.max_response_tokens)
+        work = Work.supervised(settings.regime, len(train), answer)
     else:
         rows = settings.regulariser.batch_size
         work = Work.on_policy(settings.regime, settings.start, settings.sampler, corpus_rows=rows)
-    sizes = dict(
-        longest_prompt=max(map(len, train.prompt_ids)), block_size=0 if corpus is None else settings.data.block_size
-    )
-    memory = estimate(settings, pair, work, precision=precision, **sizes)
+    longest = max(map(len, train.prompt_ids))
+    case = case_of(settings, pair, prompt=longest, answer=work.answer_tokens, precision=precision)
     chooses = settings.callbacks["record"].export == "best"
     found = collect(
         pair,
@@ -55,7 +53,7 @@ def begin(
         corpus,
         work,
         model=settings.model,
-        memory=memory,
+        memory=estimate(case, pair),
         monitor=settings.callbacks["checkpoints"].monitor if chooses else None,
     )
     found = replace(found, rate=str(settings.optim))
@@ -73,7 +71,12 @@ def begin(
         found = replace(found, devices=str(settings.strategy))
     # Weights that are shared out later are on the CPU until then, where large models would answer for an hour.
     if pair.teacher is not None and pair.student.device.type == device.type:
-        sizes = dict(max_new_tokens=work.answer_tokens, max_tokens=work.microbatch_tokens)
+        sizes = dict(max_new_tokens=case.answer, max_tokens=case.microbatch_tokens)
         found = found.with_agreement(agreement(pair, train, seed=plain["seed"], **sizes))
+    elif pair.teacher is not None:
+        text = (
+            f"not compared: the weights wait on the CPU until they are shared out (strategy={settings.strategy.kind})"
+        )
+        found = replace(found, not_compared=text)
     show(found)
     return found

@@ -52,7 +52,7 @@ class PromptFacts:
 
     @property
     def wanted(self) -> int:
-        """As many as would be kept if none were dropped."""
+        """How many prompts would be kept if none were dropped."""
         return self.kept + sum(self.dropped.values())
 
     @property
@@ -84,6 +84,7 @@ class Preflight:
     rate: str = ""  # learning rate, schedule and warm-up
     devices: str | None = None  # where they are several
     agreement: Agreement | None = None
+    not_compared: str | None = None  # why there is no agreement although there is a teacher
     warnings: tuple[str, ...] = ()
 
     def with_agreement(self, found: Agreement) -> Preflight:

@@ -17,7 +17,7 @@ _SHOWN = 1e-3  # of all memory
 
 
 def show(found: Preflight) -> None:
-    """On the console; readable in a log file of 80 columns too."""
+    """Show the page on the console; it is readable in a log file of 80 columns too."""
     show_facts(TITLE, _columns(found), _sides(found), _lines(found))
     if found.warnings:
         show_facts(SECOND_LOOK, (), (), [("!", text) for text in found.warnings])
@@ -79,6 +79,8 @@ def _lines(found: Preflight) -> list[tuple[str, str]]:
         kl = found.agreement
         text = f"reverse KL {kl.reverse_kl:.3g}, forward KL {kl.forward_kl:.3g} nats a token"
         lines.append(("agreement", f"{text}, on {kl.samples} answers of the student ({kl.tokens} tokens)"))
+    if found.not_compared:
+        lines.append(("agreement", found.not_compared))
     if found.devices:
         lines.append(
             ("devices", f"{found.devices}; memory is told as for one, by python -m minillm.plan for each of them")

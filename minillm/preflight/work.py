@@ -15,10 +15,8 @@ class Work:
     same size; the last round may be cut.
 
     Args:
-        minibatch_size: answers in an optimizer step. answer_tokens: at most, of one answer. microbatch_tokens: through
-            the models at a time.
+        minibatch_size: answers in an optimizer step. answer_tokens: of the longest answer that the settings allow.
         sampler: what answers the prompts; None where the data gives the answers.
-        keep_states: whether the teacher's hidden states of a round are kept.
         learns_references: whether answers of the data are trained on.
         corpus_rows: blocks of the corpus in an optimizer step.
         epochs: asked for, of which the last step is filled up; None where steps are.
@@ -29,11 +27,9 @@ class Work:
     round_size: int
     minibatch_size: int
     answer_tokens: int
-    microbatch_tokens: int
     start_steps: int = 0
     start_rounds: int = 0
     sampler: Sampler | None = None
-    keep_states: bool = False
     learns_references: bool = True
     corpus_rows: int = 0
     epochs: float | None = None
@@ -46,25 +42,21 @@ class Work:
             round_size=regime.rollouts,
             minibatch_size=regime.minibatch_size,
             answer_tokens=sampler.max_new_tokens,
-            microbatch_tokens=regime.microbatch_tokens,
             start_steps=start.steps,
             start_rounds=math.ceil(start.steps * start.minibatch_size / regime.rollouts),
             sampler=sampler,
-            keep_states=regime.teacher_states == "keep",
             learns_references=start.steps > 0 and start.responses == "reference",
             corpus_rows=corpus_rows,
         )
 
     @classmethod
-    def supervised(cls, regime: Supervised, n_prompts: int, answer_tokens: int, longest: int) -> Work:
-        """`longest` in tokens, of a prompt with its answer."""
+    def supervised(cls, regime: Supervised, n_prompts: int, answer_tokens: int) -> Work:
         return cls(
             steps=regime.steps(n_prompts),
             steps_per_round=1,
             round_size=regime.minibatch_size,
             minibatch_size=regime.minibatch_size,
             answer_tokens=answer_tokens,
-            microbatch_tokens=regime.microbatch_size * longest,
             epochs=regime.epochs,
         )
 

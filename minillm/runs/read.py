@@ -115,6 +115,6 @@ def read_rows(file: Path) -> Iterator[dict[str, float]]:
 
 
 def higher_is_better(figure: str) -> bool | None:
-    """For val/<figure>, best/<figure> and their kin; None where neither way is better."""
+    """Whether more is better of a figure such as val/rouge_l or best/rouge_l; None where neither way is better."""
     bare = figure.rpartition("/")[2].removesuffix("_raw").removesuffix("_start").removeprefix("teacher_")
     return _HIGHER.get(bare)

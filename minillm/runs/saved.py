@@ -5,6 +5,7 @@ A checkpoint is a zip archive with a CRC-32 of every record, which finds a cut f
 
 from __future__ import annotations
 
+import errno
 import os
 import pickle
 import zipfile
@@ -14,8 +15,8 @@ import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch import Tensor
 
+from minillm.errors import ModelError, StorageError
 from minillm.terminal.console import say
-from minillm.errors import ModelError
 
 PREFIX = "student."  # the module's only child
 _BLOCK = 2**22
@@ -46,7 +47,11 @@ def _disk_error(error: BaseException) -> BaseException:
 
 
 def damage(file: Path) -> str | None:
-    """What is wrong with a checkpoint's bytes, or None."""
+    """What is wrong with a checkpoint's bytes, or None.
+
+    Raises:
+        StorageError: they cannot be read now, which says nothing of them.
+    """
     try:
         with zipfile.ZipFile(file) as archive:
             for record in archive.infolist():
@@ -55,17 +60,32 @@ def damage(file: Path) -> str | None:
                         pass  # the last read compares the checksum
         torch.load(file, map_location="cpu", weights_only=True, mmap=True)  # what lies between the records
     except OSError as error:
-        return f"cannot be read: {error.strerror or error}"
+        if error.errno != errno.EINVAL:  # that one is of a place in the file that a damaged directory names
+            raise _unreadable(file, error) from error
+        return "damaged: its directory names a place outside of it"
     except Exception as error:  # what a reader of damaged bytes may raise is open
+        if "unable to mmap" in str(error):  # torch's word for a lack of memory, or a file system without mmap
+            raise _unreadable(file, error) from error
         return f"damaged: {(str(error) or type(error).__name__).splitlines()[0]}" if file.stat().st_size else "empty"
     return None
 
 
+def _unreadable(file: Path, error: Exception) -> StorageError:
+    return StorageError(
+        f"{file} cannot be read ({getattr(error, 'strerror', None) or error}). This may pass and does not mean that it is damaged; nothing "
+        "was changed. Once the disk answers, give the same command again"
+    )
+
+
 def load_saved(file: Path, device: torch.device | str = "cpu") -> dict:
-    """Raises ModelError: not a checkpoint of train.py."""
+    """Raises ModelError: not a checkpoint of train.py, or none there; StorageError: it cannot be read now."""
     try:
         saved = torch.load(file, map_location=device, weights_only=True, mmap=device == "cpu")
-    except (RuntimeError, OSError, EOFError, KeyError, ValueError, pickle.UnpicklingError) as error:
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOENT, errno.EISDIR):
+            raise _unreadable(file, error) from error
+        raise ModelError(f"{file}: not a checkpoint ({error.strerror})") from error
+    except (RuntimeError, EOFError, KeyError, ValueError, pickle.UnpicklingError) as error:
         raise ModelError(f"{file}: not a checkpoint ({str(error).splitlines()[0]})") from error
     names = saved.get("state_dict", {}) if isinstance(saved, dict) else {}
     if not names or not all(name.startswith(PREFIX) for name in names):
@@ -74,7 +94,7 @@ def load_saved(file: Path, device: torch.device | str = "cpu") -> dict:
 
 
 def differences(weights: dict[str, Tensor], wanted: dict[str, Tensor]) -> str:
-    """In names and shapes, the first of each kind; nothing where there are none."""
+    """How the names and shapes differ, with the first weight of each kind of difference; empty where they do not."""
     kinds = {
         "missing": sorted(wanted.keys() - weights.keys()),
         "unknown": sorted(weights.keys() - wanted.keys()),
@@ -100,6 +120,7 @@ def newest_good(folder: Path) -> Path | None:
 
     Raises:
         ModelError: there are checkpoints and all are damaged.
+        StorageError: one cannot be read now; none is renamed then.
     """
     files = checkpoints_in(folder)
     bad: list[tuple[Path, str]] = []

@@ -17,6 +17,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from minillm import cli
+from minillm.config.secret import secret_problems
 from minillm.errors import ConfigError, Interrupted, MinillmError
 from minillm.runs.read import TRIALS, higher_is_better
 from minillm.sweeps.trials import DONE, Outcome
@@ -89,8 +90,12 @@ def begin(config: DictConfig) -> Sweep:
     """Check what concerns the sweep as a whole, forget the outcomes of the one before, and name what is swept.
 
     Raises:
-        ConfigError: of a direction that contradicts `optimized_metric`, and of a directory that is a single run's.
+        ConfigError: of a secret; of a direction that contradicts `optimized_metric`, and of a directory that is a
+            single run's.
     """
+    # With hydra.overrides and hydra.sweeper.params: Hydra's sweeper writes all of it to multirun.yaml.
+    if secrets := secret_problems(OmegaConf.to_container(config, resolve=False)):
+        raise ConfigError(secrets)
     folder, figure = Path(config.hydra.sweep.dir), str(config.optimized_metric)
     problems = []
     direction, higher = config.hydra.sweeper.get("direction"), higher_is_better(figure)

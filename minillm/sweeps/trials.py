@@ -21,6 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from minillm.config.changes import LONGER, changes, flat
 from minillm.config.overrides import override
+from minillm.config.secret import secret_problems
 from minillm.errors import Interrupted
 from minillm.runs.read import ERROR, LOG, STOPPED, TRIALS, read_figures, read_settings
 from minillm.system.child import ROOT, forwarded
@@ -47,8 +48,9 @@ class Outcome:
 
 
 def trial_name(overrides: str, number: object) -> str:
-    """Of a trial's directory: what was swept, `sampler.alpha-0.1+seed-2`, safe in a path and as a value of Hydra; the
-    same for the same values, whatever else is swept. A number where nothing is."""
+    """The name of a trial's directory: what was swept, such as `sampler.alpha-0.1+seed-2`, in characters that are safe
+    in a path and as a value of Hydra. The same values give the same name, whatever else is swept. Where nothing is
+    swept the name is the trial's number."""
     name = re.sub(r"[^\w.+-]+", "_", overrides)
     if name != overrides or len(name) > _LONGEST_NAME:
         name = f"{name[:_LONGEST_NAME]}-{hashlib.sha256(overrides.encode()).hexdigest()[:6]}"
@@ -143,7 +145,10 @@ def _make(plain: dict, run_dir: Path, number: int, lock: int, received: list[int
     with open(run_dir / LOG, "rb") as log:
         log.seek(start)
         text = error_in(log.read().decode(errors="replace"))
-    write_whole(run_dir / ERROR, f"{text}\n\nThe command: {subprocess.list2cmdline(command)}\n")
+    shown = subprocess.list2cmdline(command)
+    if secret_problems({}, shown):
+        shown = "not written here, because it holds a secret"
+    write_whole(run_dir / ERROR, f"{text}\n\nThe command: {shown}\n")
     return Outcome(number, name, "failed", text, seconds=seconds)
 
 

@@ -14,6 +14,7 @@ from minillm.errors import ConfigError
 from minillm.settings import check_config
 from minillm.sweeps import SweepStart, begin
 from tests.conf.test_compose import CONF, settings
+from tests.unit.test_secret import TOKEN
 
 SWEEPS = sorted(file.stem for file in CONF.glob("sweep/*.yaml"))
 
@@ -78,6 +79,31 @@ def test_a_sweep_does_not_take_the_directory_of_a_single_run(tmp_path):
     (tmp_path / "config.yaml").write_text("")
     with pytest.raises(ConfigError, match="run.name=x.*holds a single run"):
         begin(master("sweep=alpha", folder=tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("override", "place"),
+    [
+        (f"data.system={TOKEN}", "data.system: holds a Hugging Face token"),
+        (f"+hydra.launcher.setup=['export HF_TOKEN={TOKEN}']", r"hydra.launcher.setup\[0\]: holds"),
+    ],
+)
+def test_a_sweep_with_a_secret_is_refused_before_anything_is_written(tmp_path, override, place):
+    with pytest.raises(ConfigError, match=place) as caught:
+        begin(master("data.template=paper", override, folder=tmp_path / "x"))
+    assert TOKEN not in str(caught.value) and not list(tmp_path.iterdir())
+
+
+def test_a_swept_secret_is_refused(tmp_path):
+    """Values that are swept are not in the composed config, but among the overrides or the sweeper's."""
+    cfg = master(folder=tmp_path / "x")
+    cfg.hydra.overrides.task.append(f"data.system={TOKEN},b")
+    with pytest.raises(ConfigError, match=r"hydra.overrides.task\[\d\]: holds a Hugging Face token"):
+        begin(cfg)
+    cfg = master(folder=tmp_path / "x")
+    cfg.hydra.sweeper.params = {"data.system": f"{TOKEN},b"}
+    with pytest.raises(ConfigError, match=r"hydra.sweeper.params.data.system: holds a Hugging Face token"):
+        begin(cfg)
 
 
 def test_what_is_fixed_stays_out_of_names(tmp_path):

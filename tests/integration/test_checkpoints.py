@@ -154,6 +154,56 @@ def test_a_disk_that_is_full_for_the_student_alone(tmp_path, overrides, whole):
     equals(tmp_path, train(tmp_path, overrides, resume="auto"), whole)
 
 
+class NoSamples(L.Callback):
+    """Nothing can be written to samples/ from one round on, until `free`."""
+
+    def __init__(self, folder, first, last=None, at_exception=False):
+        self.folder, self.first, self.last, self.at_exception = folder, first, last, at_exception
+
+    def on_train_batch_start(self, trainer, module, batch, batch_idx):
+        if module.round == self.first:
+            self.folder.rename(self.folder.with_name("kept"))
+            self.folder.write_text("")
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+        if module.round == self.last:
+            self.free()
+
+    def on_exception(self, trainer, module, exception):
+        if self.at_exception:
+            self.free()
+
+    def free(self):
+        self.folder.unlink()
+        self.folder.with_name("kept").rename(self.folder)
+
+
+def test_samples_that_could_not_be_written_are_written_at_the_next_boundary(tmp_path, overrides, whole, capsys):
+    """The boundary after the third round, which is not validated; then the run is killed."""
+    samples = tmp_path / "samples"
+    options = [*overrides, "callbacks.validation.every=4", "start.steps=0"]
+    with pytest.raises(Killed):
+        train(tmp_path, options, also=NoSamples(samples, first=1, last=3), kill_after=3)
+    said(capsys, "step_4.jsonl cannot be written", "tried again at each boundary")
+    assert (samples / "step_4.jsonl").exists()
+
+
+@pytest.mark.parametrize("at_exception", [True, False])
+def test_samples_that_wait_survive_a_kill(tmp_path, overrides, whole, at_exception):
+    """Written as the run ends, or where the disk is full then too, by the run that goes on."""
+    samples = tmp_path / "samples"
+    no_samples = NoSamples(samples, first=1, at_exception=at_exception)
+    with pytest.raises(Killed):
+        train(tmp_path, overrides, also=no_samples, kill_after=2)
+    if not at_exception:
+        no_samples.free()
+    written = {file.name for file in samples.iterdir()}
+    assert ("step_2.jsonl" in written) is at_exception
+    equals(tmp_path, train(tmp_path, overrides, resume="auto"), whole)
+    for file in (whole[0] / "samples").iterdir():
+        assert (samples / file.name).read_text() == file.read_text()
+
+
 @pytest.fixture(scope="module")
 def cut(tmp_path_factory, overrides):
     folder = tmp_path_factory.mktemp("cut")

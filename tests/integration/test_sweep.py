@@ -11,6 +11,7 @@ import pytest
 
 from tests.integration.commands import ROOT, grown
 from tests.integration.test_commands import call
+from tests.unit.test_secret import TOKEN
 
 
 @pytest.fixture
@@ -51,6 +52,13 @@ def test_failed_cut_off_and_finished_trials(sweep, tmp_path):
     assert (good / "metrics.json").stat().st_mtime_ns == kept
     results = (tmp_path / "runs" / "rates" / "optimization_results.yaml").read_text()
     assert f"best_value: {figures['val/reverse_kl']}" in results
+
+
+def test_a_secret_is_nowhere_on_the_disk(sweep, tmp_path):
+    status, out = sweep("optim.learning_rate=1e-3,2e-3", f"data.system={TOKEN}")
+    assert status == 1 and "data.system: holds a Hugging Face token" in out and TOKEN not in out
+    texts = [file.read_text(errors="replace") for file in tmp_path.rglob("*") if file.is_file()]
+    assert not any(TOKEN in text for text in texts) and not list(tmp_path.rglob(f"*{TOKEN}*"))
 
 
 @pytest.mark.slow

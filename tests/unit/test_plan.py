@@ -11,7 +11,7 @@ from minillm.parallel import Parallel
 from minillm.plan import check_plan, make_plan
 from minillm.planning import page
 from minillm.terminal.numbers import duration
-from tests.conf.test_compose import CONF, composed
+from tests.conf.test_compose import CONF, composed, settings
 from tests.conftest import make_model
 
 SMALL = [
@@ -20,10 +20,11 @@ SMALL = [
     *(f"model.{side}.architecture.{key}" for side in ("student", "teacher")
       for key in ("layers=1", "width=32", "heads=4", "kv_heads=4", "ffn=64", "vocabulary=50")),
 ]  # fmt: skip
+TRAINED = [each for each in SMALL if not each.startswith(("reserve", "device_memory"))]
 
 
-def question(*overrides, strategy="single"):
-    return check_plan(composed(*overrides, config="plan"), strategy)
+def question(*overrides):
+    return check_plan(composed(*overrides, config="plan"))
 
 
 def test_every_key_is_read():
@@ -37,7 +38,12 @@ def test_the_layouts_that_are_tried():
     tried = question(*SMALL, "devices=8").layouts
     assert tried == (Parallel("ddp", 8), Parallel("fsdp", 8), *split)
     assert question(*SMALL, "layout=fsdp_tp", "tensor_devices=4").layouts == split[1:]
-    assert question(*SMALL, strategy="fsdp").layouts == (Parallel("fsdp", 8),)  # the config group's choice
+    assert question(*SMALL, "strategy=fsdp").layouts == (Parallel("fsdp", 8),)  # the config group's choice
+    chosen = ["strategy=fsdp_tp", "strategy.tensor_parallel_size=4"]
+    assert question(*SMALL, *chosen).layouts == split[1:]
+    assert question(*SMALL, *chosen, "tensor_devices=2").layouts == split[:1]  # the planner's own keys win
+    assert question(*SMALL, *chosen, "layout=ddp").layouts == (Parallel("ddp", 8),)
+    assert [each.kind for each in question(*SMALL, "model.compile=true").layouts] == ["ddp"]
 
 
 @pytest.mark.parametrize(
@@ -51,6 +57,15 @@ def test_the_layouts_that_are_tried():
         (["model.teacher=a/b", "model.student=c/d"],
          ["model.teacher.source=a/b: its shape is not known here; add `architecture`", "model.student.source=c/d"]),
         (["layout=single"], ["layout=single, devices=8: devices=8, num_nodes=1: strategy=single is for one device"]),
+        (["strategy=fsdp", "strategy.cpu_offload=true", "strategy.devices=4", "strategy.num_nodes=2"],
+         ["strategy.cpu_offload=True: parts of weights that wait on the CPU are not planned",
+          "strategy.devices=4: the planner counts the devices of all nodes; wanted their number as devices=",
+          "strategy.num_nodes=2: the planner counts"]),
+        (["strategy=ddp", "strategy.tensor_parallel_size=2"], ["only strategy=fsdp_tp splits layers"]),
+        (["+strategy.offload=1"], ["strategy.offload: no such key"]),
+        (["layout=fsdp", "model.compile=true"], ["model.compile=true with strategy=fsdp"]),
+        (["strategy=fsdp", "model.teacher.offload=true"], ["model.teacher.offload=true with strategy=fsdp"]),
+        (["start.steps=4", "start.minibatch_size=8", "devices=3"], ["3 groups do not divide start.minibatch_size=8"]),
         (["layout=fsdp_tp", "tensor_devices=3"],
          ["tensor_devices=3: tensor_parallel_size=3 does not divide the 8 devices",
           "tensor_devices=3, model.student: 3 does not divide its 32 heads"]),
@@ -110,12 +125,30 @@ def test_the_prompts_of_an_epoch_are_named_where_they_count(capsys, length, prom
     assert page.figures(made)["train_prompts"] == prompts
 
 
-def test_more_groups_than_answers():
-    idle = question(*SMALL, "devices=128", "layout=ddp")
-    assert idle.scaled == 1 and make_plan(idle).busy == 64
+def test_more_groups_than_answers_are_refused_by_training(capsys):
+    few = question(*SMALL, "devices=128", "layout=ddp")
+    made = make_plan(few)
+    assert few.scaled == 1 and made.busy == 64 and made.most_devices == 64
+    page.show(made)
+    text = " ".join(capsys.readouterr().out.split())
+    assert "train.py REFUSES this: regime.minibatch_size=64, fewer rows than the 128 groups of devices" in text
+    assert "at most 64 devices, more rows, or scale_batch=true" in text
+    assert "| **ddp: train.py refuses, at most 64** |" in page.line(made)
+    assert page.figures(made)["layout"]["refused"] == ["regime.minibatch_size"]
+    with pytest.raises(ConfigError, match="regime.minibatch_size=64: fewer rows than the 128 devices"):  # as it says
+        settings(*TRAINED, "strategy=ddp", "strategy.devices=128")
+    settings(*TRAINED, "strategy=ddp", f"strategy.devices={made.most_devices}")
     scaled = question(*SMALL, "devices=128", "layout=ddp", "scale_batch=true")
     assert (scaled.scaled, scaled.case.minibatch, scaled.case.rollouts) == (2, 128, 512)
     assert scaled.case.regulariser.batch_size == 128
+    assert "REFUSES" not in page._layout(make_plan(scaled))
+
+
+def test_rows_of_the_supervised_start_are_shared_too():
+    made = make_plan(question(*SMALL, "devices=64", "layout=ddp", "start.steps=4", "start.minibatch_size=16"))
+    assert made.refused == ["start.minibatch_size"] and made.most_devices == 16
+    made = make_plan(question(*SMALL, "devices=16", "layout=ddp", "start.steps=4", "start.minibatch_size=16"))
+    assert not made.refused and "refuses" not in page.line(made)
 
 
 def test_what_does_not_fit_says_so(capsys):
@@ -123,6 +156,12 @@ def test_what_does_not_fit_says_so(capsys):
     assert not made.fits and made.microbatch_rows == 0
     page.show(made)
     assert "DOES NOT FIT" in capsys.readouterr().out and "does not fit" in page.line(made)
+
+
+def test_the_table_follows_strategy(capsys):
+    keys = composed(*SMALL, "experiments=[opt_1b3_minillm_nopt]", "table_devices=[2]", config="plan")
+    module.print_table(keys, [*SMALL, "strategy=fsdp"])
+    assert [line.split(" | ")[2] for line in capsys.readouterr().out.splitlines()[2:]] == ["fsdp"]
 
 
 def test_the_table_has_a_line_for_each_run(capsys):

@@ -150,7 +150,7 @@ def test_nothing_is_warned_of_without_cause(pair, found):
 
 NO_ANSWERS = [replace(record, references=()) for record in RECORDS]
 LONG = [Record(f"l:{i}", " ".join(WORDS * 2)) for i in range(4)]
-SUPERVISED = Work.supervised(Supervised(minibatch_size=4, microbatch_size=2, max_steps=9, epochs=None), 12, 5, 35)
+SUPERVISED = Work.supervised(Supervised(minibatch_size=4, microbatch_size=2, max_steps=9, epochs=None), 12, 5)
 LEARNS = Work.on_policy(REGIME, SupervisedStart(steps=1, responses="reference"), SAMPLER)
 
 
@@ -206,7 +206,7 @@ def test_a_teacher_smaller_than_its_student_is_told():
 )
 def test_passes_are_those_that_are_made(tmp_path, prompts, said):
     """16 prompts fill a step of 32 answers twice."""
-    work = Work.supervised(Supervised(minibatch_size=32, epochs=1), prompts, 5, 35)
+    work = Work.supervised(Supervised(minibatch_size=32, epochs=1), prompts, 5)
     records = [Record(f"r:{i}", WORDS[i % 9 + 1], references=("the",)) for i in range(prompts)]
     write(gathered(solo(make_model(), make_tokenizer()), work=work, records=records, monitor=None)[0], tmp_path)
     assert said in (tmp_path / "preflight.md").read_text()
@@ -255,7 +255,7 @@ def test_templates_of_the_two_are_compared():
 def test_a_model_alone_has_a_page_without_what_is_not_there(tmp_path, capsys):
     """As of fine-tuning: no teacher, no sampler, no rollouts."""
     alone = solo(make_model(), make_tokenizer())
-    work = Work(steps=30, steps_per_round=1, round_size=4, minibatch_size=4, answer_tokens=5, microbatch_tokens=64)
+    work = Work(steps=30, steps_per_round=1, round_size=4, minibatch_size=4, answer_tokens=5)
     found, _ = gathered(alone, work=work, monitor=None)
     assert found.teacher is None and found.memory.rollout == {}
     show(found)

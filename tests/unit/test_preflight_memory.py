@@ -5,17 +5,18 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from minillm.data import Sources
 from minillm.linear_loss import LinearLoss
 from minillm.models import ModelPair
-from minillm.modules import OnPolicy, Supervised, SupervisedStart
+from minillm.modules import OnPolicy, Supervised
 from minillm.objectives import CrossEntropy, MiniLLM, PretrainLoss
 from minillm.optim import Optim
-from minillm.preflight import Work, estimate
+from minillm.preflight import case_of, estimate
 from minillm.sampling import Sampler
 from tests.conftest import FAMILIES, make_pair
 
 SAMPLER = Sampler(alpha=0.2, max_new_tokens=6, batch_size=8)
-OPTIONS = dict(longest_prompt=10, block_size=0, precision="32-true")
+OPTIONS = dict(prompt=10, answer=6, precision="32-true")
 
 
 def settings(regime=None, **changes):
@@ -23,18 +24,19 @@ def settings(regime=None, **changes):
     given = dict(
         model=ModelPair("s", "t"), regime=regime, objective=MiniLLM(), regulariser=PretrainLoss(coefficient=0.0),
         linear_loss=LinearLoss(), optim=Optim(), sampler=SAMPLER,
+        data=Sources(max_prompt_tokens=10, max_response_tokens=6),
     )  # fmt: skip
     return SimpleNamespace(**given | changes)
 
 
-def work(made):
-    return Work.on_policy(made.regime, SupervisedStart(), SAMPLER)
+def estimated(made, pair):
+    return estimate(case_of(made, pair, **OPTIONS), pair)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_can_be_told(family):
     pair, made = make_pair(family, dtype=torch.float32), settings()
-    found = estimate(made, pair, work(made), **OPTIONS)
+    found = estimated(made, pair)
     weights = sum(each.nbytes for each in pair.student.parameters()) / 1e9
     for phase in (found.rollout, found.update):
         assert phase["student"] == phase["teacher"] == pytest.approx(weights)
@@ -46,17 +48,17 @@ def test_fine_tuning_has_no_rollout():
     made = settings(Supervised(minibatch_size=4, microbatch_size=2), objective=CrossEntropy())
     pair = make_pair(dtype=torch.float32)
     alone = type(pair)(pair.student, None, pair.tokenizer, pair.n_vocab, pair.stop_ids)
-    found = estimate(made, alone, Work.supervised(made.regime, 12, 6, 16), **OPTIONS)
+    found = estimated(made, alone)
     assert found.rollout == {} and "teacher" not in found.update and found.update["gradients"] > 0
 
 
 def test_a_quantised_teacher_counts_as_it_is_loaded():
     pair, made = make_pair(dtype=torch.float32), settings()
-    whole = estimate(made, pair, work(made), **OPTIONS)
+    whole = estimated(made, pair)
     pair.teacher.network.is_quantized = True
     for each in pair.teacher.network.model.layers.parameters():
         each.data = each.data.to(torch.int8)
-    small = estimate(made, pair, work(made), **OPTIONS)
+    small = estimated(made, pair)
     size = sum(each.nbytes for each in pair.teacher.network.parameters()) / 1e9
     assert small.update["teacher"] == small.rollout["teacher"] == pytest.approx(size)
     assert size < 0.7 * whole.update["teacher"]
@@ -65,5 +67,5 @@ def test_a_quantised_teacher_counts_as_it_is_loaded():
 def test_nothing_is_drawn():
     pair, made = make_pair(dtype=torch.float32), settings()
     before = torch.get_rng_state()
-    estimate(made, pair, work(made), **OPTIONS)
+    estimated(made, pair)
     assert torch.equal(before, torch.get_rng_state())

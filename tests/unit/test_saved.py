@@ -8,7 +8,8 @@ import resource
 import pytest
 import torch
 
-from minillm.errors import ModelError
+from minillm.errors import ModelError, StorageError
+from minillm.runs import saved
 from minillm.runs.saved import CheckpointFile, damage, differences, load_saved, newest_good
 
 
@@ -73,6 +74,38 @@ def test_the_newest_good_one_is_taken_and_the_bad_one_named_and_put_away(tmp_pat
     assert {file.name for file in tmp_path.iterdir()} == {"last.ckpt.damaged", "previous.ckpt"}
     assert newest_good(tmp_path) == tmp_path / "previous.ckpt"  # killed again before the next one was written
     assert "last.ckpt is gone" in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize("code", [errno.ESTALE, errno.EIO, errno.EACCES])
+@pytest.mark.parametrize("reader", ["zipfile.ZipFile", "torch.load"])
+def test_a_file_that_cannot_be_read_now_is_not_put_away(tmp_path, monkeypatch, code, reader):
+    """An older one, whole or not, is no reason to go on from it either."""
+    write(tmp_path / "last.ckpt", 4)
+    (tmp_path / "previous.ckpt").write_bytes(b"")
+
+    def fails(*args, **kwargs):
+        raise OSError(code, os.strerror(code))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(f"minillm.runs.saved.{reader}", fails)
+        with pytest.raises(
+            StorageError, match=rf"last.ckpt cannot be read \({os.strerror(code)}\).*nothing was changed"
+        ):
+            newest_good(tmp_path)
+        if reader == "torch.load":
+            with pytest.raises(StorageError, match="cannot be read"):
+                load_saved(tmp_path / "last.ckpt")
+    assert {file.name for file in tmp_path.iterdir()} == {"last.ckpt", "previous.ckpt"}
+    assert newest_good(tmp_path) == tmp_path / "last.ckpt"
+
+
+def test_memory_that_cannot_be_mapped_is_no_damage(tmp_path, monkeypatch):
+    def fails(*args, **kwargs):
+        raise RuntimeError("unable to mmap 8192 bytes from file <last.ckpt>: Cannot allocate memory (12)")
+
+    monkeypatch.setattr(saved.torch, "load", fails)
+    with pytest.raises(StorageError, match="Cannot allocate memory"):
+        damage(write(tmp_path / "last.ckpt"))
 
 
 def test_all_damaged_is_an_error_that_names_each(tmp_path):

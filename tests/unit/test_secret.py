@@ -7,6 +7,7 @@ from minillm.errors import ConfigError
 from tests.conf.test_compose import settings
 
 TOKEN = "hf_" + "aB3" * 10
+COMMIT = "0123456789abcdef" * 2 + "01234567"
 
 
 @pytest.mark.parametrize("name", ["WANDB_API_KEY", "HF_TOKEN", "MY_PASSWORD", "JUDGE_SECRET"])
@@ -32,6 +33,9 @@ def test_what_a_config_usually_holds_is_not(monkeypatch):
     monkeypatch.setenv("SHORT_TOKEN", "data")
     texts = [
         "meta-llama/Llama-3.1-8B@0e9e39f",
+        f"gpt2@{COMMIT}",
+        f"/home/me/.cache/huggingface/hub/models--gpt2/snapshots/{COMMIT}",
+        f"~/hub/models--gpt2/snapshots/{COMMIT}/model.safetensors",
         "https://host:8000/v1",
         "runs/a/student",
         "hf_home",

@@ -16,6 +16,7 @@ from minillm.config.changes import flat
 from minillm.sweeps import trials
 from minillm.sweeps.trials import command_of, error_in, tag, trial_name
 from tests.conf.test_compose import CONF
+from tests.unit.test_secret import TOKEN
 
 
 def test_a_name_is_safe_and_belongs_to_its_overrides():
@@ -161,6 +162,20 @@ def test_how_a_trial_ended(job, tmp_path, monkeypatch, code, state, text):
     outcome = json.loads((tmp_path / "alpha" / ".trials" / "1.json").read_text())
     assert outcome["state"] == state and text in outcome["text"]
     assert (folder / "error.txt").exists() is (state == "failed")
+
+
+def test_a_secret_of_the_command_is_not_in_error_txt(job, tmp_path, monkeypatch):
+    own, _ = job("sampler.alpha=0.1")
+    folder = tmp_path / "alpha" / "sampler.alpha-0.1"
+    folder.mkdir(parents=True)
+    command = [sys.executable, "-c", SAYS_ERROR]
+    monkeypatch.setattr(trials, "command_of", lambda plain, run_dir: [*command, f"data.system={TOKEN}"])
+    trials.run_trial(own)
+    text = (folder / "error.txt").read_text()
+    assert text == "Error: no\n\nThe command: not written here, because it holds a secret\n"
+    monkeypatch.setattr(trials, "command_of", lambda plain, run_dir: command)
+    trials.run_trial(own)
+    assert "sys.exit" in (folder / "error.txt").read_text()
 
 
 def test_a_signal_to_the_sweep_ends_its_trial_and_then_the_sweep(job, tmp_path, monkeypatch):
