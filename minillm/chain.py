@@ -22,9 +22,9 @@ from minillm.errors import ConfigError, DataError
 from minillm.recipe.commands import METHODS, stages_of, with_settings
 from minillm.recipe.stages import run_chain
 from minillm.recipe.table import show_table, table_of
-from minillm.settings.rules import name_problems
 from minillm.system.child import ROOT
 from minillm.terminal.console import say
+from minillm.terminal.labels import name_problems
 
 _MODELS = ("model", "model.student", "model.student.source", "checkpoint@model.student")
 _TEACHER = ("model.teacher.source", "model.teacher.adapter", "model.teacher.architecture", "checkpoint@model.teacher")

@@ -4,14 +4,13 @@ from minillm.metrics.calibration import Calibration, ReliabilityBin, calibration
 from minillm.metrics.diversity import distinct, distinct_n
 from minillm.metrics.exposure import ExposureCurve, PrefixKL, exposure_curve, exposure_interval
 from minillm.metrics.intervals import Spread, bootstrap, over_seeds
-from minillm.metrics.length import LengthFigures, by_length, length_figures, reference_length
+from minillm.metrics.length import by_length, reference_length
 from minillm.metrics.position import PositionMeans, pooled, position_means
 from minillm.metrics.rouge import exact_match, rouge_l
 
 __all__ = [
     "Calibration",
     "ExposureCurve",
-    "LengthFigures",
     "PositionMeans",
     "PrefixKL",
     "ReliabilityBin",
@@ -25,7 +24,6 @@ __all__ = [
     "exposure_curve",
     "exposure_interval",
     "label_probabilities",
-    "length_figures",
     "over_seeds",
     "pooled",
     "position_means",

@@ -1,50 +1,14 @@
-"""Lengths: how long answers are and how many were cut off; answers grouped by the length of their reference."""
+"""Lengths of references, and answers grouped by them. The length of answers: `suite.results.answer_figures`."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from statistics import mean, median
 from typing import TypeVar
 
 from minillm.errors import DataError
 
 REFERENCE_EDGES = (5, 10)  # [0, 5], [6, 10], [11, inf) tokens, the paper's (section 3.3)
 Item = TypeVar("Item")
-
-
-@dataclass(frozen=True)
-class LengthFigures:
-    """Tokens an answer, end token included; `truncated`: share that reached the cap without an end token; `empty`:
-    share that is nothing but an end token. Without answers every figure but n is None."""
-
-    n: int
-    mean: float | None = None
-    median: float | None = None
-    shortest: int | None = None
-    longest: int | None = None
-    truncated: float | None = None
-    empty: float | None = None
-
-
-def length_figures(lengths: Sequence[int], truncated: Sequence[bool]) -> LengthFigures:
-    """Raises DataError where the two differ in number, or an answer has no token at all."""
-    n = len(lengths)
-    if len(truncated) != n:
-        raise DataError(f"{n} lengths and {len(truncated)} marks of truncation; wanted one mark an answer")
-    if not n:
-        return LengthFigures(0)
-    if min(lengths) < 1:
-        raise DataError(f"a length of {min(lengths)} tokens; wanted at least 1, the end token counts")
-    return LengthFigures(
-        n=n,
-        mean=mean(lengths),
-        median=median(lengths),
-        shortest=min(lengths),
-        longest=max(lengths),
-        truncated=sum(truncated) / n,
-        empty=sum(length == 1 and not cut for length, cut in zip(lengths, truncated, strict=True)) / n,
-    )
 
 
 def reference_length(references: Sequence[str], encode: Callable[[str], Sequence[int]]) -> int:

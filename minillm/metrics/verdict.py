@@ -9,6 +9,8 @@ from statistics import mean, stdev
 
 import numpy as np
 
+from minillm.metrics.intervals import bootstrap
+
 # The feedback request is the paper's (its appendix, after Vicuna's); how the texts stand above it is not published.
 QUESTION = """\
 [Instruction]
@@ -130,20 +132,13 @@ def ratio_over_seeds(scores: Mapping[Hashable, Sequence[tuple[float, float]]]) -
     }
 
 
-def ratio_interval(
-    scores: Sequence[tuple[float, float]], *, resamples: int = 10_000, level: float = 0.95, seed: int = 0
-) -> tuple[float, float] | None:
-    """Percentile bootstrap interval of `score_ratio`, in percent: pairs are resampled, as a prompt's two scores belong
-    together. Give one pair a prompt (its mean over seeds). None of none."""
+def ratio_interval(scores: Sequence[tuple[float, float]], **options) -> tuple[float, float] | None:
+    """Interval of `score_ratio`, in percent, by `bootstrap` (`options`): pairs are resampled, as a prompt's two scores
+    belong together. Give one pair a prompt (its mean over seeds). None of none."""
     if not scores:
         return None
-    pairs = np.asarray(scores, dtype=np.float64)
-    generator = np.random.default_rng(seed)
-    ratios = []
-    for start in range(0, resamples, 1000):  # at most 1000 x prompts counts at a time
-        size = min(1000, resamples - start)
-        counts = generator.multinomial(len(pairs), np.full(len(pairs), 1 / len(pairs)), size=size)
-        sums = counts @ pairs
-        ratios.append(100 * sums[:, 0] / sums[:, 1])
-    low, high = np.quantile(np.concatenate(ratios), [(1 - level) / 2, (1 + level) / 2])
+    answer_N, reference_N = np.asarray(scores, dtype=np.float64).T
+    low, high = bootstrap(
+        len(scores), lambda counts_MN: 100 * (counts_MN @ answer_N) / (counts_MN @ reference_N), **options
+    )
     return float(low), float(high)

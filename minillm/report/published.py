@@ -68,7 +68,7 @@ def set_of(file: str) -> str | None:
 def row_of(model: Model) -> Row | None:
     """The paper's row for a network of the same type and size (1%), made by the method that the label names; None for
     an ablation of it, such as minillm_nopt."""
-    config = Path(model.source) / "config.json"
+    config = Path(model.source).expanduser() / "config.json"
     if not config.is_file() or not model.parameters:
         return None
     try:

@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,9 @@ from minillm.terminal.labels import file_labels
 SPREAD = ("mean", "deviation", "low", "high", "n")
 _ANSWER = {"model": str, "file": str, "decoding": str, "id": str, "prompt": str, "answer": str}
 _TOKENS = {"model": str, "file": str, "decoding": str, "id": str, "tokens": list, "log_q": list, "log_p": list}
-SHOWN = 100  # prompts of each file, with all their answers: a page with all of them would be too large to open
+# A page shows the first prompts of each file with all their answers: at most so many prompts, and as many as keep all
+# files together within so many answers and characters. More would be too large to open.
+SHOWN, MOST_ANSWERS, MOST_CHARACTERS = 100, 10_000, 12_000_000
 _STAGES = 5  # of a training run: columns of its samples
 
 
@@ -34,7 +37,7 @@ class Model:
 @dataclass(frozen=True)
 class Evaluation:
     """`metrics` is metrics.json; `files` maps each data file to a short name; `runs` are the training runs that the
-    models lie in, by model; `answers` are rows of the first SHOWN prompts of each file, out of `n_answers` in all;
+    models lie in, by model; `answers` are rows of the first `shown` prompts of each file, out of `n_answers` in all;
     `tokens` are rows."""
 
     folder: Path
@@ -43,6 +46,7 @@ class Evaluation:
     files: dict[str, str]
     answers: list[dict] = field(repr=False)
     n_answers: int
+    shown: int
     tokens: list[dict] = field(repr=False)
     runs: dict[str, RunFiles] = field(repr=False)
 
@@ -121,15 +125,17 @@ def _evaluation(folder: Path, file: Path, answers: Path) -> Evaluation:
     if not answers.exists():
         raise DataError(f"{answers}: missing; wanted the answers that belong to {file.name}")
     tokens = folder / "tokens.jsonl"
-    rows, n_answers, shown = [], 0, {}
+    rows, n_answers, places = [], 0, {}
     for n_answers, row in enumerate(_lines(answers, _ANSWER), start=1):
         where = f"{answers}, line {n_answers}"
         _check_model(row, metrics, where)
         _check_answer(row, where)
-        prompts = shown.setdefault(row["file"], set())
+        prompts = places.setdefault(row["file"], {})
         if row["id"] in prompts or len(prompts) < SHOWN:
-            prompts.add(row["id"])
+            prompts.setdefault(row["id"], len(prompts))
             rows.append(row)
+    shown = _fitting(rows, places)
+    rows = [row for row in rows if places[row["file"]][row["id"]] < shown]
     coloured = list(_lines(tokens, _TOKENS)) if tokens.exists() else []
     for number, row in enumerate(coloured, start=1):
         _check_model(row, metrics, f"{tokens}, line {number}")
@@ -142,13 +148,24 @@ def _evaluation(folder: Path, file: Path, answers: Path) -> Evaluation:
     ]
     names = list(dict.fromkeys(name for part in parts for name in part))
     runs = {model.source: run for model in models if (run := _run_of(folder, model.source))}
-    return Evaluation(folder, metrics, models, file_labels(names), rows, n_answers, coloured, runs)
+    return Evaluation(folder, metrics, models, file_labels(names), rows, n_answers, shown, coloured, runs)
+
+
+def _fitting(rows: list[dict], places: dict[str, dict[str, int]]) -> int:
+    """How many prompts of each file fit on a page; one does in any case. `places`: number of each id by file."""
+    counts, characters = ([0] * max(map(len, places.values()), default=0) for _ in range(2))
+    for row in rows:
+        place = places[row["file"]][row["id"]]
+        counts[place] += 1
+        characters[place] += len(row["answer"])
+    totals = list(zip(accumulate(counts), accumulate(characters), strict=True))
+    return max(1, sum(n <= MOST_ANSWERS and size <= MOST_CHARACTERS for n, size in totals))
 
 
 def _run_of(folder: Path, source: str) -> RunFiles | None:
     """The training run that made the model: runs/x/student lies in runs/x."""
     for base in (Path(), folder.resolve().parent.parent):
-        run = (base / source).parent
+        run = (base / Path(source).expanduser()).parent
         if (run / "metrics.csv").is_file():
             return RunFiles.read(run)
     return None

@@ -16,7 +16,7 @@ from minillm.report.published import ROWS, SETS, set_of
 from minillm.report.rows import table_rows, to_csv
 from minillm.report.samples import samples_of
 from minillm.report.sections import sections_of
-from minillm.report.source import SHOWN, Evaluation, Training, read_folder
+from minillm.report.source import Evaluation, Training, read_folder
 from minillm.report.tables import NAMED, table_of, to_latex
 from minillm.runs.loggers import wandb_logger
 from minillm.system.files import write_whole
@@ -90,12 +90,21 @@ def _evaluation(source: Evaluation, folder: Path) -> tuple[dict, tuple, str]:
         "published": _published(source),
         "settings": settings,
         "settings_text": yaml.safe_dump(settings, sort_keys=False, allow_unicode=True),
-        "intro": "The same prompt answered by each model."
-        + f" The first {SHOWN} prompts of each data set; all are in answers.jsonl."
-        * (len(source.answers) < source.n_answers),
+        "intro": intro(source),
         "coloured": bool(source.tokens),
     }
     return values, table_rows(source), to_latex(source)
+
+
+def intro(source: Evaluation) -> str:
+    """Of the samples, with how many of the answers are there."""
+    text = "The same prompt answered by each model."
+    if len(source.answers) == source.n_answers:
+        return text
+    return (
+        f"{text} The first {source.shown} prompts of each data set, {len(source.answers):,} of {source.n_answers:,} "
+        "answers, so that the page stays small enough to open; all are in answers.jsonl."
+    )
 
 
 def _training(source: Training, folder: Path) -> tuple[dict, tuple, str]:
@@ -158,7 +167,7 @@ def _published(source: Evaluation) -> dict:
 
 
 def _log(run_dir: Path, settings: dict, table: tuple, panels: list[Panel]) -> None:
-    logger = wandb_logger(run_dir=run_dir, name=run_dir.resolve().name, settings=settings)
+    logger = wandb_logger(run_dir=run_dir, name=run_dir.resolve().name, settings=settings, without="wandb=false")
     columns, rows = table
     logger.log_table("report/table", columns=columns, data=[[*map(_cell, row)] for row in rows])
     for panel in panels:

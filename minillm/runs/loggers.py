@@ -121,8 +121,10 @@ def wandb_logger(
     entity: str | None = None,
     group: str | None = None,
     tags: list[str] | None = None,
+    without: str = "logger=csv",
 ) -> WandbLogger:
-    """Files and run id inside the run directory; a resumed run goes on with the same id."""
+    """Files and run id inside the run directory; a resumed run goes on with the same id. `without`: what to type for no
+    W&B, which is said."""
     id_file = Path(run_dir) / "wandb" / "run_id"
     if not id_file.exists():
         id_file.parent.mkdir(parents=True, exist_ok=True)
@@ -140,7 +142,7 @@ def wandb_logger(
         config=settings,
     )
     mode = os.environ.get("WANDB_MODE") or ("offline: no key found" if wandb_offline() else "online")
-    say(f"W&B run {logger.version} ({mode}); logger=csv does without")
+    say(f"W&B run {logger.version} ({mode}); {without} does without")
     logger.experiment.define_metric(STEP)
     logger.experiment.define_metric("*", step_metric=STEP)
     return logger

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import tempfile
 from pathlib import Path
 
@@ -10,6 +9,7 @@ from minillm.config.checks import describe, matches
 from minillm.errors import ConfigError, nearest
 from minillm.modules import OnPolicy
 from minillm.objectives import CrossEntropy, MiniLLM
+from minillm.terminal.labels import name_problems
 
 _VALUES = ("seed", "eval_seed", "resume", "optimized_metric", "profile", "preflight")
 GROUPS = ("run", "trainer", "callbacks", "logger")
@@ -50,14 +50,6 @@ def root_problems(plain: dict) -> list[str]:
     if plain["resume"] not in (None, "auto"):
         problems.append(f"resume={plain['resume']!r}: wanted null or auto")
     return problems
-
-
-def name_problems(name: object) -> list[str]:
-    """Problems of run.name, which is a path below runs/ and stands in overrides."""
-    odd = not isinstance(name, str) or not name or re.search(r"[=,\[\](){}\s]", name)
-    if odd or name.startswith(("/", ".")) or ".." in name:
-        return [f"run.name={name!r}: wanted a relative path without .. = , spaces or brackets"]
-    return []
 
 
 def check_writable(run_dir: Path) -> None:

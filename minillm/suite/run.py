@@ -85,7 +85,7 @@ def _begin(suite: Suite, done: Path) -> bool:
     files = [done.with_name(name) for name in ("answers.jsonl", "tokens.jsonl")]
     if _made_with(done) == suite.settings and all(each.exists() for each in files):
         return True
-    say(f"Into {suite.run_dir}; if it is stopped, the same command with run.name={suite.run_dir.name} goes on.")
+    say(f"Into {suite.run_dir}; if it is stopped, the same command with run.name={suite.run_name} goes on.")
     before = read_settings(suite.run_dir)
     if before and (changed := told(before, suite.settings)):
         say(f"Changed since: {changed}.")

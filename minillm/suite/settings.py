@@ -18,13 +18,13 @@ from minillm.data import Record, Sources, read_choices, read_records, training_k
 from minillm.errors import ConfigError, DataError, ModelError
 from minillm.models import Attention, Checkpoint, Dtype, choose_dtype, device_of
 from minillm.parallel import on_first
-from minillm.settings.rules import name_problems
 from minillm.suite.early import model_problems
 from minillm.suite.grown import refused
 from minillm.suite.measures import Calibration, Measures, read_measures
 from minillm.suite.trained import template_notes
 from minillm.system.files import fingerprint
 from minillm.system.ranks import started_processes
+from minillm.terminal.labels import name_problems
 
 Found = TypeVar("Found")
 SETTINGS = "settings.json"  # in the run's directory: what it measures, and how
@@ -60,6 +60,7 @@ class Suite:
     device: torch.device
     devices: int
     run_dir: Path
+    run_name: str
     settings: dict
     notes: tuple[str, ...] = ()
 
@@ -121,8 +122,8 @@ def check_suite(cfg: DictConfig) -> Suite:
     _refuse_another(settings, run_dir)
     return Suite(
         measures=measures, models=models, teacher=teacher, records=records, tasks=tasks, sources=sources,
-        seeds=tuple(plain["seeds"]), dtype=dtype, device=device, run_dir=run_dir, settings=settings,
-        notes=tuple(template_notes(checkpoints, plain["data"])),
+        seeds=tuple(plain["seeds"]), dtype=dtype, device=device, run_dir=run_dir, run_name=plain["run"]["name"],
+        settings=settings, notes=tuple(template_notes(checkpoints, plain["data"])),
         **{key: plain[key] for key in ("max_new_tokens", "batch_size", "chunk", "attention", "devices")},
     )  # fmt: skip
 
@@ -207,12 +208,19 @@ def _settings(
 
 
 def read_settings(run_dir: Path) -> dict | None:
-    """Those of the last command there. Raises ConfigError: they are damaged."""
+    """Those of the last evaluation there. Raises ConfigError: they are damaged, or those of another job."""
     file = run_dir / SETTINGS
+    if not file.exists():
+        return None
     try:
-        return json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
-    except ValueError as error:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
         raise ConfigError([f"{file}: damaged ({error}); delete {run_dir} or choose another run.name"]) from error
+    shapes = {"content": dict, "data": dict, "suite": dict, "models": list}
+    ours = isinstance(found, dict) and all(isinstance(found.get(key), kind) for key, kind in shapes.items())
+    if not ours or not isinstance(found["data"].get("files"), list):
+        raise ConfigError([f"{file}: is of another job (generate.py, for example) or damaged; choose another run.name"])
+    return found
 
 
 def _refuse_another(settings: dict, run_dir: Path) -> None:

@@ -38,3 +38,11 @@ def folded(name: str, width: int) -> str:
             lines.append("")
         lines[-1] += word
     return "\n".join(line.rstrip() for line in lines)
+
+
+def name_problems(name: object) -> list[str]:
+    """What is wrong with a run.name, which is a path below runs/ and stands in overrides."""
+    odd = not isinstance(name, str) or not name or re.search(r"[=,\[\](){}\s]", name)
+    if odd or name.startswith(("/", ".")) or ".." in name:
+        return [f"run.name={name!r}: wanted a relative path without .. = , spaces or brackets"]
+    return []

@@ -72,6 +72,17 @@ def test_what_is_lost_of_a_finished_run_is_made_again_from_its_units(whole, chec
     (tmp_path / "run" / "settings.json").write_text("{")
     with pytest.raises(ConfigError, match="settings.json: damaged"):
         checked(tmp_path / "run")
+    for other in ('{"teacher": "x", "data": {"file": "y"}}', "[1]", '{"content": 1}'):  # the first is generate.py's
+        (tmp_path / "run" / "settings.json").write_text(other)
+        with pytest.raises(ConfigError, match=r"settings.json: is of another job .* choose another run.name"):
+            checked(tmp_path / "run")
+
+
+def test_what_to_type_after_a_stop_is_the_whole_name(checked, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(minillm.suite.run, "_work", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        run_suite(checked(tmp_path / "a" / "b", "run.name=a/b"))
+    assert "the same command with run.name=a/b goes on" in " ".join(capsys.readouterr().out.split())
 
 
 def test_two_commands_do_not_measure_into_one_run(checked, place, tmp_path, monkeypatch):

@@ -16,7 +16,9 @@ from minillm.report.published import ROWS, row_of, set_of
 from minillm.report.rows import table_rows, to_csv
 from minillm.report.samples import samples_of
 from minillm.report.sections import sections_of
+from minillm.report.source import _run_of
 from minillm.report.tables import latex_escape, table_of, to_latex
+from minillm.report.write import intro
 from tests.evaluation_files import CHINESE, FILES, HOSTILE, START, STUDENT, TEACHER, write_evaluation
 
 
@@ -194,6 +196,19 @@ def test_a_page_has_the_first_prompts_of_each_file_with_all_their_answers(tmp_pa
     assert found.answers == wanted and found.n_answers == len(every) == 4 * len(wanted)
 
 
+@pytest.mark.parametrize(("limit", "value"), [("MOST_ANSWERS", 75), ("MOST_CHARACTERS", 12_000)])
+def test_a_page_has_no_more_answers_than_it_can_carry_and_says_so(folder, monkeypatch, limit, value):
+    monkeypatch.setattr(f"minillm.report.source.{limit}", value)
+    found = read_folder(folder)
+    of_first = 3 * 3 * 2 * 2  # models, files, decodings, seeds
+    assert found.shown == 2 and len(found.answers) == 2 * of_first
+    assert {row["file"] for row in found.answers} == {*FILES}
+    monkeypatch.setattr(f"minillm.report.source.{limit}", 1)
+    found = read_folder(folder)
+    assert found.shown == 1 and len(found.answers) == of_first
+    assert "The first 1 prompts of each data set, 36 of 180 answers" in intro(found)
+
+
 @pytest.mark.parametrize(
     ("file", "expected"),
     [
@@ -223,9 +238,12 @@ def test_sets_of_the_paper_by_file_name(file, expected):
         ("gpt2", 130.0, "gpt2_120m_minillm/student", None),
     ],
 )
-def test_the_papers_row_stands_beside_the_same_network_and_method_only(tmp_path, kind, millions, label, expected):
+def test_the_papers_row_stands_beside_the_same_network_and_method_only(
+    tmp_path, monkeypatch, kind, millions, label, expected
+):
+    monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "config.json").write_text(json.dumps({"model_type": kind}))
-    row = row_of(Model(str(tmp_path), label, "student", int(millions * 1e6), 1))
+    row = row_of(Model("~", label, "student", int(millions * 1e6), 1))
     assert (row and row.values[0]) == expected
     (tmp_path / "config.json").write_text("{broken")
     assert row_of(Model(str(tmp_path), label, "student", int(millions * 1e6), 1)) is None
@@ -278,7 +296,9 @@ def test_tables_and_plots_go_to_wandb(tmp_path, monkeypatch):
     folder = training_run(tmp_path / "mine")
     write_report(folder, wandb=True)
     image = folder / "report" / "curve-Validation_Rouge-L.png"
-    assert sent["run_dir"] == folder and sent["name"] == "mine" and sent["finished"]
+    assert (
+        sent["without"] == "wandb=false" and sent["run_dir"] == folder and sent["name"] == "mine" and sent["finished"]
+    )
     assert sent["report/table"] == (["progress/optimizer_step", "val/rouge_l"], [[0.0, 8.5], [5.0, 11.0], [10.0, 12.0]])
     assert sent["report/curve-Validation_Rouge-L"] == ([str(image)], ["Validation: Rouge-L"])
     numbers = sent["report/curve-Validation_Rouge-L_numbers"]
@@ -292,6 +312,13 @@ def test_learning_curves_are_found_where_the_models_lie(tmp_path):
     (made / "metrics.csv").write_text("progress/optimizer_step,val/loss\n0,3\n")
     runs = read_folder(folder).runs
     assert list(runs) == [STUDENT] and runs[STUDENT].curve("val/loss") == [(0.0, 3.0)]
+
+
+def test_the_run_of_a_model_below_the_home_directory_is_found(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "metrics.csv").write_text("progress/optimizer_step,val/loss\n0,3\n")
+    assert _run_of(tmp_path / "runs" / "test", "~/mine/student").rows
 
 
 def broken(folder, name, change):
