@@ -10,7 +10,6 @@ from pathlib import Path
 
 import lightning as L
 import torch
-import wandb
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
 
@@ -122,6 +121,8 @@ def build(cfg: DictConfig, settings: Settings) -> Run:
 
 
 def _wandb(plain: dict, run_dir: Path) -> Logger:
+    import wandb  # takes a second, which runs with logger=csv need not wait
+
     try:
         return construct(plain["logger"], run_dir=run_dir, name=plain["run"]["name"], settings=plain)
     except wandb.Error as error:
