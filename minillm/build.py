@@ -121,7 +121,7 @@ def build(cfg: DictConfig, settings: Settings) -> Run:
 
 
 def _wandb(plain: dict, run_dir: Path) -> Logger:
-    import wandb  # takes a second; logger=csv needs nothing of it
+    import wandb  # takes a second, which runs with logger=csv need not wait
 
     try:
         return construct(plain["logger"], run_dir=run_dir, name=plain["run"]["name"], settings=plain)
