@@ -1,0 +1,1 @@
+"""A run's directory: its figures and checkpoints as they are written and read again."""
