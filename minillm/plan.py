@@ -255,10 +255,15 @@ def _plan(question: Question, device: planning.Device, memory: planning.Memory, 
         rollout_rows=device.largest_rollout(budget) if device.rollouts else 0,
         speed=speed,
         rates=question.rates,
-        sources={name: getattr(getattr(model, name), "source", "-") for name in device.updates.sizes},
+        sources={name: _source(getattr(model, name)) for name in device.updates.sizes},
         scaled=question.scaled,
         train_prompts=None if on_policy or regime.epochs is None else keys["train_prompts"],
     )
+
+
+def _source(spec: object) -> str:
+    bits = getattr(spec, "bits", None)
+    return getattr(spec, "source", "-") + (f" (counted without its {bits} bits)" if bits else "")
 
 
 def print_table(keys: DictConfig, overrides: list[str]) -> None:

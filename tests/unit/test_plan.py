@@ -46,6 +46,12 @@ def test_the_layouts_that_are_tried():
     assert [each.kind for each in question(*SMALL, "model.compile=true").layouts] == ["ddp"]
 
 
+def test_a_teacher_in_few_bits_is_planned_on_any_machine_and_said_to_be_counted_whole():
+    plan = make_plan(question(*SMALL, "devices=1", "model.teacher.bits=4"))
+    assert plan.sources["teacher"].endswith("(counted without its 4 bits)")
+    assert "bits" not in plan.sources["student"]
+
+
 @pytest.mark.parametrize(
     ("overrides", "texts"),
     [
