@@ -3,13 +3,14 @@
 import json
 import signal
 import time
+from functools import cache
 from pathlib import Path
 
 import psutil
 import pytest
 
 from minillm.settings.directory import LOCK
-from tests.integration.commands import start
+from tests.integration.commands import ROOT, start
 from tests.integration.test_resume import Killed, rows, train
 
 LONG = ["regime.max_steps=80", "callbacks.validation.every=20", "preflight=false"]
@@ -83,6 +84,50 @@ def test_two_processes_are_preempted_and_killed_and_go_on_bit_for_bit(tmp_path, 
     process.communicate(timeout=300)
     assert process.returncode == 1
     equal(finished(place, options), whole)
+
+
+# Read by every Python that begins with it in its path: one rank dies of itself, at a moment of test_killed.py.
+DYING = """import os
+if os.environ.get("RANK") == os.environ["DYING_RANK"]:
+    from tests.integration.test_killed import MOMENTS
+    MOMENTS[os.environ["DYING_MOMENT"]]()
+"""
+
+
+@pytest.fixture(scope="module")
+def uncut(tmp_path_factory, overrides):
+    """The run that nobody kills, of a strategy."""
+
+    @cache
+    def of(strategy):
+        folder = tmp_path_factory.mktemp("uncut")
+        return finished(folder, [*overrides, f"strategy={strategy}", "strategy.devices=2", "resume=auto"])
+
+    return of
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("strategy", "moment", "rank"),
+    [
+        ("ddp", "rollout", 1),
+        ("ddp", "last.ckpt half written", 0),
+        ("fsdp", "second update of a round", 1),
+        ("fsdp", "validation", 0),
+    ],
+)
+def test_one_of_two_processes_dies_at_any_moment(tmp_path, overrides, uncut, monkeypatch, strategy, moment, rank):
+    """Each phase once, and each strategy twice."""
+    options = [*overrides, f"strategy={strategy}", "strategy.devices=2", "resume=auto"]
+    (tmp_path / "sitecustomize.py").write_text(DYING)
+    with monkeypatch.context() as patch:
+        patch.setenv("PYTHONPATH", f"{tmp_path}:{ROOT}")
+        patch.setenv("DYING_RANK", str(rank))
+        patch.setenv("DYING_MOMENT", moment)
+        process = start(tmp_path, options)
+        _, said = process.communicate(timeout=300)
+    assert process.returncode == 1 and not (tmp_path / "runs" / "cut" / "metrics.json").exists(), said
+    equal(finished(tmp_path, options), uncut(strategy))
 
 
 @pytest.mark.slow

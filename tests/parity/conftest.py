@@ -8,6 +8,7 @@ import sys
 from contextlib import ExitStack
 from pathlib import Path
 
+import lightning as L
 import pytest
 import torch
 
@@ -15,7 +16,8 @@ from tests.conftest import make_model, make_tokenizer, write_texts
 
 ROOT = Path(__file__).parents[2]
 STRATEGIES = ("ddp", "fsdp", "fsdp_tp")
-FAMILIES = {"llama": False, "qwen3": True, "opt": False, "gpt2": True}  # and whether the student's head is tied
+# And whether the student's head is tied.
+FAMILIES = {"llama": False, "qwen3": True, "opt": False, "gpt2": True, "mistral": False, "qwen2": True}
 
 
 @pytest.fixture(scope="session")
@@ -78,6 +80,11 @@ def scenarios(world: Path) -> dict[str, list[str]]:
     }
 
 
+def other_families(world: Path) -> dict[str, list[str]]:
+    """Of layers that can be split, those that no scenario has."""
+    return {family: on_policy(world, family) for family in ("mistral", "qwen2")}
+
+
 def chosen(strategy: str) -> list[str]:
     """gpt2's fused projections cannot be split; what only matters there is run there only."""
     names = ["base", "float32", "lora", "reference", "lean", "kd", "qwen3"]
@@ -87,6 +94,27 @@ def chosen(strategy: str) -> list[str]:
 def own_options(name: str) -> list[str]:
     """What a scenario has only where it is shared out."""
     return ["strategy.cpu_offload=true"] if name == "offload" else []
+
+
+class Rollouts(L.Callback):
+    """Each rank keeps what it trains on: rollouts/ROUND.RANK.pt, tokens and where rounding may turn a draw."""
+
+    def __init__(self, run_dir: Path):
+        self.folder = Path(run_dir) / "rollouts"
+
+    def on_train_start(self, trainer, module):
+        if hasattr(module, "rollout"):
+            module.rollout = self._kept(module, module.rollout, trainer.global_rank)
+
+    def _kept(self, module, make, rank):
+        def rollout(batch):
+            made = make(batch)
+            self.folder.mkdir(exist_ok=True)
+            parts = ("response_ids_BR", "response_mask_BR", "near_edge_BR")
+            torch.save({name: getattr(made, name) for name in parts}, self.folder / f"{module.round}.{rank}.pt")
+            return made
+
+        return rollout
 
 
 def spawn(jobs: list[dict], n_processes: int, folder: Path) -> None:

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from tests.integration.test_resume import Killed, train
-from tests.parity.conftest import STRATEGIES, chosen, own_options, scenarios, spawn
+from tests.parity.conftest import STRATEGIES, Rollouts, chosen, other_families, own_options, scenarios, spawn
 
 CUT = 3  # rounds before the cut: last.ckpt is then of the first rollout, after two supervised rounds
 
@@ -20,7 +20,7 @@ def single(parity_world, tmp_path_factory, threads):
     """Every scenario on one device, and one that was cut."""
     folder = tmp_path_factory.mktemp("single")
     for name, overrides in scenarios(parity_world).items():
-        train(folder / name, overrides)
+        train(folder / name, overrides, also=Rollouts(folder / name))
     with pytest.raises(Killed):
         train(folder / "cut", scenarios(parity_world)["base"], kill_after=CUT)
     return folder
@@ -81,13 +81,19 @@ def compare(one, other, tolerance):
     assert largest_difference(a["state"], b["state"]) <= tolerance
     for mine, theirs in zip(figures(one), figures(other), strict=True):
         assert mine.keys() == theirs.keys()
-        # A ratio at the edge of clipping is counted or not.
-        assert all(abs(mine[key] - theirs[key]) <= max(tolerance, 1e-7) * max(1, abs(mine[key])) for key in mine), (
-            mine,
-            theirs,
-        )
+        far = {
+            key: (value, theirs[key])
+            for key, value in mine.items()
+            if abs(value - theirs[key]) > allowed(key, tolerance) * max(1, abs(value))
+        }
+        assert not far
     exported = [load_file(each / "student" / "model.safetensors") for each in (one, other)]
     assert largest_difference(*exported) <= tolerance
+
+
+def allowed(key, tolerance):
+    """As the weights, but for a share that is a sum in float32, whose parts are other ones on other devices."""
+    return max(tolerance, 1e-7) if key == "train/clipped" else tolerance
 
 
 def tolerance_of(name):
@@ -106,6 +112,35 @@ def test_rollouts_and_answers_are_the_same_tokens(single, several):
         assert samples(single / name) == samples(folder / name), name
         lengths = [[row.get("rollout/length") for row in figures(each / name)] for each in (single, folder)]
         assert lengths[0] == lengths[1]
+
+
+def rollouts(run_dir, rank):
+    return {file.stem: torch.load(file) for file in (run_dir / "rollouts").glob(f"*.{rank}.pt")}
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_both_train_on_the_tokens_that_one_device_draws(single, several, rank):
+    """In float64 on the same ones; in float32 a row may part where rounding turns a draw, and there only."""
+    strategy, folder = several
+    for name in chosen(strategy):
+        alone, here = rollouts(single / name, 0), rollouts(folder / name, rank)
+        assert {stem.split(".")[0] for stem in alone} == {stem.split(".")[0] for stem in here}, name
+        assert name == "kd" or len(alone) == 3, name
+        for stem, ours in alone.items():
+            theirs = here[f"{stem.split('.')[0]}.{rank}"]
+            if name == "float32":
+                assert parted(ours, theirs) <= ours["near_edge_BR"].sum(), stem
+            else:
+                assert all(torch.equal(value, theirs[part]) for part, value in ours.items()), (name, stem)
+
+
+def parted(ours, theirs) -> int:
+    """How many rows are not the same tokens."""
+    pairs = [
+        [each["response_ids_BR"][row][each["response_mask_BR"][row]].tolist() for each in (ours, theirs)]
+        for row in range(len(ours["response_ids_BR"]))
+    ]
+    return sum(one != other for one, other in pairs)
 
 
 def test_a_run_that_was_cut_goes_on_bit_for_bit(several):
@@ -128,6 +163,17 @@ def test_the_exported_student_is_a_plain_model_with_its_head_still_tied(several)
     network = AutoModelForCausalLM.from_pretrained(folder / "qwen3" / "student")
     assert network.lm_head.weight is network.model.embed_tokens.weight
     assert "lm_head.weight" not in load_file(folder / "qwen3" / "student" / "model.safetensors")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["mistral", "qwen2"])
+def test_the_layers_of_other_families_are_split(parity_world, tmp_path, threads, family):
+    overrides = other_families(parity_world)[family]
+    train(tmp_path / "single", overrides)
+    shared_out = ["strategy=fsdp_tp", "strategy.devices=2", "strategy.tensor_parallel_size=2"]
+    spawn([{"run_dir": str(tmp_path / "split"), "overrides": overrides + shared_out}], 2, tmp_path)
+    compare(tmp_path / "single", tmp_path / "split", 1e-9)
+    assert samples(tmp_path / "single") == samples(tmp_path / "split")
 
 
 @pytest.mark.slow

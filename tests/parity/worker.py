@@ -13,6 +13,7 @@ import torch.distributed as dist
 from minillm.parallel import join, leave
 from minillm.system.ranks import rank
 from tests.integration.test_resume import Killed, train
+from tests.parity.conftest import Rollouts
 
 
 def main() -> None:
@@ -21,8 +22,9 @@ def main() -> None:
         if job.get("copy") and rank() == 0:
             shutil.copytree(job["copy"], job["run_dir"])
         dist.barrier()
+        run_dir, more = Path(job["run_dir"]), {key: job.get(key) for key in ("resume", "kill_after")}
         try:
-            train(Path(job["run_dir"]), job["overrides"], resume=job.get("resume"), kill_after=job.get("kill_after"))
+            train(run_dir, job["overrides"], also=Rollouts(run_dir), **more)
         except Killed:
             assert job.get("kill_after")
     leave()
