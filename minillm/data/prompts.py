@@ -57,7 +57,7 @@ class PromptSet:
         return len(self.records)
 
     def digest(self) -> str:
-        """Hash of the token ids, order included."""
+        """Hash of the token ids of prompts and references, order included."""
         return hashlib.sha256(json.dumps([self.prompt_ids, self.reference_ids]).encode()).hexdigest()[:24]
 
     @property

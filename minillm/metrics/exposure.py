@@ -35,9 +35,10 @@ class PrefixKL:
 
 @dataclass(frozen=True)
 class ExposureCurve:
-    """Of lengths l = 1, 2, ...: ExAccErr in percent, R(l) and l eps(l) in nats, and the means they add up (`student`:
-    at the student's prefixes, `teacher`: at the teacher's) with the number of answers alive. None: no value, because
-    fewer than `min_alive` answers of that side are alive, or, for ExAccErr, l eps(l) is no more than rounding."""
+    """Curves over the lengths l = 1, 2, ...: ExAccErr in percent, R(l) and l eps(l) in nats, and the means
+    they add up (`student`: at the student's prefixes, `teacher`: at the teacher's) with the number of answers alive.
+    None: no value, because fewer than `min_alive` answers of that side are alive, or, for ExAccErr, l eps(l) is no more
+    than rounding."""
 
     excess: tuple[float | None, ...]
     student_error: tuple[float | None, ...]

@@ -29,7 +29,7 @@ class Spread:
 
 
 def over_seeds(values_SN: ArrayLike, weights_SN: ArrayLike | None = None, **options) -> Spread:
-    """Of a figure that each seed gives for each prompt.
+    """Mean, deviation and interval of a figure that each seed gives for each prompt.
 
     The mean over seeds is taken per prompt, then prompts are drawn with replacement (`options`: see `bootstrap`).
     `weights_SN` makes the figure a ratio of sums, sum of values / sum of weights: nats over tokens, for example.

@@ -16,7 +16,7 @@ from minillm.errors import DataError, NonFiniteError
 
 @dataclass(frozen=True)
 class PositionMeans:
-    """Of positions 1, 2, ...: the mean, None where fewer answers than asked for are still alive, and how many are."""
+    """`mean` at positions 1, 2, ... is None where fewer answers than asked for are alive; `alive`: how many are."""
 
     mean: tuple[float | None, ...]
     alive: tuple[int, ...]
@@ -44,7 +44,8 @@ def position_means(
 
 
 def pooled(parts: Sequence[PositionMeans]) -> PositionMeans:
-    """Of all answers, from the means of some of them at a time; each answer must count alone, without `group_B`."""
+    """Means over all answers, put together from means over parts of them; in those, each answer must have counted
+    alone, without `group_B`."""
     n_positions = max((len(part.mean) for part in parts), default=0)
     sums, alive = [0.0] * n_positions, [0] * n_positions
     for part in parts:

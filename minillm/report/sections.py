@@ -191,7 +191,7 @@ def _judge(evaluation: Evaluation, folder: Path) -> Section:
 
 
 def _entries(evaluation: Evaluation, part: str, name: str) -> list[tuple[Model, dict]]:
-    """Of a file or task, in the order of the models."""
+    """The entries that a part of metrics.json has for a file or task, with their models, in the order of the models."""
     entries = (evaluation.metrics.get(part) or {}).get(name, {})
     return [(model, entries[model.source]) for model in evaluation.models if model.source in entries]
 

@@ -97,7 +97,7 @@ def _evaluation(source: Evaluation, folder: Path) -> tuple[dict, tuple, str]:
 
 
 def intro(source: Evaluation) -> str:
-    """Of the samples, with how many of the answers are there."""
+    """The sentence above the samples; it says how many answers the page holds where it does not hold all."""
     text = "The same prompt answered by each model."
     if len(source.answers) == source.n_answers:
         return text

@@ -13,9 +13,9 @@ from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
-from minillm.terminal.console import say
 from minillm.errors import StorageError
 from minillm.system.files import write_whole
+from minillm.terminal.console import say
 
 STEP = "progress/optimizer_step"
 

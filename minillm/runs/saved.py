@@ -72,8 +72,8 @@ def damage(file: Path) -> str | None:
 
 def _unreadable(file: Path, error: Exception) -> StorageError:
     return StorageError(
-        f"{file} cannot be read ({getattr(error, 'strerror', None) or error}). This may pass and does not mean that it is damaged; nothing "
-        "was changed. Once the disk answers, give the same command again"
+        f"{file} cannot be read ({getattr(error, 'strerror', None) or error}). This may pass and does not mean that it "
+        "is damaged; nothing was changed. Once the disk answers, give the same command again"
     )
 
 

@@ -23,7 +23,8 @@ def model_problems(
     tasks: Mapping[str, tuple],
     lengths: Mapping[str, int],
 ) -> list[str]:
-    """Of each model with the prompts by file, its label words and teacher; `lengths` of what may follow a prompt."""
+    """What is wrong with each model, given the prompts by file, the label words of the tasks and the teacher.
+    `lengths`: tokens that may follow a prompt, by the key that sets them."""
     problems: list[str] = []
     found: dict[str, tuple[Any, Any]] = {}
     for name in names:
@@ -73,5 +74,5 @@ class _Tokens:
 
 
 def _rows(config: Any) -> int:
-    """Of the embeddings, and so of the head."""
+    """How many rows the embeddings have, and so the head."""
     return config.get_text_config().vocab_size

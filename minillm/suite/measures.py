@@ -83,7 +83,8 @@ class Measures:
 
 
 def read_measures(problems: list[str], node: Mapping) -> tuple[Measures | None, dict[str, Calibration]]:
-    """Of the plain config group, and its tasks that are right; what is wrong is added to `problems`."""
+    """Read the plain config group `suite`: the measures, and the calibration tasks that are right. What is wrong is
+    added to `problems`."""
     node, tasks = dict(node), {}
     if isinstance(node.get("exposure"), Mapping):
         node["exposure"] = _as(Exposure, node["exposure"])

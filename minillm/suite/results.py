@@ -95,7 +95,7 @@ def results_of(suite: Suite, store: Store) -> dict:
 
 
 def answer_lines(suite: Suite, store: Store) -> Iterator[str]:
-    """Of answers.jsonl."""
+    """The lines of answers.jsonl."""
     for where, row, record in _all_answers(suite, store):
         shown = {name: row[name] for name in ("truncated", "reverse_kl", "rouge_l", "exact_match")}
         texts = {"prompt": record.conversation, "answer": row["answer"], "references": record.references}
@@ -103,7 +103,7 @@ def answer_lines(suite: Suite, store: Store) -> Iterator[str]:
 
 
 def token_lines(suite: Suite, store: Store) -> Iterator[str]:
-    """Of tokens.jsonl."""
+    """The lines of tokens.jsonl."""
     for where, row, _ in _all_answers(suite, store):
         if "pieces" in row:
             shown = {"tokens": row["pieces"], "log_q": row["log_q"], "log_p": row["log_p"]}
@@ -148,7 +148,8 @@ def _same_ids(suite: Suite, where: str, file: str, rows: Rows, kept: list[str] |
 
 
 def spread(values: dict[int | None, Sequence[float]], weights: dict[int | None, Sequence[float]] | None = None) -> dict:
-    """Of a figure that each seed has for each prompt, see `over_seeds`, with each seed's own."""
+    """Mean, deviation and interval (see `over_seeds`) of a figure that each seed has for each prompt, with the figure
+    of each seed."""
     found = over_seeds(list(values.values()), None if weights is None else list(weights.values()))
     if not found.n:
         return dict(NOTHING)

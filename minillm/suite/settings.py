@@ -240,7 +240,8 @@ def _data_content(file: str, records: list[Record]) -> str:
 
 
 def _content_of(model: str) -> str | None:
-    """Of a directory the hash of its files, of a model of the hub its commit where that is known."""
+    """What tells one content of a model from another: the hash of a directory's files, or the commit of a hub model
+    where it is known."""
     checkpoint = Checkpoint(model)
     path = Path(checkpoint.resolve()[0])
     return fingerprint(path) if path.exists() else getattr(checkpoint.peek()[0], "_commit_hash", None)

@@ -39,7 +39,8 @@ def template_notes(models: Sequence[str], data: Mapping[str, Any]) -> list[str]:
 
 
 def _settings_of_run(model: Path) -> dict[str, Any]:
-    """Of the run directory that the model lies in, as RUN/student or RUN/start/student; nothing for other models."""
+    """Flat settings of the run directory that the model lies in, as RUN/student or RUN/start/student; empty for models
+    that lie elsewhere."""
     return next((found for folder in list(model.parents)[:2] if (found := read_settings(folder))), {})
 
 

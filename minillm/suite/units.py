@@ -121,7 +121,7 @@ class Store:
 
 
 def chunks(suite: Suite, file: str, limit: int | None = None) -> range:
-    """Of the records of a file, or of its first `limit`."""
+    """Numbers of the chunks that the records of a file, or its first `limit` records, make."""
     n = len(suite.records[file][:limit])
     return range(-(-n // suite.chunk))
 
@@ -153,7 +153,7 @@ def answer_units(suite: Suite, source: str) -> list[Unit]:
 
 
 def judge_units(suite: Suite) -> list[Unit]:
-    """Of all models: nothing is loaded for them."""
+    """The judge's units for all models together: no model is loaded for them."""
     if suite.measures.judge is None:
         return []
     return [
