@@ -24,6 +24,7 @@ from minillm.data import PromptSet, Record, Sources, read_records, training_keys
 from minillm.errors import ConfigError, ModelError
 from minillm.evaluation import Answer, answer_prompts
 from minillm.models import Attention, Checkpoint, Dtype, LanguageModel, choose_dtype, device_of, solo
+from minillm.runs.read import SETTINGS, read_job_settings
 from minillm.system.files import fingerprint, write_whole
 from minillm.system.ranks import local_rank, rank, started_processes
 from minillm.terminal.console import say
@@ -81,15 +82,15 @@ def check_generation(cfg: DictConfig) -> Generation:
     if matches(plain["dtype"], Dtype) and matches(plain["device"], _KINDS["device"]):
         settings["dtype"] = str(choose_dtype(plain["dtype"], device_of(plain["device"]))).removeprefix("torch.")
     run_dir = Path(plain["run"]["dir"])
-    if (run_dir / "settings.json").exists():
-        before = json.loads((run_dir / "settings.json").read_text())
+    before = read_job_settings(run_dir)
+    if before is not None and "models" not in before:  # an evaluation's has them
         differing = [key for key in settings if settings[key] != before.get(key)]
         problems += [
             f"{key}={settings[key]!r}: {run_dir} was begun with {before.get(key)!r}; choose another run.name or "
             "delete it"
             for key in differing
         ]
-    elif any((run_dir / name).exists() for name in ("answers.jsonl", "config.yaml")):
+    elif before is not None or any((run_dir / name).exists() for name in ("answers.jsonl", "config.yaml")):
         problems.append(
             f"run.name={plain['run']['name']}: {run_dir} already holds another run; choose another run.name"
         )
@@ -116,7 +117,7 @@ def generate(work: Generation, device: str, rank: int = 0, world_size: int = 1) 
         return joined
     prompts = work.sources.evaluation_prompts(work.records, pair, "prompts")
     work.part(0).parent.mkdir(parents=True, exist_ok=True)
-    write_whole(work.run_dir / "settings.json", json.dumps(settings, indent=2) + "\n")
+    write_whole(work.run_dir / SETTINGS, json.dumps(settings, indent=2) + "\n")
     size = settings["chunk"]
     chunks = range(-(-len(prompts) // size))
     # By number, not among those missing: processes that start at different times see different ones.

@@ -35,7 +35,7 @@ def differing(config: str, settings: Mapping, folder: Path, *, finished: bool) -
         if before is None or not (finished or checkpoints_in(folder / "checkpoints")):
             return []  # it begins anew
         return [str(each) for each in changes(before, flat(settings)) if _matters(each, finished)]
-    before = read_settings(folder)
+    before = read_settings(folder) if config == "evaluate" else read.read_job_settings(folder)
     if before is None:
         return []
     now = {key: settings[key] for key in before if key in settings}

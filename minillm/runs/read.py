@@ -17,7 +17,9 @@ import yaml
 from omegaconf import OmegaConf
 
 from minillm.config.changes import flat
+from minillm.errors import ConfigError
 
+SETTINGS = "settings.json"  # what minillm.generate or evaluate.py was begun with
 STOPPED = "stopped_early"  # in metrics.json: the optimizer step at which the median rule ended the run
 TRIALS = ".trials"  # in the directory of a sweep: how each of its trials ended
 ERROR = "error.txt"  # why a trial of a sweep failed
@@ -80,6 +82,24 @@ def read_settings(folder: Path) -> dict[str, Any] | None:
         return flat(OmegaConf.to_container(OmegaConf.load(file)))
     except (yaml.YAMLError, OSError, ValueError, AttributeError) as error:
         raise ValueError(f"{file}: cannot be read ({error})") from error
+
+
+def read_job_settings(folder: Path) -> dict[str, Any] | None:
+    """settings.json, which minillm.generate and evaluate.py write as they begin, or None where there is none.
+
+    Raises:
+        ConfigError: it is damaged.
+    """
+    file = folder / SETTINGS
+    if not file.exists():
+        return None
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError([f"{file}: damaged ({error}); delete {folder} or choose another run.name"]) from error
+    if not isinstance(found, dict):
+        raise ConfigError([f"{file}: damaged (no settings by name); delete {folder} or choose another run.name"])
+    return found
 
 
 def read_figures(folder: Path) -> dict[str, Any] | None:

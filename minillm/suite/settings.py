@@ -18,6 +18,7 @@ from minillm.data import Record, Sources, read_choices, read_records, training_k
 from minillm.errors import ConfigError, DataError, ModelError
 from minillm.models import Attention, Checkpoint, Dtype, choose_dtype, device_of
 from minillm.parallel import on_first
+from minillm.runs.read import SETTINGS, read_job_settings
 from minillm.suite.early import model_problems
 from minillm.suite.grown import refused
 from minillm.suite.measures import Calibration, Measures, read_measures
@@ -27,7 +28,6 @@ from minillm.system.ranks import started_processes
 from minillm.terminal.labels import name_problems
 
 Found = TypeVar("Found")
-SETTINGS = "settings.json"  # in the run's directory: what it measures, and how
 _KINDS = {
     "teacher": str | None, "seeds": list[int | None], "max_new_tokens": int, "batch_size": int, "chunk": int,
     "limit": int | None, "dtype": Dtype, "attention": Attention, "device": Literal["auto", "cpu", "cuda"],
@@ -209,17 +209,15 @@ def _settings(
 
 def read_settings(run_dir: Path) -> dict | None:
     """Those of the last evaluation there. Raises ConfigError: they are damaged, or those of another job."""
-    file = run_dir / SETTINGS
-    if not file.exists():
+    found = read_job_settings(run_dir)
+    if found is None:
         return None
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConfigError([f"{file}: damaged ({error}); delete {run_dir} or choose another run.name"]) from error
     shapes = {"content": dict, "data": dict, "suite": dict, "models": list}
-    ours = isinstance(found, dict) and all(isinstance(found.get(key), kind) for key, kind in shapes.items())
+    ours = all(isinstance(found.get(key), kind) for key, kind in shapes.items())
     if not ours or not isinstance(found["data"].get("files"), list):
-        raise ConfigError([f"{file}: is of another job (generate.py, for example) or damaged; choose another run.name"])
+        raise ConfigError(
+            [f"{run_dir / SETTINGS}: is of another job (minillm.generate?) or damaged; choose another run.name"]
+        )
     return found
 
 

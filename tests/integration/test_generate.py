@@ -166,3 +166,11 @@ def test_mistakes_come_in_one_message(tmp_path, world):
         [sys.executable, "-m", "minillm.generate", "taecher=x"], cwd=ROOT, capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 1 and "taecher: no such key; did you mean teacher?" in done.stderr
+
+
+def test_another_jobs_directory_is_left_alone(tmp_path, world):
+    for text, wanted in (('{"models": []}', "already holds another run"), ("[1", "settings.json: damaged")):
+        (tmp_path / "settings.json").write_text(text)
+        with pytest.raises(ConfigError, match=wanted):
+            work(world, tmp_path)
+        assert (tmp_path / "settings.json").read_text() == text

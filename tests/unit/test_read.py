@@ -2,7 +2,8 @@
 
 import pytest
 
-from minillm.runs.read import RunFiles, find_runs, higher_is_better, read_figures, read_rows
+from minillm.errors import ConfigError
+from minillm.runs.read import RunFiles, find_runs, higher_is_better, read_figures, read_job_settings, read_rows
 
 HEADER = "progress/optimizer_step,val/reverse_kl,train/loss\n"
 
@@ -58,3 +59,13 @@ def test_runs_are_found_at_any_depth_but_not_inside_of_runs(tmp_path):
 )  # fmt: skip
 def test_which_way_is_better(figure, higher):
     assert higher_is_better(figure) is higher
+
+
+def test_settings_of_a_job_are_whole_or_an_error(tmp_path):
+    assert read_job_settings(tmp_path) is None
+    (tmp_path / "settings.json").write_text('{"seed": 1}')
+    assert read_job_settings(tmp_path) == {"seed": 1}
+    for text in ("[1]", '{"seed": '):
+        (tmp_path / "settings.json").write_text(text)
+        with pytest.raises(ConfigError, match=r"settings.json: damaged .* choose another run.name"):
+            read_job_settings(tmp_path)
