@@ -1,11 +1,5 @@
-"""The chain: what is there is skipped, what was cut off goes on, what was made otherwise is refused."""
+"""The chain: its commands, its settings and their mistakes, its table."""
 
-import json
-import os
-import signal
-import subprocess
-import sys
-import time
 from statistics import mean, stdev
 
 import pytest
@@ -15,146 +9,10 @@ from omegaconf import OmegaConf
 import minillm.chain
 import minillm.recipe.stages
 from minillm.chain import METHODS, check_chain, stages_of
-from minillm.errors import ConfigError, MinillmError
-from minillm.recipe.stages import Stage, run_chain
+from minillm.errors import ConfigError
 from minillm.recipe.table import show_table, table_of
 from minillm.settings import check_config
-from minillm.system.files import fingerprint
 from tests.conf.test_compose import CONF, composed
-
-
-def write(name, text, reads=()):
-    """A stage that appends to its log and writes a file, as a command would."""
-    code = f"import os; print('making {name}'); os.makedirs('{{0}}/{name}', exist_ok=True); "
-    code += f"open('{{0}}/{name}/out', 'w').write('{text}')"
-    return lambda folder: Stage(name, ("-c", code.format(folder)), tuple(reads), "out")
-
-
-def stages(folder, *makers):
-    return [make(folder) for make in makers]
-
-
-def made(folder, name):
-    return (folder / "logs" / f"{name}.log").read_text().count(f"making {name}")
-
-
-def test_each_stage_is_made_once_and_its_inputs_are_recorded(tmp_path):
-    both = stages(tmp_path, write("a", "1"), write("b", "2", reads=["a"]))
-    for _ in range(2):
-        records = run_chain(tmp_path, both)
-    assert made(tmp_path, "a") == made(tmp_path, "b") == 1
-    assert records["b"]["inputs"] == {"a": fingerprint(tmp_path / "a" / "out")} == {"a": records["a"]["result"]}
-    assert json.loads((tmp_path / "chain.json").read_text()) == records
-
-
-def test_a_failure_shows_the_end_of_the_log_and_the_rest_goes_on_later(tmp_path):
-    broken = Stage("b", ("-c", "print('the cause'); raise SystemExit(3)"), ("a",), "out")
-    with pytest.raises(MinillmError, match=r"\[2/2\] b failed; the same command goes on from here(.|\n)*the cause"):
-        run_chain(tmp_path, [*stages(tmp_path, write("a", "1")), broken])
-    run_chain(tmp_path, stages(tmp_path, write("a", "1"), write("b", "2", reads=["a"])))
-    assert made(tmp_path, "a") == made(tmp_path, "b") == 1
-
-
-def test_a_stage_that_was_killed_says_by_which_signal_and_shows_whatever_its_log_holds(tmp_path):
-    code = r"import os; os.write(1, b'half a letter: \xc3\n'); os.kill(os.getpid(), 9)"
-    with pytest.raises(MinillmError, match=r"a was killed by SIGKILL; the same command goes on(.|\n)*half a letter"):
-        run_chain(tmp_path, [Stage("a", ("-c", code), (), "out")])
-
-
-def test_a_result_that_was_made_otherwise_is_refused(tmp_path):
-    data = tmp_path / "data"
-    data.write_text("rows")
-    run_chain(tmp_path, stages(tmp_path, write("a", "1", reads=[str(data)])))
-    with pytest.raises(ConfigError, match="a: it was made with .*Delete it to make it again"):
-        run_chain(tmp_path, stages(tmp_path, write("a", "3", reads=[str(data)])))
-    data.write_text("other rows")
-    with pytest.raises(ConfigError, match="data is another"):
-        run_chain(tmp_path, stages(tmp_path, write("a", "1", reads=[str(data)])))
-
-
-def test_what_was_cut_off_goes_on_only_as_it_was_begun(tmp_path):
-    """The first attempt leaves something in its directory and dies."""
-    code = f"import os, sys; os.makedirs('{tmp_path}/a', exist_ok=True); "
-    begun = Stage("a", ("-c", code + "sys.exit(1)"), (), "out")
-    with pytest.raises(MinillmError, match="a failed"):
-        run_chain(tmp_path, [begun])
-    assert json.loads((tmp_path / "chain.json").read_text())["a"]["result"] is None
-    with pytest.raises(ConfigError, match="a: it was made with .*Delete it to make it again"):
-        run_chain(tmp_path, stages(tmp_path, write("a", "1")))
-
-
-def test_a_result_that_a_kill_left_unrecorded_is_taken(tmp_path):
-    stage = stages(tmp_path, write("a", "1"))
-    done = run_chain(tmp_path, stage)["a"]
-    begun = {"a": done | {"result": None}}
-    (tmp_path / "chain.json").write_text(json.dumps(begun))
-    again = run_chain(tmp_path, stage)["a"]
-    assert made(tmp_path, "a") == 1 and again["result"] == done["result"] and again["seconds"] is None
-
-
-def test_two_chains_do_not_meet_even_where_a_stage_outlives_its_own(tmp_path):
-    with subprocess.Popen([sys.executable, "-c", HOLD, tmp_path]) as chain:
-        until(lambda: (tmp_path / "logs" / "a.log").exists() and (tmp_path / "logs" / "a.log").read_text())
-        chain.kill()  # its stage still sleeps with the lock
-    stage = int((tmp_path / "logs" / "a.log").read_text())
-    said = rf"stage a \(process {stage} on .*\) of a chain \({chain.pid}\) is at work there; wait until .* or end it"
-    with pytest.raises(MinillmError, match=said):
-        run_chain(tmp_path, stages(tmp_path, write("a", "1")))
-    os.kill(stage, signal.SIGKILL)
-
-
-def test_ctrl_c_waits_for_the_stage_and_says_that_the_same_command_goes_on(tmp_path):
-    """It is a signal to the chain alone here; a terminal sends it to both."""
-    with subprocess.Popen([sys.executable, "-c", HOLD, tmp_path], stderr=subprocess.PIPE, text=True) as chain:
-        until(lambda: (tmp_path / "logs" / "a.log").exists() and (tmp_path / "logs" / "a.log").read_text())
-        chain.send_signal(signal.SIGINT)
-        said = chain.stderr.read()
-    assert "interrupted by Ctrl-C in [1/1] a; the same command goes on" in said
-    assert (tmp_path / "saved").exists()
-
-
-def until(done):
-    deadline = time.monotonic() + 60
-    while not done():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-
-
-SLEEPS = """
-import os, signal, sys, time
-def save(*_):
-    time.sleep(0.5)
-    open("{0}/saved", "w").close()
-    sys.exit(75)
-signal.signal(signal.SIGTERM, save)
-print(os.getpid(), flush=True)
-time.sleep(20)
-"""
-HOLD = f"""
-import sys
-from pathlib import Path
-from minillm.recipe.stages import Stage, run_chain
-run_chain(Path(sys.argv[1]), [Stage("a", ("-c", {SLEEPS!r}.replace("{{0}}", sys.argv[1])), (), "out")])
-"""
-
-
-def test_killed_training_is_resumed(tmp_path, monkeypatch):
-    calls = []
-    monkeypatch.setattr(minillm.recipe.stages.subprocess, "Popen", lambda command, **_: calls.append(command) or Done())
-    stage = Stage("a", ("train.py", "seed=0"), (), "student")
-    for resumed in (False, True):
-        (tmp_path / "a" / "student").mkdir(parents=True, exist_ok=True)
-        run_chain(tmp_path, [stage])
-        assert (calls[-1][-1] == "resume=auto") is resumed
-        (tmp_path / "a" / "config.yaml").touch()
-        (tmp_path / "chain.json").unlink()
-
-
-class Done:
-    pid = 1
-
-    def wait(self):
-        return 0
 
 
 def chain(*overrides):

@@ -1,4 +1,4 @@
-"""What the report makes of files: tables, escapes, samples, the paper's rows, and what it says of broken files."""
+"""What the report makes of files: tables, escapes, samples, sections."""
 
 import csv
 import io
@@ -8,11 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from minillm.errors import DataError
-from minillm.report import Model, read_folder, write_report
+from minillm.report import read_folder, write_report
 from minillm.report.page import embedded, page_of
 from minillm.report.plots import COLOURS, page_svg
-from minillm.report.published import ROWS, row_of, set_of
+from minillm.report.published import ROWS
 from minillm.report.rows import table_rows, to_csv
 from minillm.report.samples import samples_of
 from minillm.report.sections import sections_of
@@ -209,53 +208,6 @@ def test_a_page_has_no_more_answers_than_it_can_carry_and_says_so(folder, monkey
     assert "The first 1 prompts of each data set, 36 of 180 answers" in intro(found)
 
 
-@pytest.mark.parametrize(
-    ("file", "expected"),
-    [
-        ("data/eval_dolly_test.jsonl", "Dolly"),
-        ("eval_self_instruct.jsonl", "SelfInst"),
-        ("eval_vicuna.jsonl", "Vicuna"),
-        ("eval_sinst_11plus.jsonl", "S-NI"),
-        ("eval_uinst_11plus_small.jsonl", "UnNI"),
-        ("test_lists.jsonl", None),
-        ("clips.jsonl", None),
-    ],
-)
-def test_sets_of_the_paper_by_file_name(file, expected):
-    assert set_of(file) == expected
-
-
-@pytest.mark.parametrize(
-    ("kind", "millions", "label", "expected"),
-    [
-        ("gpt2", 124.44, "gpt2_120m_minillm/student", 24.6),
-        ("gpt2", 124.44, "gpt2_120m_seqkd/student", 22.7),
-        ("gpt2", 124.44, "mine/student", None),  # of no known method
-        ("gpt2", 124.44, "gpt2_120m_minillm_nopt/student", None),  # the paper has no row for an ablation
-        ("gpt2", 124.44, "minillm_no_mixing/student", None),
-        ("gpt2", 124.44, "minillm-lora/student", None),
-        ("llama", 124.44, "gpt2_120m_minillm/student", None),
-        ("gpt2", 130.0, "gpt2_120m_minillm/student", None),
-    ],
-)
-def test_the_papers_row_stands_beside_the_same_network_and_method_only(
-    tmp_path, monkeypatch, kind, millions, label, expected
-):
-    monkeypatch.setenv("HOME", str(tmp_path))
-    (tmp_path / "config.json").write_text(json.dumps({"model_type": kind}))
-    row = row_of(Model("~", label, "student", int(millions * 1e6), 1))
-    assert (row and row.values[0]) == expected
-    (tmp_path / "config.json").write_text("{broken")
-    assert row_of(Model(str(tmp_path), label, "student", int(millions * 1e6), 1)) is None
-
-
-def test_published_values_are_those_of_the_paper():
-    averages = {(row.family, row.size, row.method): sum(row.values) / 5 for row in ROWS}
-    assert len(averages) == 13
-    assert averages["GPT-2", "120M", "MiniLLM"] == pytest.approx(21.32)
-    assert averages["LLaMA", "13B", "Teacher"] == pytest.approx(29.36)
-
-
 def training_run(folder: Path) -> Path:
     (folder / "samples").mkdir(parents=True)
     (folder / "config.yaml").write_text("seed: 0\nmodel:\n  student:\n    source: <b>\n")
@@ -319,84 +271,3 @@ def test_the_run_of_a_model_below_the_home_directory_is_found(tmp_path, monkeypa
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "metrics.csv").write_text("progress/optimizer_step,val/loss\n0,3\n")
     assert _run_of(tmp_path / "runs" / "test", "~/mine/student").rows
-
-
-def broken(folder, name, change):
-    file = folder / name
-    text = change(file.read_text())
-    file.unlink() if text is None else file.write_text(text)
-
-
-def edit(*path, value):
-    def change(text):
-        metrics = node = json.loads(text)
-        for key in path[:-1]:
-            node = node[key]
-        if value is None:
-            del node[path[-1]]
-        else:
-            node[path[-1]] = value
-        return json.dumps(metrics)
-
-    return change
-
-
-PLAIN = ("answers", "plain", FILES[0])
-LOW = (*PLAIN, TEACHER, "figures", "rouge_l", "low")
-KL = ("position", FILES[0], START, "reverse_kl")
-BROKEN = [
-    ("metrics.json", lambda text: None, r"metrics\.json: missing, so the evaluation is not finished"),
-    ("metrics.json", lambda text: text[:-9], r"metrics\.json: cannot be read as JSON"),
-    ("metrics.json", lambda text: "[1]", r"metrics\.json: the whole: wanted a JSON object"),
-    ("metrics.json", edit("models", value=None), r"metrics\.json: models: wanted a JSON object"),
-    ("metrics.json", edit("models", value={}), r"models: wanted at least one model"),
-    (
-        "metrics.json",
-        edit(*PLAIN, TEACHER, value={}),
-        rf"answers\.plain\.{FILES[0]}\.{TEACHER}\.figures: wanted a JSON",
-    ),
-    ("metrics.json", edit(*LOW, value="x"), r"rouge_l: wanted mean, deviation, low"),
-    ("metrics.json", edit(*PLAIN, "other", value={}), r"wanted models that models lists, not 'other'"),
-    ("metrics.json", edit("exposure", FILES[0], START, "low", value=[1]), r"excess, low, high of one length"),
-    ("metrics.json", edit(*KL, "alive", value=1), r"each a list of numbers or null"),
-    ("metrics.json", edit("calibration", "sst2", START, "bins", value=[{}]), r"bins: wanted low, high, count"),
-    ("metrics.json", edit("judge", value={"plain": {FILES[0]: {START: {"items": "x"}}}}), r"judge.*: wanted counts"),
-    ("metrics.json", edit("exposure", FILES[0], START, "first_token", value="x"), r"first_token: wanted a number"),
-    ("answers.jsonl", lambda text: None, r"answers\.jsonl: missing; wanted the answers"),
-    ("answers.jsonl", lambda text: text[:-9], r"answers\.jsonl, line 180: not JSON"),
-    ("answers.jsonl", lambda text: text + '{"model": "x"}\n', r"line 181: file is missing; wanted model, file"),
-    ("answers.jsonl", lambda text: text.replace(START, "other", 1), r"line 61: model 'other' is not in metrics\.json"),
-    (
-        "answers.jsonl",
-        lambda text: text.replace('"references": [', '"references": [1, ', 1),
-        r"line 1: references=\[1, ",
-    ),
-    (
-        "answers.jsonl",
-        lambda text: text.replace('"n_tokens": ', '"n_tokens": 1e999', 1),
-        r"line 1: n_tokens=inf; wanted",
-    ),
-    (
-        "tokens.jsonl",
-        lambda text: text.replace('"log_q": [', '"log_q": [1, ', 1),
-        r"line 1: wanted tokens .texts., log_q",
-    ),
-]
-
-
-@pytest.mark.parametrize(("name", "change", "message"), BROKEN)
-def test_a_broken_file_is_named_with_what_was_wanted(tmp_path, name, change, message):
-    folder = write_evaluation(tmp_path / "paper", prompts=5)
-    broken(folder, name, change)
-    with pytest.raises(DataError, match=message):
-        read_folder(folder)
-
-
-def test_a_directory_without_a_run_is_refused(tmp_path):
-    with pytest.raises(DataError, match="no such directory; wanted one of evaluate.py"):
-        write_report(tmp_path / "nowhere")
-    with pytest.raises(DataError, match="nothing to report; wanted metrics.json and answers.jsonl"):
-        write_report(tmp_path)
-    (tmp_path / "config.yaml").write_text("seed: 0\n")
-    with pytest.raises(DataError, match=r"metrics\.csv: no whole row"):
-        write_report(tmp_path)
