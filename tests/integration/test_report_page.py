@@ -12,6 +12,7 @@ import time
 
 import pytest
 from selenium import webdriver
+from selenium.common.exceptions import StaleElementReferenceException
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import Select, WebDriverWait
@@ -87,7 +88,9 @@ def search(browser, text: str, expected: str) -> None:
     """Type, and wait for what the pager says."""
     field = browser.find_element(By.NAME, "search")
     field.send_keys(Keys.CONTROL, "a", Keys.NULL, Keys.BACKSPACE, text)
-    WebDriverWait(browser, 5).until(lambda driver: texts(driver, ".pager p")[0] == expected)
+    WebDriverWait(browser, 5, ignored_exceptions=[StaleElementReferenceException]).until(
+        lambda driver: texts(driver, ".pager p")[0] == expected
+    )
 
 
 def test_files_beside_the_page(page):

@@ -192,6 +192,7 @@ def test_a_directory_that_is_not_shared_is_named(checked, tmp_path, monkeypatch)
     with pytest.raises(DataError, match=f"all nodes must share run.dir={tmp_path}"):
         run_suite(checked(tmp_path, "limit=4", *BRIEF))
     monkeypatch.setattr(minillm.suite.run, "rank", lambda: 1)
+    monkeypatch.setattr(minillm.suite.run, "on_first", lambda work: False)  # the first one has begun, elsewhere
     monkeypatch.setattr(minillm.suite.run, "load", lambda *_: pytest.fail("loaded"))
     with pytest.raises(DataError, match="settings.json: is not there"):
         run_suite(checked(tmp_path / "elsewhere", "limit=4", *BRIEF))
