@@ -16,6 +16,7 @@ from tests.conftest import make_model, make_tokenizer, write_texts
 
 ROOT = Path(__file__).parents[2]
 STRATEGIES = ("ddp", "fsdp", "fsdp_tp")
+QUICK = ("base", "float32", "lora", "qwen3")  # of the scenarios: those of make test
 # And whether the student's head is tied.
 FAMILIES = {"llama": False, "qwen3": True, "opt": False, "gpt2": True, "mistral": False, "qwen2": True}
 
@@ -85,10 +86,10 @@ def other_families(world: Path) -> dict[str, list[str]]:
     return {family: on_policy(world, family) for family in ("mistral", "qwen2")}
 
 
-def chosen(strategy: str) -> list[str]:
-    """gpt2's fused projections cannot be split; what only matters there is run there only."""
-    names = ["base", "float32", "lora", "reference", "lean", "kd", "qwen3"]
-    return names + {"ddp": [], "fsdp": ["gpt2", "offload"], "fsdp_tp": ["opt"]}[strategy]
+def more(strategy: str) -> list[str]:
+    """The scenarios of make test-all. gpt2's fused projections cannot be split; what only matters there is run there
+    only."""
+    return ["reference", "lean", "kd"] + {"ddp": [], "fsdp": ["gpt2", "offload"], "fsdp_tp": ["opt"]}[strategy]
 
 
 def own_options(name: str) -> list[str]:

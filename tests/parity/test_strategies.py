@@ -10,38 +10,61 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from tests.integration.test_resume import Killed, train
-from tests.parity.conftest import STRATEGIES, Rollouts, chosen, other_families, own_options, scenarios, spawn
+from tests.parity.conftest import QUICK, STRATEGIES, Rollouts, more, other_families, own_options, scenarios, spawn
 
 CUT = 3  # rounds before the cut: last.ckpt is then of the first rollout, after two supervised rounds
 
 
 @pytest.fixture(scope="session")
 def single(parity_world, tmp_path_factory, threads):
-    """Every scenario on one device, and one that was cut."""
+    """The quick scenarios on one device, and one that was cut."""
     folder = tmp_path_factory.mktemp("single")
-    for name, overrides in scenarios(parity_world).items():
-        train(folder / name, overrides, also=Rollouts(folder / name))
+    alone(folder, {name: scenarios(parity_world)[name] for name in QUICK})
     with pytest.raises(Killed):
         train(folder / "cut", scenarios(parity_world)["base"], kill_after=CUT)
     return folder
 
 
+@pytest.fixture(scope="session")
+def single_more(parity_world, tmp_path_factory, threads):
+    """The other scenarios on one device."""
+    folder = tmp_path_factory.mktemp("single_more")
+    alone(folder, {name: each for name, each in scenarios(parity_world).items() if name not in QUICK})
+    return folder
+
+
+def alone(folder, runs):
+    for name, overrides in runs.items():
+        train(folder / name, overrides, also=Rollouts(folder / name))
+
+
+def shared_out(strategy, names, world, folder) -> list[dict]:
+    """Jobs of two devices."""
+    own = [f"strategy={strategy}", "strategy.devices=2"]
+    return [
+        {"run_dir": str(folder / name), "overrides": scenarios(world)[name] + own + own_options(name)} for name in names
+    ]
+
+
 @pytest.fixture(scope="session", params=STRATEGIES)
 def several(request, parity_world, tmp_path_factory, single):
     """The same on two devices; one that was cut and went on; and one of a single device that goes on here."""
-    folder, all_of_them = tmp_path_factory.mktemp(request.param), scenarios(parity_world)
-    shared_out = [f"strategy={request.param}", "strategy.devices=2"]
-    jobs = [
-        {"run_dir": str(folder / name), "overrides": all_of_them[name] + shared_out + own_options(name)}
-        for name in chosen(request.param)
-    ]
-    base = {"overrides": all_of_them["base"] + shared_out}
+    folder = tmp_path_factory.mktemp(request.param)
+    jobs = shared_out(request.param, QUICK, parity_world, folder)
+    base = {"overrides": jobs[0]["overrides"]}
     jobs += [
         base | {"run_dir": str(folder / "cut"), "kill_after": CUT},
         base | {"run_dir": str(folder / "resumed"), "copy": str(folder / "cut"), "resume": "auto"},
         base | {"run_dir": str(folder / "taken_over"), "copy": str(single / "cut"), "resume": "auto"},
     ]
     spawn(jobs, 2, folder)
+    return request.param, folder
+
+
+@pytest.fixture(scope="session", params=STRATEGIES)
+def several_more(request, parity_world, tmp_path_factory):
+    folder = tmp_path_factory.mktemp(f"{request.param}_more")
+    spawn(shared_out(request.param, more(request.param), parity_world, folder), 2, folder)
     return request.param, folder
 
 
@@ -101,14 +124,28 @@ def tolerance_of(name):
 
 
 def test_two_devices_compute_what_one_does(single, several):
-    strategy, folder = several
-    for name in chosen(strategy):
+    _, folder = several
+    for name in QUICK:
         compare(single / name, folder / name, tolerance_of(name))
 
 
+@pytest.mark.slow
+def test_two_devices_compute_what_one_does_in_other_runs(single_more, several_more):
+    strategy, folder = several_more
+    for name in more(strategy):
+        compare(single_more / name, folder / name, tolerance_of(name))
+    same_answers(single_more, folder, more(strategy))
+    for rank in (0, 1):
+        same_rollouts(single_more, folder, more(strategy), rank)
+
+
 def test_rollouts_and_answers_are_the_same_tokens(single, several):
-    strategy, folder = several
-    for name in chosen(strategy):
+    _, folder = several
+    same_answers(single, folder, QUICK)
+
+
+def same_answers(single, folder, names):
+    for name in names:
         assert samples(single / name) == samples(folder / name), name
         lengths = [[row.get("rollout/length") for row in figures(each / name)] for each in (single, folder)]
         assert lengths[0] == lengths[1]
@@ -120,9 +157,13 @@ def rollouts(run_dir, rank):
 
 @pytest.mark.parametrize("rank", [0, 1])
 def test_both_train_on_the_tokens_that_one_device_draws(single, several, rank):
-    """In float64 on the same ones; in float32 a row may part where rounding turns a draw, and there only."""
-    strategy, folder = several
-    for name in chosen(strategy):
+    _, folder = several
+    same_rollouts(single, folder, QUICK, rank)
+
+
+def same_rollouts(single, folder, names, rank):
+    """In float64 the same tokens; in float32 a row may part where rounding turns a draw, and there only."""
+    for name in names:
         alone, here = rollouts(single / name, 0), rollouts(folder / name, rank)
         assert {stem.split(".")[0] for stem in alone} == {stem.split(".")[0] for stem in here}, name
         assert name == "kd" or len(alone) == 3, name
@@ -170,8 +211,8 @@ def test_the_exported_student_is_a_plain_model_with_its_head_still_tied(several)
 def test_the_layers_of_other_families_are_split(parity_world, tmp_path, threads, family):
     overrides = other_families(parity_world)[family]
     train(tmp_path / "single", overrides)
-    shared_out = ["strategy=fsdp_tp", "strategy.devices=2", "strategy.tensor_parallel_size=2"]
-    spawn([{"run_dir": str(tmp_path / "split"), "overrides": overrides + shared_out}], 2, tmp_path)
+    split = ["strategy=fsdp_tp", "strategy.devices=2", "strategy.tensor_parallel_size=2"]
+    spawn([{"run_dir": str(tmp_path / "split"), "overrides": overrides + split}], 2, tmp_path)
     compare(tmp_path / "single", tmp_path / "split", 1e-9)
     assert samples(tmp_path / "single") == samples(tmp_path / "split")
 
@@ -179,10 +220,10 @@ def test_the_layers_of_other_families_are_split(parity_world, tmp_path, threads,
 @pytest.mark.slow
 def test_two_by_two_devices_compute_what_one_does(single, parity_world, tmp_path):
     """Two data-parallel groups of two tensor-parallel ranks."""
-    shared_out = ["strategy=fsdp_tp", "strategy.devices=4", "strategy.tensor_parallel_size=2"]
+    two_by_two = ["strategy=fsdp_tp", "strategy.devices=4", "strategy.tensor_parallel_size=2"]
     names = ["base", "lora", "qwen3"]
     jobs = [
-        {"run_dir": str(tmp_path / name), "overrides": scenarios(parity_world)[name] + shared_out} for name in names
+        {"run_dir": str(tmp_path / name), "overrides": scenarios(parity_world)[name] + two_by_two} for name in names
     ]
     spawn(jobs, 4, tmp_path)
     for name in names:
