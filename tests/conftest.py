@@ -19,6 +19,7 @@ from transformers import PreTrainedTokenizerFast
 
 from minillm.models import Architecture, LanguageModel, Pair
 from minillm.parallel import Group
+from tests.helpers import on_threads
 
 # A job in the background of a script ignores Ctrl-C, and so would all that the tests start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -133,17 +134,10 @@ def ranks(monkeypatch):
         monkeypatch.setattr(dist, function.__name__, function)
 
     def run(work):
-        results = [None] * size
-
         def one(rank):
             mine.rank = rank
-            results[rank] = work(Group(rank, size))
+            return work(Group(rank, size))
 
-        threads = [threading.Thread(target=one, args=(rank,)) for rank in range(size)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        return results
+        return on_threads(size, one)
 
     return run

@@ -1,5 +1,7 @@
 """Prompts for the tiny models of conftest.py, and other roads to what the package computes."""
 
+import threading
+
 import torch
 
 from minillm.data.prompts import pad
@@ -32,3 +34,21 @@ def own_logits(network, rollout) -> torch.Tensor:
     positions = (mask.long().cumsum(-1) - 1).clamp(min=0)
     logits = network(input_ids=rollout.ids_BS, attention_mask=mask.long(), position_ids=positions).logits
     return logits[:, rollout.prompt_ids_BP.shape[1] - 1 : -1][rollout.response_mask_BR]
+
+
+def on_threads(size, work):
+    """What `work(rank)` gives, or the error that it raises, for each rank in a thread of its own."""
+    results = [None] * size
+
+    def one(rank):
+        try:
+            results[rank] = work(rank)
+        except BaseException as error:
+            results[rank] = error
+
+    threads = [threading.Thread(target=one, args=(rank,)) for rank in range(size)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return results

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import lightning as L
 
-from minillm.parallel import note_training
+from minillm.parallel import TRAINING, note
 
 
 class Interruption(L.Callback):
@@ -18,4 +18,4 @@ class Interruption(L.Callback):
 
     def on_train_start(self, trainer, module) -> None:
         module.preemption.watch()
-        note_training()
+        note(TRAINING)  # from here on a signal makes this process save

@@ -5,7 +5,7 @@ from minillm.parallel.first import FirstFailed, check_shared, on_first
 from minillm.parallel.gradients import by_mesh, clip_gradients, gradient_norm, own_part
 from minillm.parallel.group import ALONE, Group
 from minillm.parallel.launch import agree, barrier, environment, join, launch, leave
-from minillm.parallel.notes import FAILED, FINISHED, INTERRUPTED, note, note_training
+from minillm.parallel.notes import FAILED, FINISHED, INTERRUPTED, TRAINING, note
 from minillm.parallel.settings import KINDS, Parallel
 from minillm.parallel.sharding import SPLITTABLE, DeviceMesh, gathered, shard, whole_state
 from minillm.parallel.strategies import Replicated, Sharded, group_of, lightning_strategy
@@ -17,6 +17,7 @@ __all__ = [
     "INTERRUPTED",
     "KINDS",
     "SPLITTABLE",
+    "TRAINING",
     "DeviceMesh",
     "FirstFailed",
     "Group",
@@ -38,7 +39,6 @@ __all__ = [
     "leave",
     "lightning_strategy",
     "note",
-    "note_training",
     "on_first",
     "own_part",
     "shard",

@@ -16,7 +16,7 @@ TRAINING, FINISHED, INTERRUPTED, FAILED = "training", "finished", "interrupted",
 
 @contextmanager
 def notes_in(folder: Path) -> Iterator[None]:
-    """Of the processes that this one starts meanwhile."""
+    """Collect the notes of the processes that this one starts within this context."""
     os.environ[_FOLDER] = str(folder)
     try:
         yield
@@ -25,14 +25,9 @@ def notes_in(folder: Path) -> Iterator[None]:
 
 
 def note(what: str) -> None:
-    """Nothing where nobody wants to know."""
+    """Leave a note of this process, if the one that started it collects them."""
     if _FOLDER in os.environ:
         Path(os.environ[_FOLDER], f"{what}.{rank()}").touch()
-
-
-def note_training() -> None:
-    """From here on a signal makes this process save."""
-    note(TRAINING)
 
 
 def status_after_signal(folder: Path, n_processes: int) -> int:

@@ -106,3 +106,13 @@ def test_a_broken_data_file_is_named_with_its_line(place, world, overrides):
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert not (place / "runs" / "broken").exists()  # the name is free for another try
     assert "broken.jsonl:2: not JSON" in done.stderr and "broken.jsonl:3: key instruction" in done.stderr
+
+
+def test_the_command_makes_a_report_alone_and_leaves_no_other_directory(tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "metrics.csv").write_text("progress/optimizer_step,val/rouge_l\n0,8.5\n5,11.0\n")
+    command = [sys.executable, ROOT / "evaluate.py", "report=mine"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0 and "Wrote mine/report/index.html" in done.stdout
+    assert (tmp_path / "mine" / "report" / "index.html").exists()
+    assert [each.name for each in tmp_path.iterdir()] == ["mine"]

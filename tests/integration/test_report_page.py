@@ -6,8 +6,6 @@ import json
 import os
 import re
 import shutil
-import subprocess
-import sys
 import time
 
 import pytest
@@ -19,7 +17,6 @@ from selenium.webdriver.support.ui import Select, WebDriverWait
 
 from minillm.report import write_report
 from tests.evaluation_files import CHINESE, FILES, HOSTILE, START, STUDENT, write_evaluation
-from tests.integration.commands import ROOT
 
 pytestmark = pytest.mark.browser
 SHOWN = HOSTILE.replace("\ud83d", "\ufffd")
@@ -291,13 +288,3 @@ def test_ten_thousand_answers_open_in_a_moment_and_turn_at_once(browser, page, t
     began = time.monotonic()
     search(browser, "Question 11", "1–8 of 84")
     assert time.monotonic() - began < 3
-
-
-def test_the_command_makes_a_report_alone_and_leaves_no_other_directory(tmp_path):
-    (tmp_path / "mine").mkdir()
-    (tmp_path / "mine" / "metrics.csv").write_text("progress/optimizer_step,val/rouge_l\n0,8.5\n5,11.0\n")
-    command = [sys.executable, ROOT / "evaluate.py", "report=mine"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0 and "Wrote mine/report/index.html" in done.stdout
-    assert (tmp_path / "mine" / "report" / "index.html").exists()
-    assert [each.name for each in tmp_path.iterdir()] == ["mine"]

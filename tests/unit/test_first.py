@@ -8,6 +8,7 @@ import torch.distributed as dist
 
 from minillm.errors import ConfigError, Interrupted
 from minillm.parallel import FirstFailed, check_shared, first, on_first
+from tests.helpers import on_threads
 
 SIZE = 3
 
@@ -41,21 +42,11 @@ def everywhere(monkeypatch):
         monkeypatch.setattr(dist, name, fake)
 
     def run(work):
-        results = [None] * SIZE
-
         def one(rank):
             mine.rank = rank
-            try:
-                results[rank] = work(rank)
-            except BaseException as error:
-                results[rank] = error
+            return work(rank)
 
-        threads = [threading.Thread(target=one, args=(rank,)) for rank in range(SIZE)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        return results
+        return on_threads(SIZE, one)
 
     return run
 
