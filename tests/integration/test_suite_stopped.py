@@ -69,10 +69,11 @@ def test_what_is_lost_of_a_finished_run_is_made_again_from_its_units(whole, chec
     (tmp_path / "run" / "metrics.json").write_text('{"settings":')
     run_suite(checked(tmp_path / "run"))
     assert same(tmp_path / "run", whole)
-    (tmp_path / "run" / "settings.json").write_text("{")
-    with pytest.raises(ConfigError, match="settings.json: damaged"):
-        checked(tmp_path / "run")
-    for other in ('{"teacher": "x", "data": {"file": "y"}}', "[1]", '{"content": 1}'):  # the first is generate.py's
+    for damaged in ("{", "[1]"):
+        (tmp_path / "run" / "settings.json").write_text(damaged)
+        with pytest.raises(ConfigError, match="settings.json: damaged"):
+            checked(tmp_path / "run")
+    for other in ('{"teacher": "x", "data": {"file": "y"}}', '{"content": 1}'):  # the first is generate.py's
         (tmp_path / "run" / "settings.json").write_text(other)
         with pytest.raises(ConfigError, match=r"settings.json: is of another job .* choose another run.name"):
             checked(tmp_path / "run")
