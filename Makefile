@@ -1,10 +1,12 @@
 # make demo   a student closes in on its teacher: about 10 minutes on 2 CPU cores -> runs/demo/
 # make reproduce   teacher, SFT, KD, SeqKD and MiniLLM in miniature, 3 seeds, the paper's table -> runs/reproduce/
 # make test   the test suite, in two processes of one thread: no network, no GPU
-# make test-all   the slow tests too, one at a time: processes killed at any moment
+# make test-all   the slow tests too: killed runs, four processes, a soak
 # Each works alone on a fresh clone. PYTHON chooses the interpreter (3.11).
 PYTHON ?= python3
 BIN := .venv/bin
+# A file's tests share what they made; in the order of the tree, so that short ones end it.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 .PHONY: demo reproduce test test-all clean
 
@@ -16,10 +18,10 @@ reproduce: .venv/.main
 	$(BIN)/python -m minillm.chain --config-name reproduce
 
 test: .venv/.main .venv/.test
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile
+	$(PYTEST) -m "not slow"
 
 test-all: test
-	$(BIN)/python -m pytest -m slow
+	$(PYTEST) -m slow
 
 .venv/.main: requirements.txt
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("make: wanted Python 3.11 or newer; set PYTHON=")'

@@ -184,7 +184,8 @@ def data(tmp_path):
 
 SMALL = {
     "all": ["data.val_file=val.jsonl", "data.corpus_file=corpus.txt", "data.block_size=8", "trainer.precision=32-true",
-            "model.dtype=float32", "callbacks.validation.max_new_tokens=4", "callbacks.validation.batch_size=2"],
+            "model.dtype=float32", "callbacks.validation.max_new_tokens=4", "callbacks.validation.batch_size=2",
+            "preflight=false"],
     Supervised: ["regime.epochs=null", "regime.max_steps=2", "regime.minibatch_size=2", "regime.microbatch_size=1"],
     OnPolicy: ["regime.rollouts=2", "regime.minibatch_size=2", "regime.max_steps=2", "sampler.max_new_tokens=4"],
 }  # fmt: skip

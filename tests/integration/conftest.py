@@ -24,7 +24,7 @@ def world(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def overrides(world):
-    """A run of 3 rollouts with 2 optimizer steps each, after 2 supervised steps."""
+    """A run of 3 rollouts with 2 optimizer steps each, after 2 supervised steps; its page is test_preflight_page's."""
     return [
         f"model.student={world}/student", f"model.teacher={world}/teacher", "model.dtype=float32",
         f"data.train_file={world}/train.jsonl", f"data.val_file={world}/val.jsonl",
@@ -34,7 +34,7 @@ def overrides(world):
         "regulariser.batch_size=3", "start.steps=2", "start.minibatch_size=2", "start.learning_rate=1e-3",
         "optim.learning_rate=1e-3", "optim.warmup_steps=2", "callbacks.validation.every=2",
         "callbacks.validation.max_new_tokens=6", "callbacks.checkpoints.every=2",
-        "callbacks.checkpoints.monitor=reverse_kl",
+        "callbacks.checkpoints.monitor=reverse_kl", "preflight=false",
     ]  # fmt: skip
 
 

@@ -33,7 +33,9 @@ def place(tmp_path_factory):
 
 def test_train_then_evaluate(place, world, overrides):
     run = place / "runs" / "tiny"
-    done = call("train.py", *overrides, "run.name=tiny", "profile=true", cwd=place, WANDB_MODE="offline")
+    done = call(
+        "train.py", *overrides, "preflight=true", "run.name=tiny", "profile=true", cwd=place, WANDB_MODE="offline"
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     assert "Rouge-L is measured against the references of the validation file" in done.stdout
 

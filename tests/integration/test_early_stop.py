@@ -13,7 +13,7 @@ from minillm.settings import check_config
 from tests.conf.test_compose import CONF
 from tests.integration.test_resume import Killed, train
 
-RULE = ["callbacks=median", "callbacks.median.warmup_steps=4", "callbacks.median.min_siblings=2", "preflight=false"]
+RULE = ["callbacks=median", "callbacks.median.warmup_steps=4", "callbacks.median.min_siblings=2"]
 
 
 def write_siblings(folder, siblings):

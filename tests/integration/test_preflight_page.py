@@ -20,6 +20,11 @@ from tests.conftest import make_model, make_tokenizer
 from tests.integration.test_resume import Killed, rows, train
 
 
+@pytest.fixture(scope="session")
+def overrides(overrides):
+    return [*overrides, "preflight=true"]
+
+
 def prepared(run_dir, overrides):
     with initialize_config_dir(str(CONF), version_base="1.3"):
         cfg = compose("train", [*overrides, "logger=csv", f"run.dir={run_dir}", "run.name=test"])

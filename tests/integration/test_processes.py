@@ -13,7 +13,7 @@ from minillm.settings.directory import LOCK
 from tests.integration.commands import ROOT, start
 from tests.integration.test_resume import Killed, rows, train
 
-LONG = ["regime.max_steps=80", "callbacks.validation.every=20", "preflight=false"]
+LONG = ["regime.max_steps=80", "callbacks.validation.every=20"]
 
 
 def finished(place, options):
@@ -133,7 +133,7 @@ def test_one_of_two_processes_dies_at_any_moment(tmp_path, overrides, uncut, mon
 @pytest.mark.slow
 def test_a_second_ctrl_c_ends_all_processes_without_saving(tmp_path, overrides):
     """In the middle of a round that is long."""
-    round_of_a_minute = ["start.steps=0", "regime.inner_epochs=2000", "regime.max_steps=4000", "preflight=false"]
+    round_of_a_minute = ["start.steps=0", "regime.inner_epochs=2000", "regime.max_steps=4000"]
     process = start(tmp_path, [*overrides, *round_of_a_minute, "strategy=ddp", "strategy.devices=2"])
     folder = tmp_path / "runs" / "cut"
     while not (folder / "samples" / "raw.jsonl").exists():

@@ -13,8 +13,7 @@ from tests.integration.test_resume import rows
 STEPS, KILLS, SECONDS = 6000, 8, 900  # of training, at most so many kills, at most so long
 
 LONG = [
-    f"regime.max_steps={STEPS}", "callbacks.validation.every=500", "callbacks.checkpoints.every=50",
-    "preflight=false", "resume=auto",
+    f"regime.max_steps={STEPS}", "callbacks.validation.every=500", "callbacks.checkpoints.every=50", "resume=auto",
 ]  # fmt: skip
 
 

@@ -19,7 +19,7 @@ def sweep(tmp_path, overrides):
     fixed = [each for each in overrides if not each.startswith("optim.learning_rate")]
 
     def run(*arguments):
-        command = ["-m", *fixed, "start.steps=0", "preflight=false", "logger=csv", "run.name=rates", *arguments]
+        command = ["-m", *fixed, "start.steps=0", "logger=csv", "run.name=rates", *arguments]
         done = call("train.py", *command, cwd=tmp_path, COLUMNS="300")
         assert "Traceback" not in done.stderr
         return done.returncode, " ".join((done.stdout + done.stderr).split())
@@ -27,6 +27,7 @@ def sweep(tmp_path, overrides):
     return run
 
 
+@pytest.mark.slow
 def test_failed_cut_off_and_finished_trials(sweep, tmp_path):
     good, bad = (tmp_path / "runs" / "rates" / f"optim.learning_rate-{rate}" for rate in ("0.002", "-1"))
     status, out = sweep("optim.learning_rate=-1,2e-3")

@@ -46,19 +46,29 @@ def shared_out(strategy, names, world, folder) -> list[dict]:
     ]
 
 
+@pytest.fixture(scope="session")
+def two_devices(parity_world, tmp_path_factory, single):
+    """The same on two devices; one that was cut and went on; and one of a single device that goes on here. All
+    strategies in one pair of processes."""
+    all_of_them, jobs = tmp_path_factory.mktemp("two_devices"), []
+    for strategy in STRATEGIES:
+        folder = all_of_them / strategy
+        first, *others = shared_out(strategy, QUICK, parity_world, folder)
+        base = {"overrides": first["overrides"]}
+        jobs += [
+            first,
+            *others,
+            base | {"run_dir": str(folder / "cut"), "kill_after": CUT},
+            base | {"run_dir": str(folder / "resumed"), "copy": str(folder / "cut"), "resume": "auto"},
+            base | {"run_dir": str(folder / "taken_over"), "copy": str(single / "cut"), "resume": "auto"},
+        ]
+    spawn(jobs, 2, all_of_them)
+    return all_of_them
+
+
 @pytest.fixture(scope="session", params=STRATEGIES)
-def several(request, parity_world, tmp_path_factory, single):
-    """The same on two devices; one that was cut and went on; and one of a single device that goes on here."""
-    folder = tmp_path_factory.mktemp(request.param)
-    jobs = shared_out(request.param, QUICK, parity_world, folder)
-    base = {"overrides": jobs[0]["overrides"]}
-    jobs += [
-        base | {"run_dir": str(folder / "cut"), "kill_after": CUT},
-        base | {"run_dir": str(folder / "resumed"), "copy": str(folder / "cut"), "resume": "auto"},
-        base | {"run_dir": str(folder / "taken_over"), "copy": str(single / "cut"), "resume": "auto"},
-    ]
-    spawn(jobs, 2, folder)
-    return request.param, folder
+def several(request, two_devices):
+    return two_devices / request.param
 
 
 @pytest.fixture(scope="session", params=STRATEGIES)
@@ -124,9 +134,8 @@ def tolerance_of(name):
 
 
 def test_two_devices_compute_what_one_does(single, several):
-    _, folder = several
     for name in QUICK:
-        compare(single / name, folder / name, tolerance_of(name))
+        compare(single / name, several / name, tolerance_of(name))
 
 
 @pytest.mark.slow
@@ -140,8 +149,7 @@ def test_two_devices_compute_what_one_does_in_other_runs(single_more, several_mo
 
 
 def test_rollouts_and_answers_are_the_same_tokens(single, several):
-    _, folder = several
-    same_answers(single, folder, QUICK)
+    same_answers(single, several, QUICK)
 
 
 def same_answers(single, folder, names):
@@ -157,8 +165,7 @@ def rollouts(run_dir, rank):
 
 @pytest.mark.parametrize("rank", [0, 1])
 def test_both_train_on_the_tokens_that_one_device_draws(single, several, rank):
-    _, folder = several
-    same_rollouts(single, folder, QUICK, rank)
+    same_rollouts(single, several, QUICK, rank)
 
 
 def same_rollouts(single, folder, names, rank):
@@ -185,25 +192,22 @@ def parted(ours, theirs) -> int:
 
 
 def test_a_run_that_was_cut_goes_on_bit_for_bit(several):
-    _, folder = several
-    assert checkpoint(folder / "cut")["minillm"] == {"round": CUT, "start_step": 2, "step": 2}
-    compare(folder / "base", folder / "resumed", 0.0)
-    assert samples(folder / "base") == samples(folder / "resumed")
+    assert checkpoint(several / "cut")["minillm"] == {"round": CUT, "start_step": 2, "step": 2}
+    compare(several / "base", several / "resumed", 0.0)
+    assert samples(several / "base") == samples(several / "resumed")
 
 
 def test_a_checkpoint_of_one_strategy_is_opened_by_another(single, several, parity_world, tmp_path):
-    _, folder = several
-    compare(single / "base", folder / "taken_over", 1e-9)
-    shutil.copytree(folder / "cut", tmp_path / "home")
+    compare(single / "base", several / "taken_over", 1e-9)
+    shutil.copytree(several / "cut", tmp_path / "home")
     train(tmp_path / "home", scenarios(parity_world)["base"], resume="auto")
     compare(single / "base", tmp_path / "home", 1e-9)
 
 
 def test_the_exported_student_is_a_plain_model_with_its_head_still_tied(several):
-    _, folder = several
-    network = AutoModelForCausalLM.from_pretrained(folder / "qwen3" / "student")
+    network = AutoModelForCausalLM.from_pretrained(several / "float32" / "student")
     assert network.lm_head.weight is network.model.embed_tokens.weight
-    assert "lm_head.weight" not in load_file(folder / "qwen3" / "student" / "model.safetensors")
+    assert "lm_head.weight" not in load_file(several / "float32" / "student" / "model.safetensors")
 
 
 @pytest.mark.slow
@@ -218,7 +222,7 @@ def test_the_layers_of_other_families_are_split(parity_world, tmp_path, threads,
 
 
 @pytest.mark.slow
-def test_two_by_two_devices_compute_what_one_does(single, parity_world, tmp_path):
+def test_two_by_two_devices_compute_what_one_does(single, single_more, parity_world, tmp_path):
     """Two data-parallel groups of two tensor-parallel ranks."""
     two_by_two = ["strategy=fsdp_tp", "strategy.devices=4", "strategy.tensor_parallel_size=2"]
     names = ["base", "lora", "qwen3"]
@@ -227,5 +231,6 @@ def test_two_by_two_devices_compute_what_one_does(single, parity_world, tmp_path
     ]
     spawn(jobs, 4, tmp_path)
     for name in names:
-        compare(single / name, tmp_path / name, 1e-9)
-        assert samples(single / name) == samples(tmp_path / name)
+        alone = (single if name in QUICK else single_more) / name
+        compare(alone, tmp_path / name, 1e-9)
+        assert samples(alone) == samples(tmp_path / name)

@@ -150,6 +150,7 @@ def test_more_groups_than_answers_are_refused_by_training(capsys):
     assert "REFUSES" not in page._layout(make_plan(scaled))
 
 
+@pytest.mark.slow
 def test_rows_of_the_supervised_start_are_shared_too():
     made = make_plan(question(*SMALL, "devices=64", "layout=ddp", "start.steps=4", "start.minibatch_size=16"))
     assert made.refused == ["start.minibatch_size"] and made.most_devices == 16

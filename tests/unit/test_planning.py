@@ -83,7 +83,9 @@ def real_updates(case, shape):
     return lambda: (step(), step())
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    "family", ["llama", "opt", *(pytest.param(each, marks=pytest.mark.slow) for each in ("gpt2", "untied"))]
+)
 def test_an_update_is_what_the_allocator_says(family):
     """8 rows of 255 tokens at a time. Above the loaded models: weights and kept states are there before."""
     case, shape = case_of(FAMILIES[family]), FAMILIES[family]
@@ -149,6 +151,7 @@ def test_tensor_parallel_layers_hold_their_part():
     assert split.update["activations"] < 0.75 * plain.update["activations"]
 
 
+@pytest.mark.slow
 def test_what_changes_a_plan():
     shape = FAMILIES["llama"]
     base = measure(case_of(shape))

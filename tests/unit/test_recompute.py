@@ -61,6 +61,7 @@ def test_decoding_leaves_the_mode_as_it_was():
     assert model.network.training and model.network.model.layers[0].training
 
 
+@pytest.mark.slow
 def test_a_compiled_pass_has_the_gradients_of_an_eager_one():
     eager, compiled = (passes_and_gradients(student("llama", True, True, compile=each))[1] for each in (False, True))
     for name, gradient in eager.items():
