@@ -191,6 +191,9 @@ SMALL = {
 }  # fmt: skip
 
 
+ONE_OF_A_FAMILY = ("gpt2_120m", "opt_1b3", "llama_7b", "qwen3_0b6")
+
+
 def let_answer(teacher_run, chat):
     """As the README says to between KD and SeqKD."""
     template = (
@@ -203,7 +206,10 @@ def let_answer(teacher_run, chat):
     assert generate(check_generation(cfg), "cpu").exists()
 
 
-@pytest.mark.parametrize("student", PUBLISHED)
+@pytest.mark.parametrize(
+    "student",
+    [each if each in ONE_OF_A_FAMILY else pytest.param(each, marks=pytest.mark.slow) for each in PUBLISHED],
+)
 def test_all_stages_of_a_pair_train_in_a_row(student, data, monkeypatch):
     monkeypatch.chdir(data)
     for stage in STAGES:

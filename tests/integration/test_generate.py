@@ -78,6 +78,7 @@ def test_a_stopped_run_goes_on_and_ends_the_same(tmp_path, world, monkeypatch):
     assert len(calls) == 4
 
 
+@pytest.mark.slow
 def test_two_processes_share_the_work(tmp_path, world):
     generate(work(world, tmp_path / "one"), "cpu")
     options = [

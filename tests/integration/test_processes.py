@@ -52,6 +52,7 @@ def test_a_mistake_is_said_once(tmp_path, overrides):
     assert process.returncode == 1 and said.count("prompts is left") == 1 and "Traceback" not in said
 
 
+@pytest.mark.slow
 def test_what_the_first_process_finds_ends_both_with_one_message(tmp_path, overrides):
     """Both checkpoints are damaged; only the first process looks."""
     folder = tmp_path / "runs" / "cut"

@@ -55,7 +55,7 @@ def rows(run_dir):
     return [row for row in kept if row]
 
 
-@pytest.mark.parametrize("kill_after", [1, 2, 3])
+@pytest.mark.parametrize("kill_after", [2, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 3))])
 def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path, overrides, kill_after):
     whole = train(tmp_path / "whole", overrides)
     with pytest.raises(Killed):

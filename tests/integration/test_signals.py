@@ -77,7 +77,7 @@ def goes_on(cut, overrides, whole):
 # then in turn a validation and a rollout, the last one a validation.
 @pytest.mark.parametrize(
     ("nth", "number"),
-    [pytest.param(nth, SIGNALS[nth % 5], marks=[] if nth in (2, 6, 7) else pytest.mark.slow) for nth in range(1, 11)],
+    [pytest.param(nth, SIGNALS[nth % 5], marks=[] if nth in (2, 7) else pytest.mark.slow) for nth in range(1, 11)],
 )
 def test_a_signal_while_decoding(tmp_path, overrides, whole, monkeypatch, nth, number):
     sent_in_decoding(monkeypatch, nth, number)

@@ -80,7 +80,7 @@ def test_micro_batches_change_nothing_but_rounding(tmp_path, supervised, microba
         torch.testing.assert_close(weights[name], value, rtol=0, atol=1e-10)
 
 
-@pytest.mark.parametrize("kill_after", [2, 3, 4])
+@pytest.mark.parametrize("kill_after", [3, *(pytest.param(n, marks=pytest.mark.slow) for n in (2, 4))])
 def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path, supervised, kill_after):
     options = [*supervised, "objective=kd"]
     whole = train(tmp_path / "whole", options)

@@ -131,6 +131,7 @@ def test_the_prompts_of_an_epoch_are_named_where_they_count(capsys, length, prom
     assert page.figures(made)["train_prompts"] == prompts
 
 
+@pytest.mark.slow
 def test_more_groups_than_answers_are_refused_by_training(capsys):
     few = question(*SMALL, "devices=128", "layout=ddp")
     made = make_plan(few)
@@ -171,6 +172,7 @@ def test_the_table_follows_strategy(capsys):
     assert [line.split(" | ")[2] for line in capsys.readouterr().out.splitlines()[2:]] == ["fsdp"]
 
 
+@pytest.mark.slow
 def test_the_table_has_a_line_for_each_run(capsys):
     keys = composed(*SMALL, "experiments=[opt_1b3_minillm_nopt]", "table_devices=[1,2]", config="plan")
     module.print_table(keys, [*SMALL, "table=true", "devices=4"])
