@@ -18,6 +18,7 @@ LONG = [
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3000)
 def test_soak(tmp_path, overrides, record_property):
     (tmp_path / "whole").mkdir()
     process = start(tmp_path / "whole", [*overrides, *LONG])
