@@ -182,6 +182,7 @@ def data(tmp_path):
     return tmp_path
 
 
+QUICK = ("gpt2_120m", "opt_1b3", "llama_7b", "qwen3_0b6")  # the pairs of make test
 SMALL = {
     "all": ["data.val_file=val.jsonl", "data.corpus_file=corpus.txt", "data.block_size=8", "trainer.precision=32-true",
             "model.dtype=float32", "callbacks.validation.max_new_tokens=4", "callbacks.validation.batch_size=2",
@@ -189,9 +190,6 @@ SMALL = {
     Supervised: ["regime.epochs=null", "regime.max_steps=2", "regime.minibatch_size=2", "regime.microbatch_size=1"],
     OnPolicy: ["regime.rollouts=2", "regime.minibatch_size=2", "regime.max_steps=2", "sampler.max_new_tokens=4"],
 }  # fmt: skip
-
-
-ONE_OF_A_FAMILY = ("gpt2_120m", "opt_1b3", "llama_7b", "qwen3_0b6")
 
 
 def let_answer(teacher_run, chat):
@@ -208,7 +206,7 @@ def let_answer(teacher_run, chat):
 
 @pytest.mark.parametrize(
     "student",
-    [each if each in ONE_OF_A_FAMILY else pytest.param(each, marks=pytest.mark.slow) for each in PUBLISHED],
+    [each if each in QUICK else pytest.param(each, marks=pytest.mark.slow) for each in PUBLISHED],
 )
 def test_all_stages_of_a_pair_train_in_a_row(student, data, monkeypatch):
     monkeypatch.chdir(data)
