@@ -31,17 +31,23 @@ class _Layer(CacheLayerMixin):
         raise NotImplementedError("rows enter by RollingCache.admit")
 
     def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:
-        cache = self.cache
-        n, seen = len(key_states), slice(cache.first, cache.end + 1)
-        self.keys[:n, :, cache.end] = key_states[:, :, 0]
-        self.values[:n, :, cache.end] = value_states[:, :, 0]
+        cache, n = self.cache, len(key_states)
+        if cache.window is not None:
+            seen, column = cache.window
+            self.keys[:n].index_copy_(2, column, key_states)
+            self.values[:n].index_copy_(2, column, value_states)
+        else:
+            seen = slice(cache.first, cache.end + 1)
+            self.keys[:n, :, cache.end] = key_states[:, :, 0]
+            self.values[:n, :, cache.end] = value_states[:, :, 0]
         return self.keys[:n, :, seen], self.values[:n, :, seen]
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         return self.get_seq_length() + query_length, 0
 
     def get_seq_length(self) -> int:
-        return self.cache.end - self.cache.first
+        cache = self.cache
+        return cache.end - cache.first if cache.window is None else cache.window[0].stop - cache.window[0].start - 1
 
     def get_max_length(self) -> int:
         return -1
@@ -64,6 +70,8 @@ class RollingCache(Cache):
         self.capacity = longest_prompt + longest_answer + (longest_answer if refills else 0)
         self.first = self.end = longest_prompt
         self.starts: list[int] = []
+        # While a step is one for any column: the columns it reads, and the number of the one it writes, in a tensor.
+        self.window: tuple[slice, Tensor] | None = None
 
     @property
     def even(self) -> bool:

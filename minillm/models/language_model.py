@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,7 @@ from minillm.errors import ModelError
 from minillm.models.architecture import decoder_layers
 from minillm.models.head import Head
 from minillm.models.kv_cache import RollingCache
+from minillm.models.replay import ReplayedSteps, Step, capture
 
 
 class _Trunk(nn.Module):
@@ -49,6 +51,7 @@ class LanguageModel:
         self._plain_mask = network.config._attn_implementation == "sdpa" and not getattr(
             network.config, "sliding_window", None
         )
+        self.replay = True
         self.offload = False
         self._gathered = False
 
@@ -86,6 +89,7 @@ class LanguageModel:
         whole = [each for end in ends for each in end.parameters()] if keep_head else []
         _, layers = decoder_layers(self.network)
         parallel.shard(self._trunk, layers, mesh, whole=whole, cpu_offload=cpu_offload)
+        self.replay = False
         with torch.no_grad():  # FSDP2 wants the first call to be one of the whole, and decoding makes none
             self.hidden(torch.zeros(1, 1, dtype=torch.long, device=mesh.device_type))
         self._trunk.reshard()
@@ -149,6 +153,32 @@ class LanguageModel:
             use_cache=True,
         )
         cache.advance()
+        return output.last_hidden_state[:, -1]
+
+    def steps(self, cache: RollingCache) -> Step:
+        """`next_hidden` of this cache; on a GPU replayed from CUDA graphs where that can be done, see `ReplayedSteps`:
+        not through modules that gather their weights or that are quantised."""
+
+        def plain(ids_B: Tensor, starts_B: Tensor) -> Tensor:
+            return self.next_hidden(ids_B, cache, starts_B)
+
+        quantised = getattr(self.network, "is_quantized", False)
+        if self.device.type != "cuda" or not self.replay or not self._plain_mask or quantised:
+            return plain
+        return ReplayedSteps(self, cache, plain, partial(capture, pool=torch.cuda.graph_pool_handle()))
+
+    def any_next_hidden(self, ids_B: Tensor, cache: RollingCache, starts_B: Tensor, column: Tensor) -> Tensor:
+        """As `next_hidden`, within `cache.window`: at whichever column the tensor names, and the cache stays there."""
+        seen, _ = cache.window
+        columns_K = torch.arange(seen.start, seen.stop, device=ids_B.device)
+        mask_BK = (columns_K >= starts_B.unsqueeze(-1)) & (columns_K <= column)
+        output = self.network.base_model(
+            input_ids=ids_B.unsqueeze(-1),
+            attention_mask=mask_BK[:, None, None],
+            position_ids=(column - starts_B).unsqueeze(-1),
+            past_key_values=cache,
+            use_cache=True,
+        )
         return output.last_hidden_state[:, -1]
 
     @torch.no_grad()

@@ -30,7 +30,7 @@ def begin(
     precision: str,
     device: torch.device,
 ) -> Preflight | None:
-    """The page of a run that begins, shown; with preflight=false None, and only its warnings are logged.
+    """The page of a run that begins, shown; with preflight=false None, and only warnings that take no time are logged.
 
     Args:
         settings, plain: the run's, as objects and as plain values. precision, device: the trainer's. The rest is what
@@ -53,7 +53,7 @@ def begin(
         corpus,
         work,
         model=settings.model,
-        memory=estimate(case, pair),
+        memory=estimate(case, pair) if plain["preflight"] else None,
         monitor=settings.callbacks["checkpoints"].monitor if chooses else None,
     )
     found = replace(found, rate=str(settings.optim))

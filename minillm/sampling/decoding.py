@@ -31,6 +31,7 @@ class _Stream:
         self.model, self.cache, self.head = model, cache, model.head(temperature)
         if torch.is_autocast_enabled(model.device.type):
             self.head = self.head.to(torch.get_autocast_dtype(model.device.type))
+        self.step = model.steps(cache)
         self.hidden_BH: Tensor | None = None
         self.starts_B: Tensor | None = None
 
@@ -53,7 +54,7 @@ class _Stream:
 
     def advance(self, ids_B: Tensor) -> None:
         end = self.cache.end
-        self.hidden_BH = self.model.next_hidden(ids_B, self.cache, self.starts_B)
+        self.hidden_BH = self.step(ids_B, self.starts_B)
         if self.cache.end != end + 1:  # the columns have moved
             self._note_starts()
 

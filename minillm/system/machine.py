@@ -1,4 +1,4 @@
-"""The machine: devices and their precision, memory, seconds by phase, a C allocator that keeps freed memory."""
+"""The machine: devices and their precision, memory, seconds by phase, settings of the C allocator and of attention."""
 
 from __future__ import annotations
 
@@ -30,6 +30,12 @@ def keep_freed_memory() -> bool:
         return False
     settings = ((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, 2**31 - 1), (_M_TOP_PAD, 2**28))
     return all([mallopt(name, value) for name, value in settings])
+
+
+def plan_no_attention() -> None:
+    """Leave cuDNN's attention out: it makes a plan for every new shape, 1 to 5 ms a layer on an H200, and here each
+    token and micro-batch has one. The other fused kernels need none."""
+    torch.backends.cuda.enable_cudnn_sdp(False)
 
 
 def peak_memory(device: torch.device) -> float:

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -85,12 +86,15 @@ def test_train_then_evaluate(place, world, overrides):
     assert len(answers) == 2 * 2 * 5 and {"id", "prompt", "answer", "references", "reverse_kl"} <= answers[0].keys()
 
 
+slow = partial(pytest.param, marks=pytest.mark.slow)
+
+
 @pytest.mark.parametrize(
     ("script", "arguments", "text"),
     [
         ("train.py", ["objective.gama=1"], "objective.gama: no such key; did you mean objective.gamma?"),
-        ("train.py", ["trainer.gradient_clip_val=1"], "use optim.grad_clip"),
-        ("train.py", ["objective=papr"], "objective=papr: no such choice; did you mean paper?"),
+        slow("train.py", ["trainer.gradient_clip_val=1"], "use optim.grad_clip"),
+        slow("train.py", ["objective=papr"], "objective=papr: no such choice; did you mean paper?"),
         ("evaluate.py", ["models=[]", "seeds=[]"], "2 problems in the configuration"),
     ],
 )

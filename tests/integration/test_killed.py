@@ -136,6 +136,7 @@ def test_killed_once(tmp_path, options, whole, moment):
     same(tmp_path, whole)
 
 
+@pytest.mark.slow
 def test_killed_at_one_moment_after_another(tmp_path, options, whole):
     died = [
         killed(moment, tmp_path, options, resume="auto")

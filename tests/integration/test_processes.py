@@ -44,6 +44,7 @@ def test_the_command_starts_one_process_a_device(tmp_path, overrides):
     assert json.loads((folder / "metrics.json").read_text())["steps"] == 2
 
 
+@pytest.mark.slow
 def test_a_mistake_is_said_once(tmp_path, overrides):
     """Found by both processes, once the tokenizer is there."""
     options = [*overrides, "strategy=fsdp_tp", "strategy.devices=2", "data.max_prompt_tokens=1"]

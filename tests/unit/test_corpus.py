@@ -189,6 +189,7 @@ def test_a_killed_build_goes_on_and_gives_the_same_bytes(
     assert names[0] != names[1] and names[0].read_bytes() == names[1].read_bytes()
 
 
+@pytest.mark.slow
 def test_a_second_build_waits_for_the_first_and_goes_on_where_that_was_killed(
     file, tokenizer, monkeypatch, small_steps
 ):
@@ -262,6 +263,7 @@ _PEAK = """
 """
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_corpus(tmp_path):
     """One file of 2 MB, then one of 12 MB: the text alone would take more than is allowed, the ids in lists 25 MB."""
     text = " ".join(random.Random(0).choices(WORDS, k=250_000)) + "\n"

@@ -266,6 +266,7 @@ def test_what_keeps_layers_from_being_split():
     assert problem.startswith("layers of gpt2 cannot be split by torch's plans; wanted one of llama, mistral, opt")
 
 
+@pytest.mark.slow
 def test_compiled_passes_give_the_same_hidden_states():
     network = make_model(dtype=torch.float32)
     ids = torch.tensor([[3, 4, 5, 6], [7, 8, 9, 10]])

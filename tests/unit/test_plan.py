@@ -166,6 +166,7 @@ def test_what_does_not_fit_says_so(capsys):
     assert "DOES NOT FIT" in capsys.readouterr().out and "does not fit" in page.line(made)
 
 
+@pytest.mark.slow
 def test_the_table_follows_strategy(capsys):
     keys = composed(*SMALL, "experiments=[opt_1b3_minillm_nopt]", "table_devices=[2]", config="plan")
     module.print_table(keys, [*SMALL, "strategy=fsdp"])

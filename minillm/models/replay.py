@@ -1,0 +1,150 @@
+"""Decoding steps as CUDA graphs. A step of few rows is some thousand small kernels, and calling them from Python takes
+many times as long as they do; a graph of them is one call.
+
+Axes: B rows, H width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache, partial
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor
+
+from minillm.models.kv_cache import RollingCache
+from minillm.terminal.console import say
+
+if TYPE_CHECKING:
+    from minillm.models.language_model import LanguageModel
+
+Step = Callable[[Tensor, Tensor], Tensor]
+COLUMNS = 128  # a window begins and ends at a multiple: the smaller, the less is read in vain and the more is captured
+
+
+class _Window(NamedTuple):
+    """What a captured step can not change: rows, and the columns [first, end) that it reads."""
+
+    rows: int
+    first: int
+    end: int
+
+
+class ReplayedSteps:
+    """`LanguageModel.next_hidden` of one cache: a window's first step is made as it comes, its second one captured, and
+    from then on replayed. Which column is written, and which are a row's own, are read from tensors.
+
+    The first replay at another column than its capture's is compared with the plain step: a family whose code takes the
+    column from a Python number would repeat the old one. Where they differ, or nothing can be captured, that is said
+    and the plain steps go on.
+
+    Args:
+        plain: (ids_B, starts_B) -> hidden states [B, H], and moves the cache on.
+        capture: makes of a function of no arguments, whose tensors stay where they are, one that repeats its kernels.
+    """
+
+    def __init__(self, model: LanguageModel, cache: RollingCache, plain: Step, capture: Callable[..., Callable]):
+        self.model, self.cache, self.plain, self.capture = model, cache, plain, capture
+        zeros = torch.zeros(cache.n_slots, dtype=torch.long, device=model.device)
+        self.ids_B, self.starts_B, self.column = zeros, zeros.clone(), zeros[:1].clone()
+        self.made: dict[_Window, Callable[[], Tensor] | None] = {}
+        self.captured_at: dict[_Window, int] = {}
+        self.compared = False
+
+    def __call__(self, ids_B: Tensor, starts_B: Tensor) -> Tensor:
+        if not self.model.replay:
+            return self.plain(ids_B, starts_B)
+        n, end = len(ids_B), self.cache.end
+        self.ids_B[:n] = ids_B
+        # A place that no row is in sees its own new column only.
+        self.starts_B.fill_(end)
+        self.starts_B[:n] = starts_B
+        self.column.fill_(end)
+        window = self._window(n)
+        try:
+            hidden_BH = self._step(window)[:n]
+        except RuntimeError as error:
+            self._give_up(str(error).strip().splitlines()[0])
+            return self.plain(ids_B, starts_B)
+        if not self.compared and self.captured_at.get(window, end) != end:
+            self.compared = True
+            return self._compare(hidden_BH, ids_B, starts_B)
+        self.cache.advance()
+        return hidden_BH
+
+    def _window(self, n: int) -> _Window:
+        rows = self.cache.n_slots
+        while rows // 2 >= n:
+            rows //= 2
+        first, end = self.cache.first // COLUMNS * COLUMNS, -(-(self.cache.end + 1) // COLUMNS) * COLUMNS
+        return _Window(rows, first, min(end, self.cache.capacity))
+
+    def _step(self, window: _Window) -> Tensor:
+        """Hidden states of all the window's rows."""
+        if window not in self.made:
+            self.made[window] = None
+            return aside(partial(self._forward, window))
+        if self.made[window] is None:
+            self.made[window] = self.capture(partial(self._forward, window))
+            self.captured_at[window] = self.cache.end
+        return self.made[window]()
+
+    def _forward(self, window: _Window) -> Tensor:
+        rows = slice(window.rows)
+        self.cache.window = (slice(window.first, window.end), self.column)
+        try:
+            return self.model.any_next_hidden(self.ids_B[rows], self.cache, self.starts_B[rows], self.column)
+        finally:
+            self.cache.window = None
+
+    def _compare(self, replayed_BH: Tensor, ids_B: Tensor, starts_B: Tensor) -> Tensor:
+        plain_BH = self.plain(ids_B, starts_B)
+        error = (replayed_BH - plain_BH).abs().max() / plain_BH.abs().max()
+        half = plain_BH.dtype.itemsize == 2 or torch.is_autocast_enabled(plain_BH.device.type)
+        if not error <= (5e-2 if half else 1e-3):
+            self._give_up(f"hidden states differ from a plain step's by {error:.2g} of the largest")
+        return plain_BH
+
+    def _give_up(self, why: str) -> None:
+        self.model.replay = False
+        self.made.clear()
+        say(f"{self.model.network.config.model_type}: decoding without CUDA graphs, which is slower. {why}")
+
+
+@lru_cache
+def _stream(device: int) -> torch.cuda.Stream:
+    """One for all captures: a library's workspace is of a stream, and is never given back."""
+    return torch.cuda.Stream(device)
+
+
+def aside(forward: Callable[[], Tensor]) -> Tensor:
+    """Run on the stream of captures, so that what libraries set up at their first call is there before a capture."""
+    if not torch.cuda.is_available():
+        return forward()
+    stream = _stream(torch.cuda.current_device())
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        result = forward()
+    torch.cuda.current_stream().wait_stream(stream)
+    return result
+
+
+def capture(forward: Callable[[], Tensor], pool: tuple[int, int]) -> Callable[[], Tensor]:
+    """A CUDA graph of `forward`, which must have run `aside` before. Graphs that are replayed one at a time may have
+    their memory from one pool. torch.cuda.graph would empty the allocator's cache each time."""
+    graph, stream = torch.cuda.CUDAGraph(), _stream(torch.cuda.current_device())
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        graph.capture_begin(pool, capture_error_mode="thread_local")  # other threads may copy batches meanwhile
+        try:
+            result = forward()
+        finally:
+            graph.capture_end()
+    torch.cuda.current_stream().wait_stream(stream)
+
+    def replay() -> Tensor:
+        graph.replay()
+        return result
+
+    return replay
