@@ -1,4 +1,4 @@
-"""python -m minillm.chain: the paper's runs one after the other, and its table. See conf/chain.yaml.
+"""python -m minillm.chain: the paper's runs, each once what it needs is there, and its table. See conf/chain.yaml.
 
 A stage is a command of its own (train.py, minillm.generate, evaluate.py). Its command, the fingerprints of what it read
 and of what it made are recorded in chain.json; a stage whose result is there is skipped, one that was cut off goes on.
@@ -36,12 +36,12 @@ _OWN_PAIR = "make a pair of your own: docs/recipes.md, One's own pair in the cha
 _KINDS = {
     "pair": str, "seeds": list[int], "methods": list[str], "teacher": str | None, "tests": list[str],
     "test_seeds": list[int], "answer_tokens": int | None, "answer_limit": int | None, "test_tokens": int | None,
-    "test_limit": int | None, "test_batch_size": int,
+    "test_limit": int | None, "test_batch_size": int, "jobs": int,
     "overrides": list[str], "teacher_overrides": list[str],
 }  # fmt: skip
 _POSITIVE = {
     "answer_tokens": "tokens, or null", "test_tokens": "tokens, or null", "answer_limit": "prompts, or null",
-    "test_limit": "prompts, or null", "test_batch_size": "rows",
+    "test_limit": "prompts, or null", "test_batch_size": "rows", "jobs": "stages at a time",
 }  # fmt: skip
 
 
@@ -140,7 +140,7 @@ def main(cfg: DictConfig) -> None:
         )
     run_dir = Path(plain["run"]["dir"])
     stages = stages_of(plain, data, trained.callbacks.validation.max_new_tokens)
-    records = run_chain(run_dir, with_settings(stages, run_dir))
+    records = run_chain(run_dir, with_settings(stages, run_dir), plain["jobs"])
     table = table_of(json.loads((run_dir / "test" / "metrics.json").read_text()), plain["methods"], plain["seeds"])
     out = run_dir / f"{run_dir.name}.json"
     out.write_text(json.dumps(table | {"settings": plain, "stages": records}, indent=2) + "\n")

@@ -1,15 +1,10 @@
-"""Commands one after the other, each with a record of what it read and made: what is there is skipped, what was cut off
-goes on, two chains do not meet."""
+"""Commands that depend on one another, each with a record of what it read and made: what is there is skipped, what was
+cut off goes on, two chains do not meet."""
 
 from __future__ import annotations
 
 import functools
 import json
-import os
-import signal
-import socket
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,11 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
-from rich import get_console
-
-from minillm.errors import ConfigError, Interrupted, MinillmError
+from minillm.errors import ConfigError, MinillmError
+from minillm.recipe.children import Children
 from minillm.recipe.made import differing
-from minillm.system.child import ROOT, forwarded, importable
+from minillm.system.child import ROOT
 from minillm.system.files import fingerprint, write_whole
 from minillm.system.lock import locked
 from minillm.terminal.console import say
@@ -45,8 +39,8 @@ class Stage:
         return {"train.py": "train", "evaluate.py": "evaluate"}.get(self.command[0], "generate")
 
 
-def run_chain(run_dir: Path, stages: list[Stage]) -> dict[str, dict]:
-    """Make what is missing; the records of all stages, by name.
+def run_chain(run_dir: Path, stages: list[Stage], jobs: int = 1) -> dict[str, dict]:
+    """Make what is missing, `jobs` stages at a time once all that they read is made; the records of all, by name.
 
     Raises:
         ConfigError: results are there that were made otherwise; what can be known of that is said before the first
@@ -55,43 +49,69 @@ def run_chain(run_dir: Path, stages: list[Stage]) -> dict[str, dict]:
     (run_dir / "logs").mkdir(parents=True, exist_ok=True)
     file = run_dir / "chain.json"
     contents = functools.cache(lambda path: fingerprint(Path(path).expanduser()))  # as they are when the chain begins
-    results = {stage.name: stage.result for stage in stages}
+    of = {stage.name: stage for stage in stages}
+    titles = {stage.name: f"[{number}/{len(stages)}] {stage.name}" for number, stage in enumerate(stages, start=1)}
     with _alone(run_dir) as lock:
         records = json.loads(file.read_text()) if file.exists() else {}
+        children = Children(lock, jobs)
 
         def inputs_of(stage: Stage) -> dict[str, str | None]:
             """None for a stage that is not made yet."""
-            return {each: made_now(each) if each in results else contents(each) for each in stage.reads}
+            return {each: made_now(each) if each in of else contents(each) for each in stage.reads}
 
         def made_now(name: str) -> str | None:
-            there = name in records and (run_dir / name / results[name]).exists()
+            there = name in records and (run_dir / name / of[name].result).exists()
             return records[name]["result"] if there else None
 
-        _refuse_others(stages, run_dir, records, inputs_of)
-        for number, stage in enumerate(stages, start=1):
-            title, folder = f"[{number}/{len(stages)}] {stage.name}", run_dir / stage.name
-            _refuse_others([stage], run_dir, records, inputs_of)
-            inputs, made, seconds = inputs_of(stage), records.get(stage.name), None
-            result, grown = folder / stage.result, made is not None and _grown(stage, made, inputs)
-            if made and made["result"] and result.exists() and not grown:
-                say(f"{title}: there since {made['finished']}")
-                continue
-            # A file is a command's last act; a kill may have come before it was recorded.
-            if not made or grown or not result.is_file():
-                # Before it begins: what is cut off may only go on with the same command and inputs.
-                records[stage.name] = {"command": list(stage.command), "inputs": inputs, "result": None}
-                if grown:
-                    result.unlink(missing_ok=True)  # of fewer models; its command keeps what it was made of
-                write_whole(file, json.dumps(records, indent=2) + "\n")
-                seconds = round(_call(stage, run_dir, title, lock), 1)
-            records[stage.name] |= {
-                "result": fingerprint(result),
-                "seconds": seconds,
-                "finished": time.strftime("%Y-%m-%d %H:%M:%S"),
-            }
+        def record(name: str, **values) -> None:
+            records[name] = records.get(name, {}) | values
             write_whole(file, json.dumps(records, indent=2) + "\n")
-            say(f"{title}: {'was there, is recorded now' if seconds is None else duration(seconds)}")
+
+        def made(name: str, seconds: float | None) -> None:
+            result = fingerprint(run_dir / name / of[name].result)
+            seconds = None if seconds is None else round(seconds, 1)
+            record(name, result=result, seconds=seconds, finished=time.strftime("%Y-%m-%d %H:%M:%S"))
+            say(f"{titles[name]}: {'was there, is recorded now' if seconds is None else duration(seconds)}")
+
+        def begin(stage: Stage) -> None:
+            _refuse_others([stage], run_dir, records, inputs_of)
+            inputs, before, folder = inputs_of(stage), records.get(stage.name), run_dir / stage.name
+            result, grown = folder / stage.result, before is not None and _grown(stage, before, inputs)
+            if before and before["result"] and result.exists() and not grown:
+                return say(f"{titles[stage.name]}: there since {before['finished']}")
+            if before and not grown and result.is_file():
+                # A file is a command's last act; a kill may have come before it was recorded.
+                return made(stage.name, None)
+            # Before it begins: what is cut off may only go on with the same command and inputs.
+            records[stage.name] = {}
+            record(stage.name, command=list(stage.command), inputs=inputs, result=None)
+            if grown:
+                result.unlink(missing_ok=True)  # of fewer models; its command keeps what it was made of
+            log = run_dir / "logs" / f"{stage.name}.log"
+            children.begin(stage, titles[stage.name], _command(stage, folder), log)
+
+        _refuse_others(stages, run_dir, records, inputs_of)
+        waiting = list(stages)
+        with children.forwarding():
+            while waiting or children.running:
+                for stage in list(waiting):
+                    busy = {each.name for each in waiting} | {each.name for each in children.running}
+                    if not children.full and not busy.intersection(stage.reads):
+                        waiting.remove(stage)
+                        begin(stage)
+                if children.running:
+                    made(*children.next_ended())
     return records
+
+
+def _command(stage: Stage, folder: Path) -> list[str]:
+    """What follows the interpreter."""
+    command = list(stage.command)
+    if command[0].endswith(".py"):
+        command[0] = str(ROOT / command[0])
+    if stage.command[0] == "train.py" and (folder / "config.yaml").exists():
+        command.append("resume=auto")  # it was cut off
+    return command
 
 
 @contextmanager
@@ -105,14 +125,7 @@ def _alone(run_dir: Path) -> Iterator[TextIO]:
         )
 
     with locked(run_dir / "lock", busy) as lock:
-        _note(lock, f"a chain (process {os.getpid()} on {socket.gethostname()})")
         yield lock
-
-
-def _note(lock: TextIO, text: str) -> None:
-    lock.truncate(0)
-    lock.write(text + "\n")
-    lock.flush()
 
 
 def _refuse_others(stages: list[Stage], run_dir: Path, records: dict, inputs_of: Callable[[Stage], dict]) -> None:
@@ -151,39 +164,3 @@ def _grown(stage: Stage, made: dict, inputs: dict) -> bool:
     if stage.config != "evaluate":
         return False
     return made["command"] != list(stage.command) or made["inputs"].keys() != inputs.keys()
-
-
-def _call(stage: Stage, run_dir: Path, title: str, lock: TextIO) -> float:
-    command = [sys.executable, *stage.command]
-    if stage.command[0].endswith(".py"):
-        command[1] = str(ROOT / stage.command[0])
-    if stage.command[0] == "train.py" and (run_dir / stage.name / "config.yaml").exists():
-        command.append("resume=auto")  # it was cut off
-    log = run_dir / "logs" / f"{stage.name}.log"
-    began = time.time()
-    importable()
-    own = dict(stderr=subprocess.STDOUT, pass_fds=(lock.fileno(),))
-    with open(log, "a", encoding="utf-8") as stream, get_console().status(f"{title}  ({log})"):
-        child = subprocess.Popen(command, stdout=stream, **own)
-        _note(lock, f"stage {stage.name} (process {child.pid} on {socket.gethostname()}) of a chain ({os.getpid()})")
-        received: list[int] = []
-        try:
-            with forwarded(child, received, f"stage {stage.name}"):
-                code = child.wait()
-        except KeyboardInterrupt:
-            raise Interrupted(f"Ctrl-C in {title}", then="the same command goes on") from None
-    if received or code == Interrupted.status:
-        why = signal.Signals(received[0]).name if received else "a signal"
-        raise Interrupted(f"{why} in {title}", then="the same command goes on")
-    if code:
-        how = f"was killed by {_signal(-code)}" if code < 0 else "failed"
-        last = "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-15:])
-        raise MinillmError(f"{title} {how}; the same command goes on from here. The end of {log}:\n{last}")
-    return time.time() - began
-
-
-def _signal(number: int) -> str:
-    try:
-        return signal.Signals(number).name
-    except ValueError:  # a real-time one
-        return f"signal {number}"

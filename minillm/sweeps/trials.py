@@ -129,7 +129,7 @@ def _make(plain: dict, run_dir: Path, number: int, lock: int, received: list[int
     with open(run_dir / LOG, "ab") as log:
         start = log.tell()
         child = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, pass_fds=(lock,))
-        with forwarded(child, received, "the trial"):
+        with forwarded(lambda: [child], received, lambda: "the trial"):
             code = child.wait()
     seconds, name = time.time() - began, run_dir.name
     figures = None

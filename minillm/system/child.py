@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -32,27 +32,33 @@ def importable() -> None:
 
 
 @contextmanager
-def forwarded(child: subprocess.Popen, received: list[int], what: str) -> Iterator[None]:
-    """Within this context pass signals that ask a job to save on to the child and note them. Ctrl-C goes on as SIGTERM:
-    a terminal's reaches the child by itself, and a second one would end it without saving. `what`: its name on
-    screen."""
+def forwarded(
+    children: Callable[[], Sequence[subprocess.Popen]], received: list[int], names: Callable[[], str]
+) -> Iterator[None]:
+    """Within this context pass signals that ask a job to save on to the children that are there and note them. Ctrl-C
+    goes on as SIGTERM: a terminal's reaches a child by itself, and a second one would end it without saving. `names`:
+    the children's on screen."""
 
     def forward(number, frame) -> None:
         received.append(number)
-        child.send_signal(_FORWARD[signal.Signals(number)])
+        for child in children():
+            child.send_signal(_FORWARD[signal.Signals(number)])
 
     on = threading.current_thread() is threading.main_thread()
     before = {each: signal.signal(each, forward) for each in _FORWARD} if on else {}
     try:
         yield
     except KeyboardInterrupt:
-        say(f"Interrupted; waiting for {what} to save, Ctrl-C again ends it at once")
-        child.terminate()
+        say(f"Interrupted; waiting for {names()} to save, Ctrl-C again ends it at once")
+        for child in children():
+            child.terminate()
         try:
-            child.wait()
+            for child in children():
+                child.wait()
         except KeyboardInterrupt:
-            child.kill()
-            child.wait()
+            for child in children():
+                child.kill()
+                child.wait()
         raise
     finally:
         for each, handler in before.items():

@@ -1,12 +1,13 @@
 """What a chain's stages were made with: an edited yaml is found, a chain may grow, and both before a stage begins."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 from omegaconf import OmegaConf
 
-import minillm.recipe.stages
-from minillm.errors import ConfigError
+from minillm.errors import ConfigError, Interrupted
+from minillm.recipe.children import Children
 from minillm.recipe.stages import run_chain
 from tests.unit.test_recipe_commands import PLAIN, planned
 
@@ -16,9 +17,10 @@ def calls(monkeypatch):
     """The stages that are begun; each leaves the settings and the result that its command would."""
     begun = []
 
-    def call(stage, run_dir, title, lock):
+    def begin(children, stage, title, command, log):
         begun.append(stage.name)
-        folder = run_dir / stage.name
+        children.running.append(SimpleNamespace(name=stage.name))
+        folder = log.parents[1] / stage.name
         folder.mkdir(exist_ok=True)
         if stage.config == "train":
             OmegaConf.save(OmegaConf.create(stage.settings), folder / "config.yaml")
@@ -30,9 +32,9 @@ def calls(monkeypatch):
             left |= {"dtype": "float32", "content": {}}
             (folder / "settings.json").write_text(json.dumps(left))
             (folder / stage.result).write_text(str(len(begun)))
-        return 1.0
 
-    monkeypatch.setattr(minillm.recipe.stages, "_call", call)
+    monkeypatch.setattr(Children, "begin", begin)
+    monkeypatch.setattr(Children, "next_ended", lambda children: (children.running.pop().name, 1.0))
     return begun
 
 
@@ -112,8 +114,8 @@ def test_a_grown_evaluation_that_was_killed_early_leaves_no_figures_of_before(tm
     run_chain(tmp_path, stages(tmp_path, methods=["sft"]))
     grown = stages(tmp_path, methods=["sft"], tests=[f"{tmp_path}/t.jsonl", f"{tmp_path}/u.jsonl"])
     with monkeypatch.context() as patch:
-        patch.setattr(minillm.recipe.stages, "_call", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
-        with pytest.raises(KeyboardInterrupt):
+        patch.setattr(Children, "begin", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(Interrupted):
             run_chain(tmp_path, grown)
     calls.clear()
     run_chain(tmp_path, grown)

@@ -9,9 +9,8 @@ import time
 
 import pytest
 
-import minillm.chain
-import minillm.recipe.stages
 from minillm.errors import ConfigError, MinillmError
+from minillm.recipe import children
 from minillm.recipe.stages import Stage, run_chain
 from minillm.system.files import fingerprint
 
@@ -106,6 +105,42 @@ def test_ctrl_c_waits_for_the_stage_and_says_that_the_same_command_goes_on(tmp_p
     assert (tmp_path / "saved").exists()
 
 
+def test_stages_that_do_not_need_one_another_are_made_together(tmp_path, monkeypatch):
+    """Each of two waits for what the other leaves; the third for both."""
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    wait = "import os, time; os.makedirs('{0}/{1}'); open('{0}/{1}/out', 'w').write(os.environ['OMP_NUM_THREADS'])\n"
+    wait += "while not os.path.exists('{0}/{2}/out'): time.sleep(0.01)"
+    pair = [
+        Stage(a, ("-c", wait.format(tmp_path, a, b)), (), "out") for a, b in (("first", "second"), ("second", "first"))
+    ]
+    last = write("last", "3", reads=["first", "second"])(tmp_path)
+    records = run_chain(tmp_path, [*pair, last], jobs=2)
+    assert list(records) == ["first", "second", "last"] and all(each["result"] for each in records.values())
+    assert records["last"]["inputs"] == {name: records[name]["result"] for name in ("first", "second")}
+    cores = max(1, len(os.sched_getaffinity(0)) // 2)
+    assert {(tmp_path / name / "out").read_text() for name in ("first", "second")} == {str(cores)}
+
+
+def test_where_one_fails_the_others_save(tmp_path):
+    hold = Stage("a", ("-c", SLEEPS.replace("{0}", str(tmp_path))), (), "out")
+    log = tmp_path / "logs" / "a.log"
+    fails = f"import os, time\nwhile not os.path.getsize('{log}'): time.sleep(0.01)\nraise SystemExit(3)"
+    with pytest.raises(MinillmError, match=r"\[2/3\] b failed; the same command goes on"):
+        run_chain(tmp_path, [hold, Stage("b", ("-c", fails), (), "out"), write("c", "1")(tmp_path)], jobs=2)
+    assert (tmp_path / "saved").exists() and not (tmp_path / "c").exists()
+
+
+@pytest.mark.parametrize(("seen", "parts"), [(None, ["0,2", "1"]), ("4,5,7", ["4,7", "5"])])
+def test_each_has_its_share_of_the_gpus(monkeypatch, seen, parts):
+    if seen:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", seen)
+    monkeypatch.setattr(children.torch.cuda, "device_count", lambda: 3)
+    given = [children.part(share, 2)["CUDA_VISIBLE_DEVICES"] for share in range(2)]
+    assert given == parts
+    assert "CUDA_VISIBLE_DEVICES" not in children.part(0, 4)  # all would have the same one anyhow
+    assert children.part(0, 1) == {}
+
+
 def until(done):
     deadline = time.monotonic() + 60
     while not done():
@@ -132,15 +167,15 @@ run_chain(Path(sys.argv[1]), [Stage("a", ("-c", {SLEEPS!r}.replace("{{0}}", sys.
 
 
 class Done:
-    pid = 1
+    pid, returncode = 1, 0
 
-    def wait(self):
+    def poll(self):
         return 0
 
 
 def test_killed_training_is_resumed(tmp_path, monkeypatch):
     calls = []
-    monkeypatch.setattr(minillm.recipe.stages.subprocess, "Popen", lambda command, **_: calls.append(command) or Done())
+    monkeypatch.setattr(children.subprocess, "Popen", lambda command, **_: calls.append(command) or Done())
     stage = Stage("a", ("train.py", "seed=0"), (), "student")
     for resumed in (False, True):
         (tmp_path / "a" / "student").mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,151 @@
+"""The commands of a chain that are at work: several at a time, which share out this machine."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, TextIO
+
+import torch
+from rich import get_console
+
+from minillm.errors import Interrupted, MinillmError
+from minillm.system.child import forwarded, importable
+
+if TYPE_CHECKING:
+    from minillm.recipe.stages import Stage
+
+_LOOK_EVERY = 0.05  # seconds
+
+
+@dataclass(frozen=True)
+class Child:
+    """A stage's command at work. `share`: which part of the machine it has."""
+
+    name: str
+    title: str
+    log: Path
+    process: subprocess.Popen
+    share: int
+    began: float
+
+
+class Children:
+    """At most `jobs` commands at a time; each has a part of the cores and, where there are enough, of the GPUs.
+
+    Within `forwarding`, signals go on to all of them; when it is left by an error they are asked to save and waited
+    for.
+    """
+
+    def __init__(self, lock: TextIO, jobs: int):
+        self.lock, self.jobs = lock, jobs
+        self.running: list[Child] = []
+        self.received: list[int] = []
+        self._note()
+
+    @property
+    def full(self) -> bool:
+        return len(self.running) == self.jobs
+
+    def begin(self, stage: Stage, title: str, command: list[str], log: Path) -> None:
+        """`command` follows the interpreter; what it says goes to `log`. Raises Interrupted: by a signal before."""
+        if self.received:  # between two stages
+            raise self._interrupted(self._signals())
+        importable()
+        share = min(set(range(self.jobs)) - {each.share for each in self.running})
+        own = dict(stderr=subprocess.STDOUT, pass_fds=(self.lock.fileno(),), env=os.environ | part(share, self.jobs))
+        with open(log, "a", encoding="utf-8") as stream:
+            process = subprocess.Popen([sys.executable, *command], stdout=stream, **own)
+        self.running.append(Child(stage.name, title, log, process, share, time.time()))
+        self._note()
+
+    def next_ended(self) -> tuple[str, float]:
+        """Wait for one; its name and seconds.
+
+        Raises:
+            Interrupted: by a signal. MinillmError: it failed.
+        """
+        with get_console().status("  ".join(f"{each.title}  ({each.log})" for each in self.running)):
+            while not (ended := [each for each in self.running if each.process.poll() is not None]):
+                time.sleep(_LOOK_EVERY)
+        child = ended[0]
+        if self.received or child.process.returncode == Interrupted.status:
+            raise self._interrupted(self._signals())
+        self.running.remove(child)
+        self._note()
+        if code := child.process.returncode:
+            how = f"was killed by {_signal(-code)}" if code < 0 else "failed"
+            last = "\n".join(child.log.read_text(encoding="utf-8", errors="replace").splitlines()[-15:])
+            raise MinillmError(
+                f"{child.title} {how}; the same command goes on from here. The end of {child.log}:\n{last}"
+            )
+        return child.name, time.time() - child.began
+
+    @contextmanager
+    def forwarding(self) -> Iterator[None]:
+        """Raises Interrupted: Ctrl-C."""
+        try:
+            with forwarded(self._processes, self.received, self._names):
+                yield
+        except KeyboardInterrupt:
+            raise self._interrupted("Ctrl-C") from None
+        finally:
+            for each in self.running:
+                if not self.received:  # else they know
+                    each.process.terminate()
+            for each in self.running:
+                each.process.wait()
+
+    def _processes(self) -> list[subprocess.Popen]:
+        return [each.process for each in self.running]
+
+    def _names(self) -> str:
+        return " and ".join(f"stage {each.name}" for each in self.running) or "the chain"
+
+    def _signals(self) -> str:
+        return signal.Signals(self.received[0]).name if self.received else "a signal"
+
+    def _interrupted(self, why: str) -> Interrupted:
+        at_work = " and ".join(each.title for each in self.running)
+        return Interrupted(f"{why} in {at_work}" if at_work else why, then="the same command goes on")
+
+    def _note(self) -> None:
+        """Say in the lock who is at work: a stage that outlives its chain keeps the next chain out."""
+        host = socket.gethostname()
+        stages = " and ".join(f"stage {each.name} (process {each.process.pid} on {host})" for each in self.running)
+        chain = f"{stages} of a chain ({os.getpid()})" if stages else f"a chain (process {os.getpid()} on {host})"
+        self.lock.truncate(0)
+        self.lock.write(chain + "\n")
+        self.lock.flush()
+
+
+def part(share: int, jobs: int) -> dict[str, str]:
+    """The environment in which a process has its share of the cores, unless OMP_NUM_THREADS says otherwise, and of the
+    GPUs, if there is at least one a share."""
+    if jobs == 1:
+        return {}
+    given = {} if "OMP_NUM_THREADS" in os.environ else {"OMP_NUM_THREADS": str(max(1, _cores() // jobs))}
+    seen = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(torch.cuda.device_count())))
+    gpus = seen.split(",")
+    if torch.cuda.device_count() >= jobs:
+        given["CUDA_VISIBLE_DEVICES"] = ",".join(gpus[share::jobs])
+    return given
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _signal(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:  # a real-time one
+        return f"signal {number}"
