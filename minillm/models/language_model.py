@@ -18,7 +18,7 @@ from minillm.errors import ModelError
 from minillm.models.architecture import decoder_layers
 from minillm.models.head import Head
 from minillm.models.kv_cache import RollingCache
-from minillm.models.replay import ReplayedSteps, Step, capture
+from minillm.models.replay import Pool, ReplayedSteps, Step, capture
 
 
 class _Trunk(nn.Module):
@@ -51,7 +51,7 @@ class LanguageModel:
         self._plain_mask = network.config._attn_implementation == "sdpa" and not getattr(
             network.config, "sliding_window", None
         )
-        self.replay = True
+        self.replay, self._pool = True, Pool()
         self.offload = False
         self._gathered = False
 
@@ -165,7 +165,7 @@ class LanguageModel:
         quantised = getattr(self.network, "is_quantized", False)
         if self.device.type != "cuda" or not self.replay or not self._plain_mask or quantised:
             return plain
-        return ReplayedSteps(self, cache, plain, partial(capture, pool=torch.cuda.graph_pool_handle()))
+        return ReplayedSteps(self, cache, plain, partial(capture, pool=self._pool))
 
     def any_next_hidden(self, ids_B: Tensor, cache: RollingCache, starts_B: Tensor, column: Tensor) -> Tensor:
         """As `next_hidden`, within `cache.window`: at whichever column the tensor names, and the cache stays there."""

@@ -6,8 +6,9 @@ Axes: B rows, H width.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import lru_cache, partial
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cached_property, lru_cache, partial
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -130,21 +131,41 @@ def aside(forward: Callable[[], Tensor]) -> Tensor:
     return result
 
 
-def capture(forward: Callable[[], Tensor], pool: tuple[int, int]) -> Callable[[], Tensor]:
-    """A CUDA graph of `forward`, which must have run `aside` before. Graphs that are replayed one at a time may have
-    their memory from one pool. torch.cuda.graph would empty the allocator's cache each time."""
-    graph, stream = torch.cuda.CUDAGraph(), _stream(torch.cuda.current_device())
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        graph.capture_begin(pool, capture_error_mode="thread_local")  # other threads may copy batches meanwhile
-        try:
-            result = forward()
-        finally:
-            graph.capture_end()
-    torch.cuda.current_stream().wait_stream(stream)
+class Pool:
+    """Memory for the graphs of one model, kept by a graph of nothing: without one a pool cannot be used again, and new
+    ones for each rollout would pile up."""
+
+    @cached_property
+    def handle(self) -> tuple[int, int]:
+        handle, self._keeper = torch.cuda.graph_pool_handle(), torch.cuda.CUDAGraph()
+        with _recorded(self._keeper, handle):
+            torch.zeros(1, device="cuda")
+        return handle
+
+
+def capture(forward: Callable[[], Tensor], pool: Pool) -> Callable[[], Tensor]:
+    """A CUDA graph of `forward`, which must have run `aside` before. Graphs of one pool are replayed one at a time, and
+    what one gave is read before the next."""
+    graph = torch.cuda.CUDAGraph()
+    with _recorded(graph, pool.handle):
+        result = forward()
 
     def replay() -> Tensor:
         graph.replay()
         return result
 
     return replay
+
+
+@contextmanager
+def _recorded(graph: torch.cuda.CUDAGraph, pool: tuple[int, int]) -> Iterator[None]:
+    """torch.cuda.graph would empty the allocator's cache each time."""
+    stream = _stream(torch.cuda.current_device())
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        graph.capture_begin(pool, capture_error_mode="thread_local")  # other threads may copy batches meanwhile
+        try:
+            yield
+        finally:
+            graph.capture_end()
+    torch.cuda.current_stream().wait_stream(stream)
