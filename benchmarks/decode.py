@@ -20,10 +20,10 @@ def ragged_lengths() -> list[int]:
 def ours() -> dict:
     from minillm.models import LanguageModel
     from minillm.sampling import decode
-    from minillm.system.machine import keep_freed_memory
+    from minillm.system.machine import tune
     from minillm.types import PromptBatch
 
-    keep_freed_memory()
+    tune()
     student, teacher = (LanguageModel(make_model(name, device=DEVICE)) for name in ("student", "teacher"))
 
     def run(n, limits, batch_size, teacher=None, alpha=0.0):

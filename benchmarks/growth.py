@@ -8,18 +8,18 @@ TOKENS = 4096  # of answers in a step, however long each is
 
 
 def time_per_token(length: int) -> dict:
-    from minillm.system.machine import keep_freed_memory
+    from minillm.system.machine import tune
 
-    keep_freed_memory()
+    tune()
     step, _ = make_step("student", TOKENS // length, 32, length)
     return {"seconds": seconds(step)}
 
 
 def memory(vocabulary: int) -> dict:
     """Of three optimizer steps above the loaded models, and of that what the head itself needs."""
-    from minillm.system.machine import keep_freed_memory
+    from minillm.system.machine import tune
 
-    keep_freed_memory()
+    tune()
     step, network = make_step("student", 8, 32, 128, vocabulary)
     head = network.get_output_embeddings().weight
     with Memory() as measured:

@@ -28,10 +28,10 @@ def train(settings: dict) -> dict:
     from minillm.objectives import MiniLLM, PretrainLoss
     from minillm.optim import Optim
     from minillm.sampling import Sampler
-    from minillm.system.machine import keep_freed_memory
+    from minillm.system.machine import tune
     from minillm.types import PromptBatch, TrainBatch
 
-    keep_freed_memory()
+    tune()
     n, rounds, epochs = settings["n"], settings["rounds"], settings["inner_epochs"]
     if "shapes" in settings:
         student, teacher = (shape.random_model().to(DEVICE) for shape in settings["shapes"])

@@ -1,4 +1,4 @@
-"""python -m benchmarks.replay: decoding on a GPU by CUDA graphs, step by step, and by transformers' generate. 1 minute.
+"""python -m benchmarks.replay: decoding on a GPU by CUDA graphs, by steps, by transformers' generate. 3 minutes.
 
 GPT-2 120M (float32) and GPT-2 1.5B (bfloat16) with random weights, under autocast to bfloat16 as a run has them.
 """
@@ -12,7 +12,7 @@ from benchmarks.common import DEVICE, in_new_process, report, row, synchronize
 from benchmarks.models import make_prompts
 from minillm.models import Architecture, LanguageModel
 from minillm.sampling import decode
-from minillm.system.machine import plan_no_attention
+from minillm.system.machine import without_cudnn_attention
 from minillm.types import PromptBatch
 
 ROWS, TOKENS, PROMPT = 64, 64, 64
@@ -40,7 +40,7 @@ def timed(run, tokens: int = TOKENS) -> float:
 def ours(replay: bool, plans: bool) -> dict:
     """Without `plans` as train.py runs, which leaves cuDNN's attention out."""
     if not plans:
-        plan_no_attention()
+        without_cudnn_attention()
     student, teacher = map(LanguageModel, make_models())
     student.replay = teacher.replay = replay
     ids = make_prompts(ROWS, PROMPT).to(DEVICE)

@@ -67,9 +67,9 @@ def needed_operations(network, rows: int, prompt: int, tokens: int, vocabulary: 
 
 
 def measure(compiled: bool) -> dict:
-    from minillm.system.machine import keep_freed_memory
+    from minillm.system.machine import tune
 
-    keep_freed_memory()
+    tune()
     step, network = make_step("SmolLM2-135M", ROWS, PROMPT, TOKENS, compiled=compiled)
     seconds, peaks = [], [matrix_peak()]
     for _ in range(WARM_UP + 5):

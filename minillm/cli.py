@@ -24,7 +24,7 @@ from omegaconf import DictConfig, OmegaConf
 from minillm.config.checks import trainer_problem
 from minillm.errors import Interrupted, MinillmError, nearest
 from minillm.system.child import ROOT
-from minillm.system.machine import keep_freed_memory, plan_no_attention
+from minillm.system.machine import tune
 from minillm.system.ranks import in_a_worker, rank, stand_back
 from minillm.terminal.help import show_help
 
@@ -37,8 +37,7 @@ def run(main: Callable[[], None], config_name: str) -> None:
     """Call the main function of a command; an error that the user can act on ends it with a message and status 1."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # so that Hydra raises instead of printing its own summary
     _quieten()
-    keep_freed_memory()
-    plan_no_attention()
+    tune()
     with _told(config_name):
         if config_name != "train" and {"--help", "-h"} & set(sys.argv[1:]):  # Hydra shows train.py's groups for each
             return show_help(CONF, config_name)

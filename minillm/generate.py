@@ -113,6 +113,7 @@ def generate(work: Generation, device: str, rank: int = 0, world_size: int = 1) 
     settings = work.settings
     network, tokenizer = work.teacher.load(choose_dtype(settings["dtype"], place), settings["attention"])
     pair = solo(network.to(place), tokenizer)
+    model = LanguageModel(pair.student, pair.n_vocab)
     if joined := _joined(work):  # by the others, while this one loaded its model
         return joined
     prompts = work.sources.evaluation_prompts(work.records, pair, "prompts")
@@ -132,7 +133,7 @@ def generate(work: Generation, device: str, rank: int = 0, world_size: int = 1) 
                 return joined
             rows = range(chunk * size, min((chunk + 1) * size, len(prompts)))
             answers = answer_prompts(
-                LanguageModel(pair.student, pair.n_vocab),
+                model,
                 prompts,
                 tokenizer,
                 seeds=None if settings["seed"] is None else [settings["seed"]],

@@ -7,7 +7,7 @@ Axes: B rows, H width.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cached_property, lru_cache, partial
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -66,7 +66,7 @@ class ReplayedSteps:
         try:
             hidden_BH = self._step(window)[:n]
         except RuntimeError as error:
-            self._give_up(str(error).strip().splitlines()[0])
+            self._give_up((str(error).strip() or type(error).__name__).splitlines()[0])
             return self.plain(ids_B, starts_B)
         if not self.compared and self.captured_at.get(window, end) != end:
             self.compared = True
@@ -166,6 +166,9 @@ def _recorded(graph: torch.cuda.CUDAGraph, pool: tuple[int, int]) -> Iterator[No
         graph.capture_begin(pool, capture_error_mode="thread_local")  # other threads may copy batches meanwhile
         try:
             yield
-        finally:
-            graph.capture_end()
+        except BaseException:
+            with suppress(RuntimeError):  # "failed due to a previous error": that one is of interest
+                graph.capture_end()
+            raise
+        graph.capture_end()
     torch.cuda.current_stream().wait_stream(stream)

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
@@ -19,6 +19,7 @@ from rich import get_console
 
 from minillm.errors import Interrupted, MinillmError
 from minillm.system.child import forwarded, importable
+from minillm.terminal.console import say
 
 if TYPE_CHECKING:
     from minillm.recipe.stages import Stage
@@ -39,10 +40,9 @@ class Child:
 
 
 class Children:
-    """At most `jobs` commands at a time; each has a part of the cores and, where there are enough, of the GPUs.
+    """At most `jobs` commands at a time; each has its share of the cores and, where there are enough, of the GPUs.
 
-    Within `forwarding`, signals go on to all of them; when it is left by an error they are asked to save and waited
-    for.
+    Within `forwarding`, signals go on to all of them; an error in it asks them to save and waits for them.
     """
 
     def __init__(self, lock: TextIO, jobs: int):
@@ -55,16 +55,21 @@ class Children:
     def full(self) -> bool:
         return len(self.running) == self.jobs
 
-    def begin(self, stage: Stage, title: str, command: list[str], log: Path) -> None:
-        """`command` follows the interpreter; what it says goes to `log`. Raises Interrupted: by a signal before."""
+    def begin(self, stage: Stage, title: str, command: list[str], log: Path, *, last: bool) -> None:
+        """`command` follows the interpreter; what it says goes to `log`. last: nothing will be made beside it, so that
+        it has the whole machine. Raises Interrupted: by a signal before."""
         if self.received:  # between two stages
             raise self._interrupted(self._signals())
         importable()
         share = min(set(range(self.jobs)) - {each.share for each in self.running})
-        own = dict(stderr=subprocess.STDOUT, pass_fds=(self.lock.fileno(),), env=os.environ | part(share, self.jobs))
+        jobs = 1 if last else self.jobs
+        own = dict(stderr=subprocess.STDOUT, pass_fds=(self.lock.fileno(),), env=os.environ | gpus(share, jobs))
         with open(log, "a", encoding="utf-8") as stream:
             process = subprocess.Popen([sys.executable, *command], stdout=stream, **own)
         self.running.append(Child(stage.name, title, log, process, share, time.time()))
+        if self.received:  # while it began
+            process.terminate()
+        keep_to(process.pid, cores(share, jobs))
         self._note()
 
     def next_ended(self) -> tuple[str, float]:
@@ -94,21 +99,29 @@ class Children:
         """Raises Interrupted: Ctrl-C."""
         try:
             with forwarded(self._processes, self.received, self._names):
-                yield
+                try:
+                    yield
+                except Exception as error:
+                    self._end(error)
+                    raise
         except KeyboardInterrupt:
             raise self._interrupted("Ctrl-C") from None
-        finally:
-            for each in self.running:
-                if not self.received:  # else they know
-                    each.process.terminate()
-            for each in self.running:
-                each.process.wait()
+
+    def _end(self, error: Exception) -> None:
+        """Wait until all have saved."""
+        left = [each for each in self.running if each.process.poll() is None]
+        if left and not self.received:  # else they know
+            say(f"{error}\nWaiting for {self._names()} to save")
+            for each in left:
+                each.process.terminate()
+        for each in left:
+            each.process.wait()
 
     def _processes(self) -> list[subprocess.Popen]:
         return [each.process for each in self.running]
 
     def _names(self) -> str:
-        return " and ".join(f"stage {each.name}" for each in self.running) or "the chain"
+        return " and ".join(f"stage {each.name}" for each in self.running)
 
     def _signals(self) -> str:
         return signal.Signals(self.received[0]).name if self.received else "a signal"
@@ -127,21 +140,26 @@ class Children:
         self.lock.flush()
 
 
-def part(share: int, jobs: int) -> dict[str, str]:
-    """The environment in which a process has its share of the cores, unless OMP_NUM_THREADS says otherwise, and of the
-    GPUs, if there is at least one a share."""
-    if jobs == 1:
+def gpus(share: int, jobs: int) -> dict[str, str]:
+    """The environment in which a process sees its share of the GPUs, if there is at least one a share."""
+    there = torch.cuda.device_count()
+    if jobs == 1 or there < jobs:
         return {}
-    given = {} if "OMP_NUM_THREADS" in os.environ else {"OMP_NUM_THREADS": str(max(1, _cores() // jobs))}
-    seen = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(torch.cuda.device_count())))
-    gpus = seen.split(",")
-    if torch.cuda.device_count() >= jobs:
-        given["CUDA_VISIBLE_DEVICES"] = ",".join(gpus[share::jobs])
-    return given
+    seen = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(there)))
+    return {"CUDA_VISIBLE_DEVICES": ",".join(seen.split(",")[share::jobs])}
 
 
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def cores(share: int, jobs: int) -> list[int]:
+    """Numbers of the cores of a share; none where there are fewer cores than shares, or they cannot be told (macOS)."""
+    there = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+    return there[len(there) * share // jobs : len(there) * (share + 1) // jobs]
+
+
+def keep_to(pid: int, numbers: list[int]) -> None:
+    """Libraries make as many threads as they find cores, so a share needs no other word."""
+    if numbers:
+        with suppress(OSError):  # not allowed, or the process has ended
+            os.sched_setaffinity(pid, numbers)
 
 
 def _signal(number: int) -> str:

@@ -18,7 +18,7 @@ _MODEL_PATHS = ("source", "adapter", "tokenizer")
 
 
 def stages_of(plain: dict, data: dict, validation_tokens: int) -> list[Stage]:
-    """In the order in which they are made. `plain` are the chain's settings, `data` is the config group of the pair's
+    """Each after what it reads. `plain` are the chain's settings, `data` is the config group of the pair's
     training runs, `validation_tokens` the length of the answers that validate them."""
     name, pair, methods, runs = plain["run"]["name"], plain["pair"], plain["methods"], plain["run"]["dir"]
 

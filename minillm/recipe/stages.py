@@ -88,19 +88,25 @@ def run_chain(run_dir: Path, stages: list[Stage], jobs: int = 1) -> dict[str, di
             if grown:
                 result.unlink(missing_ok=True)  # of fewer models; its command keeps what it was made of
             log = run_dir / "logs" / f"{stage.name}.log"
-            children.begin(stage, titles[stage.name], _command(stage, folder), log)
+            children.begin(
+                stage, titles[stage.name], _command(stage, folder), log, last=not waiting and not children.running
+            )
 
         _refuse_others(stages, run_dir, records, inputs_of)
         waiting = list(stages)
         with children.forwarding():
             while waiting or children.running:
+                left = len(waiting)
                 for stage in list(waiting):
-                    busy = {each.name for each in waiting} | {each.name for each in children.running}
+                    busy = {each.name for each in (*waiting, *children.running)}
                     if not children.full and not busy.intersection(stage.reads):
                         waiting.remove(stage)
                         begin(stage)
                 if children.running:
                     made(*children.next_ended())
+                elif len(waiting) == left:
+                    names = ", ".join(stage.name for stage in waiting)
+                    raise ConfigError(f"{names}: wait for one another; is a file or directory named like a stage?")
     return records
 
 

@@ -9,6 +9,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -54,7 +55,7 @@ class Bench:
     pair: Pair
     _prompts: dict[str, PromptSet] = field(default_factory=dict)
 
-    @property
+    @cached_property
     def _model(self) -> LanguageModel:
         return LanguageModel(self.pair.student, self.pair.n_vocab)
 

@@ -49,7 +49,8 @@ def forwarded(
     try:
         yield
     except KeyboardInterrupt:
-        say(f"Interrupted; waiting for {names()} to save, Ctrl-C again ends it at once")
+        if children():
+            say(f"Interrupted; waiting for {names()} to save, Ctrl-C again ends it at once")
         for child in children():
             child.terminate()
         try:

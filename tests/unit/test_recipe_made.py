@@ -17,7 +17,7 @@ def calls(monkeypatch):
     """The stages that are begun; each leaves the settings and the result that its command would."""
     begun = []
 
-    def begin(children, stage, title, command, log):
+    def begin(children, stage, title, command, log, last):
         begun.append(stage.name)
         children.running.append(SimpleNamespace(name=stage.name))
         folder = log.parents[1] / stage.name
@@ -114,7 +114,7 @@ def test_a_grown_evaluation_that_was_killed_early_leaves_no_figures_of_before(tm
     run_chain(tmp_path, stages(tmp_path, methods=["sft"]))
     grown = stages(tmp_path, methods=["sft"], tests=[f"{tmp_path}/t.jsonl", f"{tmp_path}/u.jsonl"])
     with monkeypatch.context() as patch:
-        patch.setattr(Children, "begin", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(Children, "begin", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(Interrupted):
             run_chain(tmp_path, grown)
     calls.clear()

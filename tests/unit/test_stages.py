@@ -106,9 +106,10 @@ def test_ctrl_c_waits_for_the_stage_and_says_that_the_same_command_goes_on(tmp_p
 
 
 def test_stages_that_do_not_need_one_another_are_made_together(tmp_path, monkeypatch):
-    """Each of two waits for what the other leaves; the third for both."""
-    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    wait = "import os, time; os.makedirs('{0}/{1}'); open('{0}/{1}/out', 'w').write(os.environ['OMP_NUM_THREADS'])\n"
+    """Each of two waits for what the other leaves; the third for both, and has the whole machine."""
+    kept = []
+    monkeypatch.setattr(children, "keep_to", lambda pid, numbers: kept.append(numbers))
+    wait = "import os, time; os.makedirs('{0}/{1}'); open('{0}/{1}/out', 'w').write('made')\n"
     wait += "while not os.path.exists('{0}/{2}/out'): time.sleep(0.01)"
     pair = [
         Stage(a, ("-c", wait.format(tmp_path, a, b)), (), "out") for a, b in (("first", "second"), ("second", "first"))
@@ -117,28 +118,38 @@ def test_stages_that_do_not_need_one_another_are_made_together(tmp_path, monkeyp
     records = run_chain(tmp_path, [*pair, last], jobs=2)
     assert list(records) == ["first", "second", "last"] and all(each["result"] for each in records.values())
     assert records["last"]["inputs"] == {name: records[name]["result"] for name in ("first", "second")}
-    cores = max(1, len(os.sched_getaffinity(0)) // 2)
-    assert {(tmp_path / name / "out").read_text() for name in ("first", "second")} == {str(cores)}
+    assert kept == [children.cores(0, 2), children.cores(1, 2), sorted(os.sched_getaffinity(0))]
 
 
-def test_where_one_fails_the_others_save(tmp_path):
+def test_where_one_fails_the_others_save(tmp_path, capsys):
     hold = Stage("a", ("-c", SLEEPS.replace("{0}", str(tmp_path))), (), "out")
     log = tmp_path / "logs" / "a.log"
     fails = f"import os, time\nwhile not os.path.getsize('{log}'): time.sleep(0.01)\nraise SystemExit(3)"
     with pytest.raises(MinillmError, match=r"\[2/3\] b failed; the same command goes on"):
         run_chain(tmp_path, [hold, Stage("b", ("-c", fails), (), "out"), write("c", "1")(tmp_path)], jobs=2)
     assert (tmp_path / "saved").exists() and not (tmp_path / "c").exists()
+    assert "Waiting for stage a to save" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(("seen", "parts"), [(None, ["0,2", "1"]), ("4,5,7", ["4,7", "5"])])
-def test_each_has_its_share_of_the_gpus(monkeypatch, seen, parts):
+@pytest.mark.parametrize(("seen", "shares"), [(None, ["0,2", "1"]), ("4,5,7", ["4,7", "5"])])
+def test_each_has_its_share_of_the_gpus(monkeypatch, seen, shares):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     if seen:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", seen)
     monkeypatch.setattr(children.torch.cuda, "device_count", lambda: 3)
-    given = [children.part(share, 2)["CUDA_VISIBLE_DEVICES"] for share in range(2)]
-    assert given == parts
-    assert "CUDA_VISIBLE_DEVICES" not in children.part(0, 4)  # all would have the same one anyhow
-    assert children.part(0, 1) == {}
+    assert [children.gpus(share, 2)["CUDA_VISIBLE_DEVICES"] for share in range(2)] == shares
+    assert children.gpus(0, 4) == children.gpus(0, 1) == {}  # all would see the same one anyhow
+
+
+def test_shares_of_the_cores(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {3, 5, 8, 9, 11})
+    assert [children.cores(share, 2) for share in range(2)] == [[3, 5], [8, 9, 11]]
+    assert children.cores(0, 6) == [] and children.cores(0, 1) == [3, 5, 8, 9, 11]
+
+
+def test_stages_that_wait_for_one_another_are_told(tmp_path):
+    with pytest.raises(ConfigError, match="a, b: wait for one another"):
+        run_chain(tmp_path, [write("a", "1", reads=["b"])(tmp_path), write("b", "2", reads=["a"])(tmp_path)])
 
 
 def until(done):
