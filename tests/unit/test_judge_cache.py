@@ -34,6 +34,7 @@ def test_a_damaged_file_is_said_and_asked_again(make, tmp_path, capsys):
         assert make(url).rate(items(6)).counts()["from_cache"] == 6
 
 
+@pytest.mark.slow
 def test_a_killed_process_pays_for_nothing_twice(make, tmp_path):
     code = (
         "import sys; from minillm.metrics.judge import Item, Judge\n"

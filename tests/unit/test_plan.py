@@ -46,6 +46,7 @@ def test_the_layouts_that_are_tried():
     assert [each.kind for each in question(*SMALL, "model.compile=true").layouts] == ["ddp"]
 
 
+@pytest.mark.slow
 def test_a_teacher_in_few_bits_is_planned_on_any_machine_and_said_to_be_counted_whole():
     plan = make_plan(question(*SMALL, "devices=1", "model.teacher.bits=4"))
     assert plan.sources["teacher"].endswith("(counted without its 4 bits)")
@@ -159,6 +160,7 @@ def test_rows_of_the_supervised_start_are_shared_too():
     assert not made.refused and "refuses" not in page.line(made)
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_says_so(capsys):
     made = make_plan(question(*SMALL, "devices=1", "device_memory=0.0001"))
     assert not made.fits and made.microbatch_rows == 0

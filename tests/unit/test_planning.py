@@ -92,6 +92,7 @@ def test_an_update_is_what_the_allocator_says(family):
     assert above_the_models(case) == pytest.approx(allocated(real_updates(case, shape)) / 1e9, rel=0.05)
 
 
+@pytest.mark.slow
 def test_the_plain_loss():
     shape = FAMILIES["llama"]
     case = case_of(shape, linear_loss=LinearLoss(None))

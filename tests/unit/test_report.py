@@ -138,6 +138,7 @@ def test_latex_has_published_values_below_their_model_and_the_judges_counts(judg
     ]
 
 
+@pytest.mark.slow
 def test_sections_name_the_decoding_and_have_the_first_token_and_the_judges_counts(judged, tmp_path):
     made = {section.key: section for section in sections_of(judged, tmp_path)}
     for key, names in (
