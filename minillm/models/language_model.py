@@ -145,15 +145,9 @@ class LanguageModel:
         if not cache.even:
             mask = torch.arange(cache.first, cache.end + 1, device=ids_B.device) >= starts_B.unsqueeze(-1)
             mask = mask[:, None, None] if self._plain_mask else mask
-        output = self.network.base_model(
-            input_ids=ids_B.unsqueeze(-1),
-            attention_mask=mask,
-            position_ids=(cache.end - starts_B).unsqueeze(-1),
-            past_key_values=cache,
-            use_cache=True,
-        )
+        hidden_BH = self._one_more(ids_B, mask, cache.end - starts_B, cache)
         cache.advance()
-        return output.last_hidden_state[:, -1]
+        return hidden_BH
 
     def steps(self, cache: RollingCache) -> Step:
         """`next_hidden` of this cache; on a GPU replayed from CUDA graphs where that can be done, see `ReplayedSteps`:
@@ -172,10 +166,13 @@ class LanguageModel:
         seen, _ = cache.window
         columns_K = torch.arange(seen.start, seen.stop, device=ids_B.device)
         mask_BK = (columns_K >= starts_B.unsqueeze(-1)) & (columns_K <= column)
+        return self._one_more(ids_B, mask_BK[:, None, None], column - starts_B, cache)
+
+    def _one_more(self, ids_B: Tensor, mask: Tensor | None, positions_B: Tensor, cache: RollingCache) -> Tensor:
         output = self.network.base_model(
             input_ids=ids_B.unsqueeze(-1),
-            attention_mask=mask_BK[:, None, None],
-            position_ids=(column - starts_B).unsqueeze(-1),
+            attention_mask=mask,
+            position_ids=positions_B.unsqueeze(-1),
             past_key_values=cache,
             use_cache=True,
         )
