@@ -85,11 +85,11 @@ def test_retry_after_may_be_a_date_or_nonsense(make):
 
 
 def test_back_off_doubles_and_is_jittered(make, monkeypatch):
-    waits = []
-    monkeypatch.setattr(threading.Event, "wait", lambda self, seconds=None: waits.append(seconds))
+    waits, stop = [], threading.Event()
+    monkeypatch.setattr(stop, "wait", waits.append)  # of this one alone: other threads wait on theirs
     endpoint = make("http://127.0.0.1:9/v1", retries=6, backoff=0.1)._endpoint()
     with pytest.raises(Exception, match="asked 7 times"):
-        endpoint.chat({}, threading.Event())
+        endpoint.chat({}, stop)
     for wait, longest in zip(waits, [0.1, 0.2, 0.4, 0.8, 1.0, 1.0], strict=True):  # longest_wait is 1
         assert longest / 2 <= wait <= longest
     assert len({wait / longest for wait, longest in zip(waits, [0.1, 0.2, 0.4, 0.8, 1.0, 1.0], strict=True)}) == 6
