@@ -60,7 +60,7 @@ def check_chain(cfg: DictConfig) -> dict:
         problems += [
             f"methods: {name}: wanted some of {', '.join(METHODS)}" for name in plain["methods"] if name not in METHODS
         ]
-        problems += name_problems(plain["run"]["name"])
+        problems += name_problems(name := plain["run"]["name"]) or _place_problem(name, plain["run"]["dir"])
         problems += [problem for file in plain["tests"] if (problem := _test_problem(file))]
         problems += [
             f"{key}={plain[key]}: wanted a positive number of {of}"
@@ -115,6 +115,14 @@ def composed(plain: dict) -> dict[str, DictConfig]:
             text = f"overrides, in {experiment}: {cli.explain(error, 'train')}"
             raise ConfigError(text + (f"\nFor other models {_OWN_PAIR}" if "model." in text else "")) from error
     return found
+
+
+def _place_problem(name: str, folder: str) -> list[str]:
+    """Stages are runs of their own, by name."""
+    wanted = Path("runs", name)
+    if Path(folder).resolve() == wanted.resolve():
+        return []
+    return [f"hydra.run.dir={folder}: wanted {wanted}, below which the stages go by their run.name; choose run.name"]
 
 
 def _test_problem(file: str) -> str | None:

@@ -90,7 +90,7 @@ class Children:
             how = f"was killed by {_signal(-code)}" if code < 0 else "failed"
             last = "\n".join(child.log.read_text(encoding="utf-8", errors="replace").splitlines()[-15:])
             raise MinillmError(
-                f"{child.title} {how}; the same command goes on from here. The end of {child.log}:\n{last}"
+                f"{child.title} {how}; the same command goes on from here.\nThe end of {child.log}:\n{last}"
             )
         return child.name, time.time() - child.began
 
@@ -111,7 +111,8 @@ class Children:
         """Wait until all have saved."""
         left = [each for each in self.running if each.process.poll() is None]
         if left and not self.received:  # else they know
-            say(f"{error}\nWaiting for {self._names()} to save")
+            first, _, _ = str(error).partition("\n")  # all of it comes at the end
+            say(f"{first}\nWaiting for {self._names()} to save")
             for each in left:
                 each.process.terminate()
         for each in left:

@@ -95,12 +95,19 @@ def test_answers_are_as_long_as_in_validation_or_as_asked(tmp_path, given, lengt
         ("test_seeds=[]", r"test_seeds=\[\]: wanted at least one"),
         ("seeds=[0,0]", r"seeds=\[0, 0\]: wanted each once"),
         ("run.name=a b", "run.name='a b': wanted a relative path without"),
+        ("run.dir=elsewhere", "hydra.run.dir=elsewhere: wanted runs/x, below which"),
     ],
 )
 def test_values_that_no_stage_could_use_are_told_before_the_first(tmp_path, given, text):
     (tmp_path / "t.jsonl").write_text('{"instruction": "a", "output": "b"}')
     with pytest.raises(ConfigError, match=text):
         chain("pair=narrow", f"tests=[{tmp_path}/t.jsonl]", "run.name=x", given)
+
+
+def test_a_chain_of_a_sweep_has_the_directory_of_its_name():
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = compose("chain", ["pair=narrow", "tests=[a]"], return_hydra_config=True)
+    assert f"{cfg.hydra.sweep.dir}/{cfg.hydra.sweep.subdir}" == cfg.hydra.run.dir == "runs/narrow"
 
 
 @pytest.mark.parametrize("name", ["overrides", "teacher_overrides"])
