@@ -10,7 +10,6 @@ from pathlib import Path
 
 import lightning as L
 import torch
-from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
 
 from minillm import preflight
@@ -104,29 +103,21 @@ def build(cfg: DictConfig, settings: Settings) -> Run:
         page = None
         if ckpt_path is None:
             page = preflight.begin(settings, plain, pair, train_prompts, val_prompts, corpus, precision, device)
+        if plain["logger"].get("_target_"):
+            name = plain["run"]["name"]
+            trainer.loggers = [*trainer.loggers, construct(plain["logger"], run_dir=run_dir, name=name, settings=plain)]
         run_dir.mkdir(parents=True, exist_ok=True)
         write_whole(run_dir / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
         write_whole(run_dir / DATA, json.dumps(digests, indent=2) + "\n")
         write_whole(run_dir / NUMBERS, json.dumps(numbers, indent=2) + "\n")
         if page:
             preflight.write(page, run_dir)
-        if plain["logger"].get("_target_"):
-            trainer.loggers = [*trainer.loggers, _wandb(plain, run_dir)]
 
     # Only now, with everything loaded, is the run directory taken: a mistake can be mended under the same run.name. All
     # ranks have looked into it by then.
     barrier()
     on_first(begin)
     return Run(module, datamodule, trainer, ckpt_path)
-
-
-def _wandb(plain: dict, run_dir: Path) -> Logger:
-    import wandb  # takes a second, which runs with logger=csv need not wait
-
-    try:
-        return construct(plain["logger"], run_dir=run_dir, name=plain["run"]["name"], settings=plain)
-    except wandb.Error as error:
-        raise ConfigError(f"logger: W&B gives none ({error}); logger=csv does without") from error
 
 
 def _go_on_from(run_dir: Path, plain: dict, numbers: dict[str, str]) -> Path | None:

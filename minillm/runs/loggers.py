@@ -13,7 +13,7 @@ from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
-from minillm.errors import StorageError
+from minillm.errors import ConfigError, StorageError
 from minillm.system.files import write_whole
 from minillm.terminal.console import say
 
@@ -124,7 +124,13 @@ def wandb_logger(
     without: str = "logger=csv",
 ) -> WandbLogger:
     """Files and run id inside the run directory; a resumed run goes on with the same id. `without`: what to type for no
-    W&B, which is said."""
+    W&B, which is said.
+
+    Raises:
+        ConfigError: W&B gives no run (a key that is wrong, no network).
+    """
+    import wandb  # takes a second, which runs without need not wait
+
     id_file = Path(run_dir) / "wandb" / "run_id"
     if not id_file.exists():
         id_file.parent.mkdir(parents=True, exist_ok=True)
@@ -143,6 +149,10 @@ def wandb_logger(
     )
     mode = os.environ.get("WANDB_MODE") or ("offline: no key found" if wandb_offline() else "online")
     say(f"W&B run {logger.version} ({mode}); {without} does without")
-    logger.experiment.define_metric(STEP)
-    logger.experiment.define_metric("*", step_metric=STEP)
+    try:
+        logger.experiment.define_metric(STEP)
+        logger.experiment.define_metric("*", step_metric=STEP)
+    except wandb.Error as error:
+        hint = f"{without} does without, WANDB_MODE=offline keeps it for `wandb sync`"
+        raise ConfigError(f"W&B gives no run ({error}); {hint}") from error
     return logger

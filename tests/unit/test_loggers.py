@@ -1,10 +1,11 @@
-"""metrics.csv grows columns and is cut back on resume; when W&B is offline."""
+"""metrics.csv grows columns and is cut back on resume; when W&B is offline, and when it refuses."""
 
 import csv
 
 import pytest
 
-from minillm.runs.loggers import STEP, MetricsCSV, wandb_offline
+from minillm.errors import ConfigError
+from minillm.runs.loggers import STEP, MetricsCSV, wandb_logger, wandb_offline
 
 
 def read(file):
@@ -45,6 +46,15 @@ def test_wandb_mode_wins_then_a_key_then_offline(monkeypatch, tmp_path, mode, ke
         (tmp_path / ".netrc").write_text(f"{netrc} login user password {'k' * 40}\n")
         (tmp_path / ".netrc").chmod(0o600)
     assert wandb_offline() is offline
+
+
+@pytest.mark.parametrize(("key", "said"), [("", "No API key configured"), ("abc", "must have 40")])
+def test_what_wandb_refuses_is_told_with_the_way_out(monkeypatch, tmp_path, key, said):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("WANDB_MODE", "online")
+    monkeypatch.setenv("WANDB_API_KEY", key)
+    with pytest.raises(ConfigError, match=f"W&B gives no run .*{said}.*logger=csv does without"):
+        wandb_logger(run_dir=tmp_path / "run", name="x", settings={})
 
 
 def log(logger, *steps):
