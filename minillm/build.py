@@ -37,6 +37,7 @@ from minillm.settings.resume import (
 from minillm.settings.rules import check_writable
 from minillm.system.files import write_whole
 from minillm.system.machine import choose_precision
+from minillm.terminal.console import say
 
 log = logging.getLogger(__name__)
 
@@ -126,7 +127,9 @@ def _go_on_from(run_dir: Path, plain: dict, numbers: dict[str, str]) -> Path | N
     if not checkpoints_in(folder):
         return None
     compare_settings(run_dir, plain, numbers)
-    return newest_good(folder)
+    if file := newest_good(folder):
+        say(f"The run goes on from {file}")
+    return file
 
 
 def _on_policy(settings: Settings, pair: Pair, train_prompts, val_prompts, corpus, seed: int):

@@ -18,6 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from rich.progress import Progress
 
 from minillm import cli
+from minillm.config.changes import changes, flat
 from minillm.config.checks import collect, describe, matches
 from minillm.config.secret import secret_problems
 from minillm.data import PromptSet, Record, Sources, read_records, training_keys
@@ -84,11 +85,12 @@ def check_generation(cfg: DictConfig) -> Generation:
     run_dir = Path(plain["run"]["dir"])
     before = read_job_settings(run_dir)
     if before is not None and "models" not in before:  # an evaluation's has them
-        differing = [key for key in settings if settings[key] != before.get(key)]
+        found = changes(flat(before), flat(settings))
+        contents = {f"content of {each.key}" for each in found}  # of what has another name anyway
         problems += [
-            f"{key}={settings[key]!r}: {run_dir} was begun with {before.get(key)!r}; choose another run.name or "
-            "delete it"
-            for key in differing
+            f"{each.key}={each.now!r}: {run_dir} was begun with {each.was!r}; choose another run.name or delete it"
+            for each in found
+            if each.key not in contents
         ]
     elif before is not None or any((run_dir / name).exists() for name in ("answers.jsonl", "config.yaml")):
         problems.append(

@@ -9,6 +9,7 @@ from typing import Literal
 
 import torch
 from huggingface_hub import try_to_load_from_cache
+from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -147,7 +148,7 @@ class Checkpoint:
                 attn_implementation=attention,
                 quantization_config=quantisation(self.bits, dtype) if self.bits else None,
             )
-        except (OSError, ValueError, ImportError, pickle.UnpicklingError) as error:
+        except (OSError, ValueError, ImportError, SafetensorError, pickle.UnpicklingError) as error:
             raise ModelError(_advice(self.source, error)) from error
         if is_pickled(path, revision):
             say(f"{self.source}: no safetensors; its pickled weights are read as plain tensors, no code in them is run")
@@ -195,7 +196,11 @@ def _advice(source: str, error: Exception) -> str:
         todo = "the hub cannot be reached: download it on another machine (`hf download`) and give the directory"
     elif "not a valid model identifier" in text or "404" in text or "repository not found" in text:
         todo = "no such model: check the spelling of owner/name@revision, or give a directory"
+    elif isinstance(error, SafetensorError):
+        todo = "a .safetensors file is cut or damaged: copy or download it again"
+    elif "backend tokenizer" in text:
+        todo = "it has no tokenizer.json or another tokenizer's files: save its tokenizer there too"
     else:
         todo = "see the cause above"
-    first = (str(error).strip() or type(error).__name__).splitlines()[0]
+    first = (str(error).strip() or type(error).__name__).splitlines()[0].removesuffix(" from one of:")
     return f"cannot load {source}: {first}\n  what to do: {todo}"

@@ -54,8 +54,9 @@ def compare_settings(run_dir: Path, plain: dict, numbers: dict[str, str]) -> Non
         if numbers.get(key, was) != was
     ]
     if refused:
-        advice = f"{run_dir}: going on would change the numbers; set it back, or choose another run.name"
-        raise ConfigError([*refused, advice])
+        back = "it" if len(refused) == 1 else "these"
+        refused[-1] += f"; going on would change the numbers of {run_dir}: set {back} back, or choose another run.name"
+        raise ConfigError(refused)
 
 
 def data_digests(train: PromptSet, validation: PromptSet, corpus: Corpus | None) -> dict[str, str]:

@@ -9,6 +9,7 @@ from minillm.config.checks import describe, matches
 from minillm.errors import ConfigError, nearest
 from minillm.modules import OnPolicy
 from minillm.objectives import CrossEntropy, MiniLLM
+from minillm.runs.read import SETTINGS as JOB_SETTINGS
 from minillm.terminal.labels import name_problems
 
 _VALUES = ("seed", "eval_seed", "resume", "optimized_metric", "profile", "preflight")
@@ -46,6 +47,10 @@ def root_problems(plain: dict) -> list[str]:
     if (run_dir / "config.yaml").exists() and not plain["resume"]:
         problems.append(
             f"run.name={name}: {run_dir} already holds a run; choose another name, go on with resume=auto, or delete it"
+        )
+    elif (run_dir / JOB_SETTINGS).exists():  # whose figures and answers a training run would write over
+        problems.append(
+            f"run.name={name}: {run_dir} already holds an evaluation or a teacher's answers; choose another name"
         )
     if plain["resume"] not in (None, "auto"):
         problems.append(f"resume={plain['resume']!r}: wanted null or auto")

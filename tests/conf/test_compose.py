@@ -180,6 +180,17 @@ def test_cross_field_rules(overrides, text):
     assert text in str(caught.value)
 
 
+@pytest.mark.parametrize("resume", ["null", "auto"])
+def test_no_run_begins_in_the_directory_of_an_evaluation(tmp_path, resume):
+    """Its metrics.json would be written over."""
+    cfg = composed(f"resume={resume}")
+    cfg.run.dir = str(tmp_path)
+    check_config(cfg)
+    (tmp_path / "settings.json").write_text("{}")
+    with pytest.raises(ConfigError, match="run.name=test: .* already holds an evaluation or a teacher's answers"):
+        check_config(cfg)
+
+
 def test_the_evaluation_config_composes():
     cfg = composed("models=[a,b]", "teacher=t", "data.files=[x.jsonl]", config="evaluate")
     assert list(cfg.models) == ["a", "b"] and cfg.teacher == "t" and list(cfg.data.files) == ["x.jsonl"]

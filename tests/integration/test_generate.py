@@ -163,6 +163,10 @@ def test_mistakes_come_in_one_message(tmp_path, world):
     generate(work(world, tmp_path), "cpu")
     with pytest.raises(ConfigError, match="seed=12: .* was begun with 10; choose another run.name"):
         work(world, tmp_path, "seed=12")
+    with pytest.raises(ConfigError) as caught:
+        work(world, tmp_path, f"data.file={world}/val.jsonl")
+    (problem,) = caught.value.problems  # no word of what the file holds
+    assert problem.startswith(f"data.file='{world}/val.jsonl': {tmp_path} was begun with '{world}/train.jsonl'; ")
 
 
 @pytest.mark.slow

@@ -190,6 +190,19 @@ def test_a_model_that_cannot_be_had_says_what_to_do(source, text):
         Checkpoint(source).load()
 
 
+def test_a_copy_that_is_not_whole_says_what_to_do(saved):
+    weights = saved / "model.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ModelError, match=f"cannot load {saved}: (.|\n)*a .safetensors file is cut or damaged"):
+        Checkpoint(str(saved)).load()
+    weights.write_bytes(whole)
+    for file in saved.glob("tokenizer*"):
+        file.unlink()
+    with pytest.raises(ModelError, match="save its tokenizer there too"):
+        Checkpoint(str(saved)).load()
+
+
 def test_the_side_of_a_missing_model_is_named(saved):
     with pytest.raises(ConfigError, match="model.student.source=/no/dir: no such file or directory"):
         ModelPair(student="/no/dir", teacher=str(saved)).load(torch.device("cpu"))
