@@ -61,8 +61,8 @@ def show(plan: Plan) -> None:
     sizes = plan.sizes
     rows = [
         ("source", [plan.sources[name] for name in sizes]),
-        ("parameters", [f"{each.parameters / 1e6:,.1f} M" for each in sizes.values()]),
-        ("trained", [f"{each.trained / 1e6:,.1f} M" for each in sizes.values()]),
+        ("parameters", [_count(each.parameters) for each in sizes.values()]),
+        ("trained", [_count(each.trained) for each in sizes.values()]),
     ]
     show_facts("Models", tuple(sizes), rows, [("layout", _layout(plan))])
     phases = {"rollout": plan.memory.rollout, "update": plan.memory.update}
@@ -192,7 +192,11 @@ def _order(purpose: str) -> int:
     return _PURPOSES.index(purpose)
 
 
+def _count(number: int) -> str:
+    return f"{number / 1e6:,.1f} M" if number >= 1e6 else f"{number:,}"
+
+
 def _gb(size: float) -> str:
     if size < _SHOWN:
-        return "-"
+        return f"<{_SHOWN}" if size else "-"
     return f"{size:.1f}" if size >= 10 else f"{size:.2f}"
