@@ -127,8 +127,8 @@ def _go_on_from(run_dir: Path, plain: dict, numbers: dict[str, str]) -> Path | N
     if not checkpoints_in(folder):
         return None
     compare_settings(run_dir, plain, numbers)
-    if file := newest_good(folder):
-        say(f"The run goes on from {file}")
+    file = newest_good(folder)
+    say(f"The run goes on from {file}")
     return file
 
 

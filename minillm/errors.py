@@ -66,6 +66,11 @@ def check(*rules: tuple[bool, str]) -> None:
         raise ConfigError(problems)
 
 
+def first_line(error: BaseException) -> str:
+    """Of its message; its type where it has none."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 def nearest(name: str, names: Iterable[str], most: int = 1) -> str:
     """The clause that points from an unknown name to the nearest right ones."""
     names = sorted(map(str, names))

@@ -18,7 +18,7 @@ from yaml import YAMLError
 from minillm import cli
 from minillm.callbacks import Checkpoints, Validation
 from minillm.config.checks import collect
-from minillm.errors import ConfigError, ModelError, check
+from minillm.errors import ConfigError, ModelError, check, first_line
 from minillm.models import ModelPair, device_of
 from minillm.models.export import export_student
 from minillm.modules import StudentModule
@@ -94,7 +94,7 @@ def _settings(config: Path) -> dict:
     try:
         plain = OmegaConf.to_container(OmegaConf.load(config), resolve=True)
     except (YAMLError, OmegaConfBaseException, UnicodeDecodeError, OSError) as error:
-        raise ConfigError(f"{config}: cannot be read ({str(error).splitlines()[0]})") from error
+        raise ConfigError(f"{config}: cannot be read ({first_line(error)})") from error
     if not isinstance(plain, dict) or not all(isinstance(plain.get(group), dict) for group in ("model", "run")):
         raise ConfigError(f"{config}: no groups model and run inside; wanted the config.yaml of a run")
     return plain
@@ -121,7 +121,7 @@ def _push(directory: Path, name: str) -> str:
         url = api.create_repo(name, private=True, exist_ok=True)
         api.upload_folder(repo_id=name, folder_path=directory, commit_message="Upload the student")
     except (HTTPError, OSError, ValueError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         raise ModelError(
             f"{directory} is written, but {name} does not take it: {reason}\n  what to do: `hf auth login` with a "
             f"token that may write there, then `hf upload {name} {directory}`"

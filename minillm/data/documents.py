@@ -9,7 +9,7 @@ from itertools import chain
 from pathlib import Path
 
 from minillm.data.records import is_hub_name, json_lines, require_unicode
-from minillm.errors import DataError
+from minillm.errors import DataError, first_line
 
 PIECE = 2**16  # characters that are tokenised at a time (longer ones cost more each); see `_cut` for longer documents
 _CHECKED = 2**22  # characters that are read ahead for mistakes
@@ -146,10 +146,9 @@ def _hub_documents(source: str) -> Documents:
     failures = (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError)
 
     def refusal(error: Exception) -> DataError:
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
         return DataError(
-            f"{source}: cannot read this hub data set ({first}); check the name and split, log in if it is gated, or "
-            "download it elsewhere and give a .jsonl file"
+            f"{source}: cannot read this hub data set ({first_line(error)}); check the name and split, log in if it is "
+            "gated, or download it elsewhere and give a .jsonl file"
         )
 
     try:

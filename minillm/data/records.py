@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from minillm.errors import DataError
+from minillm.errors import DataError, first_line
 
 BUILTIN = {"builtin": "train.jsonl", "builtin:validation": "validation.jsonl"}
 _SHOWN = 10  # problems in one message
@@ -127,10 +127,9 @@ def _hub_rows(source: str) -> Iterator[tuple[str, object]]:
     try:
         rows = datasets.load_dataset(name, split=split or "train")
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise DataError(
-            f"{source}: cannot load this hub data set ({first}); check the name and split, log in if it is gated, or "
-            "download it elsewhere and give a .jsonl file"
+            f"{source}: cannot load this hub data set ({first_line(error)}); check the name and split, log in if it is "
+            "gated, or download it elsewhere and give a .jsonl file"
         ) from error
     for number, row in enumerate(rows, start=1):
         row = {key: value for key, value in row.items() if value is not None}

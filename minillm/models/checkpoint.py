@@ -20,7 +20,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from minillm.errors import ConfigError, ModelError, check
+from minillm.errors import ConfigError, ModelError, check, first_line
 from minillm.models.adapter import merge_adapter
 from minillm.models.architecture import Architecture, without_dropout
 from minillm.models.gguf import converted, file_in_package
@@ -186,7 +186,9 @@ def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
 
 def _advice(source: str, error: Exception) -> str:
     text = f"{error} {error.__cause__ or ''}".lower()
-    if "custom code" in text:
+    if isinstance(error, SafetensorError):
+        todo = "a .safetensors file is cut or damaged: copy or download it again"
+    elif "custom code" in text:
         todo = "it brings code of its own, which is not run here; give a model of an architecture of transformers"
     elif "weights only load failed" in text or "weights_only" in text:
         todo = "its pickled weights hold more than tensors and are refused; give safetensors"
@@ -196,11 +198,9 @@ def _advice(source: str, error: Exception) -> str:
         todo = "the hub cannot be reached: download it on another machine (`hf download`) and give the directory"
     elif "not a valid model identifier" in text or "404" in text or "repository not found" in text:
         todo = "no such model: check the spelling of owner/name@revision, or give a directory"
-    elif isinstance(error, SafetensorError):
-        todo = "a .safetensors file is cut or damaged: copy or download it again"
     elif "backend tokenizer" in text:
         todo = "it has no tokenizer.json or another tokenizer's files: save its tokenizer there too"
     else:
         todo = "see the cause above"
-    first = (str(error).strip() or type(error).__name__).splitlines()[0].removesuffix(" from one of:")
+    first = first_line(error).removesuffix(" from one of:")
     return f"cannot load {source}: {first}\n  what to do: {todo}"

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
+from minillm.errors import first_line
 from minillm.models.kv_cache import RollingCache
 from minillm.terminal.console import say
 
@@ -66,7 +67,7 @@ class ReplayedSteps:
         try:
             hidden_BH = self._step(window)[:n]
         except RuntimeError as error:
-            self._give_up((str(error).strip() or type(error).__name__).splitlines()[0])
+            self._give_up(first_line(error))
             return self.plain(ids_B, starts_B)
         if not self.compared and self.captured_at.get(window, end) != end:
             self.compared = True

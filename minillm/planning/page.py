@@ -10,7 +10,7 @@ from minillm.planning.memory import Memory
 from minillm.planning.networks import Sizes
 from minillm.planning.speed import Rates, Speed
 from minillm.terminal.console import show_facts
-from minillm.terminal.numbers import duration
+from minillm.terminal.numbers import duration, millions
 
 HEADINGS = ("run", "devices", "strategy", "GB rollout", "GB update", "largest micro-batch", "largest rollout batch",
             "busy in updates", "tokens/s", "time")  # fmt: skip
@@ -61,8 +61,8 @@ def show(plan: Plan) -> None:
     sizes = plan.sizes
     rows = [
         ("source", [plan.sources[name] for name in sizes]),
-        ("parameters", [_count(each.parameters) for each in sizes.values()]),
-        ("trained", [_count(each.trained) for each in sizes.values()]),
+        ("parameters", [millions(each.parameters) for each in sizes.values()]),
+        ("trained", [millions(each.trained) for each in sizes.values()]),
     ]
     show_facts("Models", tuple(sizes), rows, [("layout", _layout(plan))])
     phases = {"rollout": plan.memory.rollout, "update": plan.memory.update}
@@ -190,10 +190,6 @@ _PURPOSES = ("student", "gradients", "optimizer", "activations", "half-type weig
 
 def _order(purpose: str) -> int:
     return _PURPOSES.index(purpose)
-
-
-def _count(number: int) -> str:
-    return f"{number / 1e6:,.1f} M" if number >= 1e6 else f"{number:,}"
 
 
 def _gb(size: float) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 from minillm.models.vocabulary import Tokens
 from minillm.preflight.facts import ModelFacts, Preflight, PromptFacts
 from minillm.terminal.console import show_facts
-from minillm.terminal.numbers import count
+from minillm.terminal.numbers import count, millions
 
 TITLE, SECOND_LOOK = "Preflight", "Worth a second look"
 _SHOWN = 1e-3  # of all memory
@@ -60,8 +60,8 @@ def _sides(found: Preflight) -> list[tuple[str, list[str]]]:
 
 
 def _parameters(model: ModelFacts) -> str:
-    trained = "all trained" if model.trained == model.parameters else f"{_count(model.trained)} trained"
-    return f"{_count(model.parameters)}, {trained if model.trained else 'frozen'}"
+    trained = "all trained" if model.trained == model.parameters else f"{millions(model.trained)} trained"
+    return f"{millions(model.parameters)}, {trained if model.trained else 'frozen'}"
 
 
 def _tokens(side: Tokens, shared: int) -> str:
@@ -143,10 +143,6 @@ def _memory(found: Preflight) -> list[tuple[str, str]]:
         if sizes
     ]
     return [("memory", f"about {_gb(memory.total)} GB at the peak, of {_gb(found.usable)} GB"), *sums]
-
-
-def _count(n: int) -> str:
-    return f"{n / 1e6:,.1f} M" if n >= 1e6 else f"{n:,}"
 
 
 def _gb(size: float) -> str:

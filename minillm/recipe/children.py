@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, TextIO
 import torch
 from rich import get_console
 
-from minillm.errors import Interrupted, MinillmError
+from minillm.errors import Interrupted, MinillmError, first_line
 from minillm.system.child import forwarded, importable
 from minillm.terminal.console import say
 
@@ -111,8 +111,7 @@ class Children:
         """Wait until all have saved."""
         left = [each for each in self.running if each.process.poll() is None]
         if left and not self.received:  # else they know
-            first, _, _ = str(error).partition("\n")  # all of it comes at the end
-            say(f"{first}\nWaiting for {self._names()} to save")
+            say(f"{first_line(error)}\nWaiting for {self._names()} to save")  # all of it comes at the end
             for each in left:
                 each.process.terminate()
         for each in left:

@@ -15,7 +15,7 @@ import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch import Tensor
 
-from minillm.errors import ModelError, StorageError
+from minillm.errors import ModelError, StorageError, first_line
 from minillm.terminal.console import say
 
 PREFIX = "student."  # the module's only child
@@ -66,7 +66,7 @@ def damage(file: Path) -> str | None:
     except Exception as error:  # what a reader of damaged bytes may raise is open
         if "unable to mmap" in str(error):  # torch's word for a lack of memory, or a file system without mmap
             raise _unreadable(file, error) from error
-        return f"damaged: {(str(error) or type(error).__name__).splitlines()[0]}" if file.stat().st_size else "empty"
+        return f"damaged: {first_line(error)}" if file.stat().st_size else "empty"
     return None
 
 
@@ -86,7 +86,7 @@ def load_saved(file: Path, device: torch.device | str = "cpu") -> dict:
             raise _unreadable(file, error) from error
         raise ModelError(f"{file}: not a checkpoint ({error.strerror})") from error
     except (RuntimeError, EOFError, KeyError, ValueError, pickle.UnpicklingError) as error:
-        raise ModelError(f"{file}: not a checkpoint ({str(error).splitlines()[0]})") from error
+        raise ModelError(f"{file}: not a checkpoint ({first_line(error)})") from error
     names = saved.get("state_dict", {}) if isinstance(saved, dict) else {}
     if not names or not all(name.startswith(PREFIX) for name in names):
         raise ModelError(f"{file}: no student inside; wanted last.ckpt or best.ckpt of train.py")

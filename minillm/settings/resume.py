@@ -12,7 +12,7 @@ from yaml import YAMLError
 
 from minillm.config.changes import changes, flat, within
 from minillm.data import Corpus, PromptSet
-from minillm.errors import ConfigError, ModelError, check
+from minillm.errors import ConfigError, ModelError, check, first_line
 from minillm.models import ModelPair
 from minillm.modules import StudentModule
 from minillm.runs.saved import differences, load_saved
@@ -39,7 +39,7 @@ def compare_settings(run_dir: Path, plain: dict, numbers: dict[str, str]) -> Non
         before = OmegaConf.to_container(OmegaConf.load(file), resolve=True)
     except (YAMLError, OmegaConfBaseException, UnicodeDecodeError, OSError) as error:
         raise ConfigError(
-            f"{file}: cannot be read ({str(error).splitlines()[0]}), so that the settings "
+            f"{file}: cannot be read ({first_line(error)}), so that the settings "
             "cannot be compared; put it back, or choose another run.name"
         ) from error
     made = _json(run_dir / NUMBERS)

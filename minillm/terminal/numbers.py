@@ -10,6 +10,11 @@ def count(value: float, digits: int = 3) -> str:
     return f"{value:,.0f}" if abs(value) >= 10**digits - 0.5 else f"{value:,.{digits}g}"
 
 
+def millions(number: int) -> str:
+    """Of a model: "12.3 M" parameters, and all digits below a million."""
+    return f"{number / 1e6:,.1f} M" if number >= 1e6 else f"{number:,}"
+
+
 def duration(seconds: float) -> str:
     """ "0.31 s", "13.7 min", "5.2 h", "3 days"."""
     value = seconds
