@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from minillm import preflight
 from minillm.callbacks import Interruption
 from minillm.config.checks import construct
+from minillm.config.stored import write_config
 from minillm.data import read_documents
 from minillm.datamodule import DistillationDataModule, SupervisedDataModule
 from minillm.errors import ConfigError
@@ -108,7 +109,7 @@ def build(cfg: DictConfig, settings: Settings) -> Run:
             name = plain["run"]["name"]
             trainer.loggers = [*trainer.loggers, construct(plain["logger"], run_dir=run_dir, name=name, settings=plain)]
         run_dir.mkdir(parents=True, exist_ok=True)
-        write_whole(run_dir / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
+        write_config(run_dir / "config.yaml", plain)
         write_whole(run_dir / DATA, json.dumps(digests, indent=2) + "\n")
         write_whole(run_dir / NUMBERS, json.dumps(numbers, indent=2) + "\n")
         if page:

@@ -11,13 +11,10 @@ import re
 import sys
 from pathlib import Path
 
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
-
 from minillm import cli
 from minillm.callbacks import Checkpoints, Validation
 from minillm.config.checks import collect
+from minillm.config.stored import other_targets, read_config
 from minillm.errors import ConfigError, ModelError, check, first_line
 from minillm.models import ModelPair, device_of
 from minillm.models.export import export_student
@@ -26,6 +23,13 @@ from minillm.runs.saved import damage, differences, load_saved
 from minillm.settings import made_by
 from minillm.system.folders import vacant
 from minillm.terminal.console import say
+
+
+# All that an export constructs: a file on disk must not name code that is run.
+_CLASSES = tuple(
+    f"minillm.models.{name}"
+    for name in ("ModelPair", "Checkpoint", "PrunedTeacher", "FromScratch", "Architecture", "Lora")
+)
 
 
 def export(checkpoint: Path, directory: Path, *, push: str | None = None, command: str = "") -> None:
@@ -91,12 +95,18 @@ def _locate(checkpoint: Path) -> tuple[Path, Path]:
 
 
 def _settings(config: Path) -> dict:
-    try:
-        plain = OmegaConf.to_container(OmegaConf.load(config), resolve=True)
-    except (YAMLError, OmegaConfBaseException, UnicodeDecodeError, OSError) as error:
-        raise ConfigError(f"{config}: cannot be read ({first_line(error)})") from error
-    if not isinstance(plain, dict) or not all(isinstance(plain.get(group), dict) for group in ("model", "run")):
-        raise ConfigError(f"{config}: no groups model and run inside; wanted the config.yaml of a run")
+    """Raises ConfigError: not of a run, or its model names another class than ours, which is not even imported."""
+    plain = read_config(config)
+    groups = ("model", "run", "objective", "data")
+    if missing := [group for group in groups if not isinstance(plain.get(group), dict)]:
+        raise ConfigError(f"{config}: no group {missing[0]} inside; wanted the config.yaml of a run")
+    problems = other_targets(plain["model"], _CLASSES, "model")
+    if not problems and plain["model"].get("_target_") != _CLASSES[0]:
+        problems = [f"model._target_={plain['model'].get('_target_')!r}: wanted {_CLASSES[0]}"]
+    if not isinstance(plain["run"].get("name"), str):
+        problems.append(f"run.name={plain['run'].get('name')!r}: wanted a text")
+    if problems:
+        raise ConfigError([f"{config}: {problem}" for problem in problems])
     return plain
 
 

@@ -10,6 +10,7 @@ from lightning.pytorch.loggers import WandbLogger
 from omegaconf import DictConfig, OmegaConf
 
 from minillm.build import build
+from minillm.config.stored import composed_of
 from minillm.errors import Interrupted
 from minillm.parallel import agree, barrier, join, launch, leave
 from minillm.settings import check_config
@@ -34,7 +35,7 @@ def fit(cfg: DictConfig, *, command: str, began: float) -> dict[str, float]:
     if in_a_worker():
         join(cuda=cuda)
         job = agree(job)  # a run's name may hold the time
-        cfg = OmegaConf.create(job["cfg"])
+        cfg = composed_of(job["cfg"])
     settings = check_config(cfg, command=job["command"], began=job["began"])
     if settings.strategy.world_size > 1 and not in_a_worker():
         launch(settings.strategy.devices_here, job, cuda=cuda)

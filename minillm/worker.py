@@ -6,9 +6,8 @@ import os
 import sys
 from pathlib import Path
 
-from omegaconf import OmegaConf
-
 from minillm import cli
+from minillm.config.stored import composed_of
 from minillm.errors import Interrupted
 from minillm.fit import fit
 from minillm.parallel import FAILED, FINISHED, INTERRUPTED, note
@@ -26,7 +25,7 @@ def main() -> None:
         log = Path(job["cfg"]["run"]["dir"]) / f"{job['task']}.log"
         handlers = [logging.StreamHandler(sys.stdout), logging.FileHandler(log, delay=True)]
         logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=handlers)
-    cfg = OmegaConf.create(job["cfg"])
+    cfg = composed_of(job["cfg"])
     try:
         if job["task"] == "evaluate":
             evaluate(cfg)

@@ -20,7 +20,7 @@ ROUNDING = (
 FIGURES = ("callbacks.validation.every",)  # when it is validated, and so which weights are the best
 LONGER = "the run is longer"
 _LENGTH = ("regime.max_steps", "regime.epochs")
-_ABSENT = "absent"
+ABSENT = "absent"
 
 
 @dataclass(frozen=True)
@@ -56,13 +56,15 @@ def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[Change]:
     return [
         Change(key, was, is_now, _effect(key, was, is_now, before))
         for key in sorted(before.keys() | now.keys())
-        if (was := before.get(key, _ABSENT)) != (is_now := now.get(key, _ABSENT))
+        if (was := before.get(key, ABSENT)) != (is_now := now.get(key, ABSENT))
     ]
 
 
 def _effect(key: str, was: Any, now: Any, before: Mapping[str, Any]) -> str | None:
     if within(key, NOTHING):
         return "the same numbers"
+    if key == "data.date" and now is None:
+        return "the run keeps its date"
     by_micro_batch = before.get("objective.denominator") == "micro_batch"
     if key == "regime.microbatch_size" and "regime.rollouts" in before and not by_micro_batch:
         return "other rounding"
@@ -80,7 +82,9 @@ def _ends_whole(before: Mapping[str, Any]) -> bool:
     """Is the last rollout used up at max_steps? What is cut off there is never made up for."""
     if "regime.rollouts" not in before:
         return True
-    rollouts, minibatch, epochs, steps = (
-        before[f"regime.{name}"] for name in ("rollouts", "minibatch_size", "inner_epochs", "max_steps")
-    )
-    return steps % (rollouts // minibatch * epochs) == 0
+    values = [before.get(f"regime.{name}") for name in ("rollouts", "minibatch_size", "inner_epochs", "max_steps")]
+    if not all(isinstance(each, int) and each > 0 for each in values):
+        return False  # no config of ours
+    rollouts, minibatch, epochs, steps = values
+    per_rollout = rollouts // minibatch * epochs
+    return per_rollout > 0 and steps % per_rollout == 0

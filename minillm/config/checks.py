@@ -9,7 +9,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from hydra.utils import get_object
 
-from minillm.errors import ConfigError, nearest
+from minillm.errors import ConfigError, first_line, nearest
 
 # Lightning's options that manual optimisation forbids or that count something else, and ours in their place.
 FORBIDDEN_TRAINER = {
@@ -55,13 +55,15 @@ def node_problems(node: Any, path: str, *, supplied: tuple[str, ...] = ()) -> li
     """
     if not isinstance(node, Mapping) or not node.get("_target_"):
         return []
-    target = get_object(node["_target_"])
+    target, problem = _found(node["_target_"], path)
+    if problem:
+        return [problem]
     parameters = inspect.signature(target).parameters
     hints = get_type_hints(target.__init__ if inspect.isclass(target) else target)
     if inspect.isclass(target) and hasattr(target, "__dataclass_fields__"):
         hints = get_type_hints(target)
     problems = []
-    given = {key: value for key, value in node.items() if not key.startswith("_")}
+    given = {key: value for key, value in node.items() if not str(key).startswith("_")}
     for key, value in given.items():
         if path == "trainer" and (refused := trainer_problem(key)):
             problems.append(refused)
@@ -69,7 +71,10 @@ def node_problems(node: Any, path: str, *, supplied: tuple[str, ...] = ()) -> li
             names = [name for name in parameters if name not in supplied and name != "self"]
             problems.append(f"{path}.{key}: no such key; {nearest(key, names)}")
         elif isinstance(value, Mapping) and "_target_" in value:
-            problems += node_problems(value, f"{path}.{key}")
+            below = node_problems(value, f"{path}.{key}")
+            if not below and _misplaced(get_object(value["_target_"]), hint := hints.get(key, Any)):
+                below = [f"{path}.{key}._target_={value['_target_']}: wanted {describe(hint)}"]
+            problems += below
         elif target.__module__.startswith("minillm") and not matches(value, hints.get(key, Any)):
             problems.append(f"{path}.{key}={value!r}: wanted {describe(hints[key])}")
     empty = inspect.Parameter.empty
@@ -78,6 +83,22 @@ def node_problems(node: Any, path: str, *, supplied: tuple[str, ...] = ()) -> li
         if parameter.default is empty and not variadic and name not in given and name not in supplied:
             problems.append(f"{path}.{name}: missing; wanted {describe(hints.get(name, Any))}")
     return problems
+
+
+def _found(name: Any, path: str) -> tuple[Any, str | None]:
+    """What a `_target_` names, or None and what is wrong with the name."""
+    try:
+        target = get_object(name)
+    except (ImportError, ValueError, AttributeError) as error:
+        return None, f"{path}._target_={name!r}: cannot be imported ({first_line(error)}); wanted a class by its path"
+    return target, None if callable(target) else f"{path}._target_={name!r}: wanted a class by its path"
+
+
+def _misplaced(target: Any, hint: Any) -> bool:
+    """Is it a class of ours where none of the annotation's classes fits? One's own class may look as it likes."""
+    classes = [each for each in get_args(hint) or [hint] if inspect.isclass(each)]
+    own = inspect.isclass(target) and target.__module__.startswith("minillm")
+    return own and hint is not Any and not issubclass(target, tuple(classes))
 
 
 def construct(node: Mapping, **supplied: Any) -> Any:
@@ -93,7 +114,7 @@ def construct(node: Mapping, **supplied: Any) -> Any:
                 value = construct(value)
             except ConfigError as error:
                 raise ConfigError(error.prefixed(key)) from error
-        if not key.startswith("_"):
+        if not str(key).startswith("_"):
             arguments[key] = value
     return get_object(node["_target_"])(**arguments, **supplied)
 

@@ -7,6 +7,8 @@ from typing import Any
 
 from hydra.core.override_parser.types import Quote, QuotedString
 
+from minillm.config.stored import literal
+
 
 def override(key: str, value: Any) -> str:
     """KEY=VALUE for a plain value, list or mapping; text is quoted, so that it arrives as it is."""
@@ -19,7 +21,7 @@ def _written(value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, str):
-        return QuotedString(value, Quote.single).with_quotes()
+        return QuotedString(literal(value), Quote.single).with_quotes()
     if isinstance(value, Mapping):
         return "{" + ",".join(f"{_written(key)}:{_written(each)}" for key, each in value.items()) + "}"
     if isinstance(value, Sequence):

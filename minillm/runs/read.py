@@ -13,10 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-from omegaconf import OmegaConf
-
 from minillm.config.changes import flat
+from minillm.config.stored import read_config
 from minillm.errors import ConfigError
 
 SETTINGS = "settings.json"  # what minillm.generate or evaluate.py was begun with
@@ -74,14 +72,9 @@ def find_runs(folder: Path) -> list[Path]:
 
 
 def read_settings(folder: Path) -> dict[str, Any] | None:
-    """config.yaml with dotted keys, or None where there is none. Raises ValueError where it cannot be read."""
+    """config.yaml with dotted keys, or None where there is none. Raises ConfigError where it cannot be read."""
     file = folder / "config.yaml"
-    if not file.exists():
-        return None
-    try:
-        return flat(OmegaConf.to_container(OmegaConf.load(file)))
-    except (yaml.YAMLError, OSError, ValueError, AttributeError) as error:
-        raise ValueError(f"{file}: cannot be read ({error})") from error
+    return flat(read_config(file)) if file.exists() else None
 
 
 def read_job_settings(folder: Path) -> dict[str, Any] | None:
@@ -95,7 +88,7 @@ def read_job_settings(folder: Path) -> dict[str, Any] | None:
         return None
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ConfigError([f"{file}: damaged ({error}); delete {folder} or choose another run.name"]) from error
     if not isinstance(found, dict):
         raise ConfigError([f"{file}: damaged (no settings by name); delete {folder} or choose another run.name"])
@@ -109,7 +102,7 @@ def read_figures(folder: Path) -> dict[str, Any] | None:
         return None
     try:
         figures = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{file}: not JSON ({error}); delete it, and the run goes on") from error
     if not isinstance(figures, dict):
         raise ValueError(f"{file}: holds {type(figures).__name__}; wanted figures by name")

@@ -6,11 +6,10 @@ import json
 from pathlib import Path
 
 import torch
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
 
-from minillm.config.changes import changes, flat, within
+from minillm.config.changes import ABSENT, Change, changes, flat, within
+from minillm.config.overrides import override
+from minillm.config.stored import read_config
 from minillm.data import Corpus, PromptSet
 from minillm.errors import ConfigError, ModelError, check, first_line
 from minillm.models import ModelPair
@@ -32,18 +31,28 @@ def compare_settings(run_dir: Path, plain: dict, numbers: dict[str, str]) -> Non
     `auto` there is compared as what it came to, see `numbers_of`.
 
     Raises:
-        ConfigError: every difference that would change the numbers; or config.yaml cannot be read.
+        ConfigError: every difference that would change the numbers, every class of the run outside of minillm that
+            these settings do not name again; or config.yaml cannot be read.
     """
-    file = run_dir / "config.yaml"
     try:
-        before = OmegaConf.to_container(OmegaConf.load(file), resolve=True)
-    except (YAMLError, OmegaConfBaseException, UnicodeDecodeError, OSError) as error:
+        before, now = flat(read_config(run_dir / "config.yaml")), flat(plain)
+    except ConfigError as error:
         raise ConfigError(
-            f"{file}: cannot be read ({first_line(error)}), so that the settings "
-            "cannot be compared; put it back, or choose another run.name"
+            f"{error}; the settings cannot be compared: put it back, or choose another run.name"
         ) from error
     made = _json(run_dir / NUMBERS)
-    found = [each for each in changes(flat(before), flat(plain)) if each.key not in made]
+    found = [each for each in changes(before, now) if each.key not in made]
+    check(
+        *(
+            (
+                not _own_class(each),
+                f"{each.key}: the run was made with {each.was!r}, which is not of minillm. A run's own file is not asked "
+                f"for code: name it again, {'' if each.key in now else '+'}{override(each.key, each.was)}, or choose "
+                "another run.name",
+            )
+            for each in found
+        )
+    )
     for change in found:
         if change.effect and not within(change.key, ("resume", "run")):
             say(f"{change}: {change.effect}")
@@ -57,6 +66,12 @@ def compare_settings(run_dir: Path, plain: dict, numbers: dict[str, str]) -> Non
         back = "it" if len(refused) == 1 else "these"
         refused[-1] += f"; going on would change the numbers of {run_dir}: set {back} back, or choose another run.name"
         raise ConfigError(refused)
+
+
+def _own_class(change: Change) -> bool:
+    """Was it a class outside of minillm?"""
+    is_class = change.key.rpartition(".")[2] == "_target_" and change.was not in (None, ABSENT)
+    return is_class and not str(change.was).startswith("minillm.")
 
 
 def data_digests(train: PromptSet, validation: PromptSet, corpus: Corpus | None) -> dict[str, str]:
@@ -80,8 +95,16 @@ def compare_data(run_dir: Path, digests: dict[str, str]) -> None:
 
 
 def _json(file: Path) -> dict[str, str]:
-    """Empty where it is not there, as in runs of older versions."""
-    return json.loads(file.read_text()) if file.exists() else {}
+    """Empty where it is not there, as in runs of older versions. Raises ConfigError: damaged."""
+    if not file.exists():
+        return {}
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ConfigError(f"{file}: damaged ({first_line(error)}); put it back, or choose another run.name") from error
+    if not isinstance(found, dict):
+        raise ConfigError(f"{file}: damaged (no values by name); put it back, or choose another run.name")
+    return found
 
 
 def check_weights(file: Path, module: StudentModule) -> None:

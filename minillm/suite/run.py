@@ -11,6 +11,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
+from minillm.config.stored import composed_of
 from minillm.errors import ConfigError, DataError, Interrupted, MinillmError
 from minillm.parallel import agree, barrier, join, launch, leave, on_first
 from minillm.suite.grown import told
@@ -39,7 +40,7 @@ def evaluate(cfg: DictConfig) -> None:
     if in_a_worker():
         join(cuda=cuda, patience=_PATIENCE)
         plain = agree(plain)  # the run's name may hold the time
-    suite = check_suite(OmegaConf.create(plain))
+    suite = check_suite(composed_of(plain))
     if suite.devices > 1 and not in_a_worker():
         try:
             launch(suite.devices, {"task": "evaluate", "cfg": plain}, cuda=cuda)

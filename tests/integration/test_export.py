@@ -161,7 +161,7 @@ def test_wrong_arguments_are_said_together_and_nothing_is_touched(run_dir, tmp_p
         (lambda run: shutil.rmtree(run / "checkpoints"), ConfigError, "no checkpoints/best.ckpt or checkpoints/last"),
         (lambda run: (run / "config.yaml").unlink(), ConfigError, "config.yaml, which says what model it is"),
         (lambda run: (run / "config.yaml").write_text("a: [1"), ConfigError, "config.yaml: cannot be read"),
-        (lambda run: (run / "config.yaml").write_text("a: 1"), ConfigError, "no groups model and run inside"),
+        (lambda run: (run / "config.yaml").write_text("a: 1"), ConfigError, "no group model inside"),
         (lambda run: (run / "checkpoints/best.ckpt").write_text("x"), ModelError, "best.ckpt: not a checkpoint"),
         (lambda run: (run / "checkpoints/best.ckpt").write_bytes(b""), ModelError, "best.ckpt: not a checkpoint"),
         (
