@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -12,6 +12,7 @@ from torch import nn
 
 from minillm.errors import check
 from minillm.parallel import by_mesh, clip_gradients, gradient_norm
+from minillm.parallel.gradients import DECAYED
 
 
 @dataclass(frozen=True)
@@ -58,13 +59,21 @@ class Optim:
         """For a person."""
         return f"{self.learning_rate:g}, {self.schedule} after {self.warmup_steps} steps of warm-up"
 
-    def build(self, parameters: Iterable[nn.Parameter]) -> torch.optim.AdamW:
+    def build(
+        self, parameters: Iterable[nn.Parameter], exempt: Collection[nn.Parameter] = frozenset()
+    ) -> torch.optim.AdamW:
+        """For `parameters`, of which those that are `exempt` too are not decayed, see `without_decay`."""
+        parameters = list(parameters)
+        groups = [
+            {"params": group, DECAYED: decayed, "weight_decay": self.weight_decay if decayed else 0.0}
+            for decayed in (True, False)
+            for group in by_mesh(each for each in parameters if (each not in exempt) == decayed)
+        ]
         return torch.optim.AdamW(
-            [{"params": group} for group in by_mesh(parameters)],
+            groups,
             lr=self.learning_rate,
             betas=tuple(self.betas),
             eps=self.eps,
-            weight_decay=self.weight_decay,
             fused=True,
         )
 
@@ -95,6 +104,17 @@ class Optim:
         set_rate(optimizer, rate)
         optimizer.step()
         optimizer.zero_grad()
+
+
+def without_decay(network: nn.Module) -> set[nn.Parameter]:
+    """Biases and norms of a network, which are not decayed: weights with one axis, biases of stacked experts (two
+    axes), and norms with weights for each head (two axes)."""
+    return {
+        weight
+        for module in network.modules()
+        for name, weight in module.named_parameters(recurse=False)
+        if weight.dim() < 2 or name.endswith("bias") or "norm" in type(module).__name__.lower()
+    }
 
 
 def _parameters(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:

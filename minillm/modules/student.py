@@ -17,7 +17,7 @@ from minillm.linear_loss import LinearLoss
 from minillm.models import LanguageModel, Pair
 from minillm.modules.finite import Finite
 from minillm.modules.preemption import Preemption
-from minillm.optim import Optim
+from minillm.optim import Optim, without_decay
 from minillm.parallel import ALONE, Replicated, Sharded, group_of
 from minillm.types import LossOutput
 
@@ -96,7 +96,8 @@ class TrainingModule(StudentModule):
             yield (parts[place], 1.0) if place < len(parts) else (parts[0], 0.0)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        return self.optim.build(p for p in self.student.parameters() if p.requires_grad)
+        trained = (each for each in self.student.parameters() if each.requires_grad)
+        return self.optim.build(trained, exempt=without_decay(self.student))
 
     def on_train_start(self) -> None:
         if self.step >= self.n_steps:  # a resumed run that was already through

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+DECAYED = "decayed"  # key of an optimizer's groups: whether their weights are decayed
+
 
 def by_mesh(tensors: Iterable[Tensor]) -> list[list[Tensor]]:
     """Tensors that one operation may take together: all whole, or all parts over one mesh."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import chain
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Str
 from torch import Tensor
 from torch.optim import Optimizer
 
+from minillm.parallel.gradients import DECAYED
 from minillm.parallel.group import Group
 from minillm.parallel.settings import Parallel
 from minillm.parallel.sharding import DATA, part_of, whole_state, whole_tensor
@@ -68,20 +70,22 @@ class Sharded(ModelParallelStrategy):
 
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
         optimizer = getattr(optimizer, "optimizer", optimizer)
-        place = {id(each): number for number, each in enumerate(self._trained)}
+        groups = self._groups(optimizer)
+        place = {id(each): number for number, each in enumerate(chain(*groups.values()))}
         state = {}
         for parameter, values in sorted(optimizer.state.items(), key=lambda item: place[id(item[0])]):
             whole = {name: whole_tensor(value).cpu() for name, value in values.items()}
             if self.is_global_zero:
                 state[place[id(parameter)]] = whole
-        settings = {key: value for key, value in optimizer.param_groups[0].items() if key != "params"}
-        return {"state": state, "param_groups": [settings | {"params": list(range(len(place)))}]}
+        settings = {group[DECAYED]: group for group in optimizer.param_groups}
+        numbered = [settings[each] | {"params": [place[id(one)] for one in group]} for each, group in groups.items()]
+        return {"state": state, "param_groups": numbered}
 
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
-        place = {id(each): number for number, each in enumerate(self._trained)}
         for optimizer, saved in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
             ours = optimizer.state_dict()
-            settings = {key: value for key, value in saved["param_groups"][0].items() if key != "params"}
+            place = {id(each): number for number, each in enumerate(chain(*self._groups(optimizer).values()))}
+            settings = {group[DECAYED]: group for group in saved["param_groups"]}
             numbered = [each for group in optimizer.param_groups for each in group["params"]]
             state = {}
             for number, parameter in enumerate(numbered):
@@ -91,16 +95,20 @@ class Sharded(ModelParallelStrategy):
                         name: part_of(value, parameter) if value.shape == parameter.shape else value
                         for name, value in values.items()
                     }
-            groups = [settings | {"params": group["params"]} for group in ours["param_groups"]]
+            groups = [settings[group[DECAYED]] | {"params": group["params"]} for group in ours["param_groups"]]
             optimizer.load_state_dict({"state": state, "param_groups": groups})
 
     def load_checkpoint(self, checkpoint_path, weights_only: bool | None = None) -> dict[str, Any]:
         """Read by every rank, on the CPU and mapped, so that each touches little more than its parts."""
         return torch.load(checkpoint_path, map_location="cpu", mmap=True, weights_only=True)
 
-    @property
-    def _trained(self) -> list[torch.nn.Parameter]:
-        return [each for each in self.lightning_module.parameters() if each.requires_grad]
+    def _groups(self, optimizer: Optimizer) -> dict[bool, list[torch.nn.Parameter]]:
+        """The parameters that are decayed and those that are not, each in the order of a single device."""
+        order = {id(each): number for number, each in enumerate(self.lightning_module.parameters())}
+        found: dict[bool, list] = {}
+        for group in optimizer.param_groups:
+            found.setdefault(group[DECAYED], []).extend(group["params"])
+        return {decayed: sorted(group, key=lambda each: order[id(each)]) for decayed, group in found.items()}
 
 
 def group_of(strategy: Strategy) -> Group:

@@ -14,6 +14,7 @@ from minillm.data import Corpus, PromptSet
 from minillm.errors import ConfigError, ModelError, check, first_line
 from minillm.models import ModelPair
 from minillm.modules import StudentModule
+from minillm.parallel.gradients import DECAYED
 from minillm.runs.saved import differences, load_saved
 from minillm.terminal.console import say
 
@@ -108,8 +109,14 @@ def _json(file: Path) -> dict[str, str]:
 
 
 def check_weights(file: Path, module: StudentModule) -> None:
-    """Raises ModelError: the checkpoint is of another model or vocabulary."""
-    if differing := differences(load_saved(file)["state_dict"], module.state_dict()):
+    """Raises ModelError: the checkpoint is of another model or vocabulary, or of an older version's optimizer."""
+    saved = load_saved(file)
+    if any(DECAYED not in group for state in saved.get("optimizer_states", ()) for group in state["param_groups"]):
+        raise ModelError(
+            f"{file}: made by an older version, whose optimizer decays biases and norms too; go on with that version, "
+            "or choose another run.name to begin anew"
+        )
+    if differing := differences(saved["state_dict"], module.state_dict()):
         raise ModelError(
             f"{file}: of another model or vocabulary than model.student: {differing}; set model back, or choose "
             "another run.name"

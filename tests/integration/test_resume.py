@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 from minillm.build import build
 from minillm.callbacks import Validation
 from minillm.callbacks.boundary import find
-from minillm.errors import ConfigError
+from minillm.errors import ConfigError, ModelError
 from minillm.settings import check_config
 from tests.conf.test_compose import CONF
 
@@ -143,3 +143,15 @@ def test_of_equal_validations_the_later_weights_are_kept(tmp_path, overrides):
     figures = run.trainer.callbacks[1].final_figures()
     assert figures["val/rouge_l"] == figures["val/rouge_l_raw"]
     assert json.loads((tmp_path / "metrics.json").read_text())["best/step"] == 6
+
+
+def test_a_checkpoint_whose_optimizer_decays_norms_too_is_refused(tmp_path, overrides):
+    with pytest.raises(Killed):
+        train(tmp_path, overrides, kill_after=2)
+    file = tmp_path / "checkpoints" / "last.ckpt"
+    saved = torch.load(file, weights_only=True)
+    for group in saved["optimizer_states"][0]["param_groups"]:
+        del group["decayed"]  # as in checkpoints of older versions
+    torch.save(saved, file)
+    with pytest.raises(ModelError, match=r"last.ckpt: made by an older version, .* or choose another run.name"):
+        train(tmp_path, overrides, resume="auto")

@@ -8,7 +8,8 @@ import torch
 
 from minillm.errors import ConfigError
 from minillm.modules import SupervisedStart
-from minillm.optim import Optim
+from minillm.optim import Optim, without_decay
+from tests.conftest import make_model
 
 
 def test_warm_up_then_constant_linear_or_cosine():
@@ -94,3 +95,29 @@ def test_the_first_update_is_adamws_by_hand_and_gradients_are_cleared():
     wanted = [2 * (1 - 0.001) - 0.01 * 6 / 6.001, -3 * (1 - 0.001) + 0.01 * 8 / 8.001]
     assert parameter.tolist() == pytest.approx(wanted, rel=1e-12)
     assert parameter.grad is None and optimizer.param_groups[0]["lr"] == 0.01
+
+
+class Experts(torch.nn.Module):
+    """Biases stacked over 3 experts, as in gpt-oss; a norm of 4 heads, as in Cohere's models."""
+
+    def __init__(self):
+        super().__init__()
+        self.gate_up_proj = torch.nn.Parameter(torch.ones(3, 4, 5))
+        self.gate_up_proj_bias = torch.nn.Parameter(torch.ones(3, 5))
+        self.q_norm = type("HeadNorm", (torch.nn.LayerNorm,), {})((4, 5))
+
+
+@pytest.mark.parametrize("family", ["gpt2", "opt", "llama", "qwen2", "qwen3"])
+def test_of_a_model_all_but_biases_and_norms_is_decayed(family):
+    model = make_model(family)
+    model.experts = Experts()
+    before = {name: each.detach().clone() for name, each in model.named_parameters()}
+    optim = Optim(learning_rate=1.0, weight_decay=0.1)
+    optimizer = optim.build(model.parameters(), exempt=without_decay(model))
+    for each in model.parameters():
+        each.grad = torch.zeros_like(each)  # decay alone moves weights
+    optim.step(optimizer, torch.tensor(0.0), 0.5)
+    for name, each in model.named_parameters():
+        kept = name.endswith("bias") or "norm" in name or ".ln_" in name  # GPT-2's norms are called ln_
+        torch.testing.assert_close(each, before[name] * (1 if kept else 0.95), msg=name)
+    assert any(name.endswith("bias") for name in before) and any("embed" in name or "wte" in name for name in before)
