@@ -71,11 +71,10 @@ def _record(task: ChoiceTask, where: str, row: dict) -> Record:
         raise DataError(
             f"{where}: label {label} has no word; words={list(task.words)} answer 0 to {len(task.words) - 1}"
         )
-    values = {key: row[key].strip() for key in task.fields}
     return Record(
         id=where,
-        instruction=task.instruction.format_map(values),
-        input=task.input.format_map(values),
+        instruction=task.instruction.format_map(row),
+        input=task.input.format_map(row),
         references=(task.words[label],),
     )
 

@@ -37,7 +37,7 @@ from minillm.terminal.console import say
 
 log = logging.getLogger(__name__)
 
-_FORMAT = 1  # of the cache; another number makes all caches anew
+_FORMAT = 2  # of the cache; another number makes all caches anew
 _COMMIT = 2**24  # characters after which what is done survives a kill
 _SAY = 30  # seconds between two lines about a long build
 
@@ -117,7 +117,7 @@ class _Progress:
 
 def _key(documents: Documents, tokenizer: PreTrainedTokenizerBase, core: Any, n_vocab: int) -> str:
     if tokenizer.is_fast:
-        serialised = [core.to_str(), tokenizer.split_special_tokens]
+        serialised = core.to_str()
     else:
         with tempfile.TemporaryDirectory() as folder:
             serialised = [Path(file).read_bytes().hex() for file in sorted(tokenizer.save_pretrained(folder))]

@@ -12,7 +12,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from minillm.data.records import Record
+from minillm.data.records import Dropped, Record
+from minillm.data.templates import LOST
+from minillm.data.text import UNWRITABLE, PlainText
 from minillm.errors import DataError
 from minillm.types import PromptBatch
 
@@ -24,6 +26,8 @@ _REMEDIES = {
     HELD_OUT: "data.val_size or data.val_file",
     NO_RESPONSE: "the file: its rows need an answer (key output, or a last turn of the assistant)",
     NO_TOKENS: "data.template",
+    LOST: "data.template, or the roles in the file",
+    UNWRITABLE: "the file",
     OUTSIDE: "the file or the pair: its tokens are beyond what both models have rows for",
     LONGER: "data.max_prompt_tokens",
 }
@@ -87,8 +91,8 @@ def build_prompts(
     answered: bool = False,
     name: str = "prompts",
 ) -> PromptSet:
-    """Tokenise; drop and count prompts that are too long (never cut: the end would be lost) or stand in `exclude`, and
-    with `answered` those that have no response.
+    """Tokenise; drop and count prompts that are too long (never cut: the end would be lost), that stand in `exclude` or
+    that `encode` drops, and with `answered` those that have no response.
 
     References longer than `max_response_tokens`, or than `max_tokens` together with their prompt, are cut there,
     without an end token; nor is there one for those that are truncated already.
@@ -96,16 +100,23 @@ def build_prompts(
     Raises:
         DataError: nothing is left.
     """
-    held_out = {(record.history, record.instruction, record.input) for record in exclude}
-    kept, dropped, n_cut = [], Counter(), 0
+    held_out = {_question(record) for record in exclude}
+    encode_reference = PlainText(tokenizer)
+    kept, dropped, first, n_cut = [], Counter(), {}, 0
     for record in records:
-        if (record.history, record.instruction, record.input) in held_out:
+        if _question(record) in held_out:
             dropped[HELD_OUT] += 1
             continue
         if answered and not record.references:
             dropped[NO_RESPONSE] += 1
             continue
-        prompt = encode(record)
+        try:
+            prompt = encode(record)
+            text_ids = encode_reference(record.references[0]) if record.references else []
+        except Dropped as reason:
+            dropped[str(reason)] += 1
+            first.setdefault(str(reason), record.id)
+            continue
         if not prompt:
             dropped[NO_TOKENS] += 1
         elif len(prompt) > max_prompt_tokens:
@@ -115,7 +126,6 @@ def build_prompts(
         else:
             whole = ()
             if record.references:
-                text_ids = tokenizer(record.references[0], add_special_tokens=False)["input_ids"]
                 whole = tuple(text_ids) if record.truncated else (*text_ids, tokenizer.eos_token_id)
             room = max_response_tokens if max_tokens is None else min(max_response_tokens, max_tokens - len(prompt))
             reference = whole[:room]
@@ -126,12 +136,21 @@ def build_prompts(
             else:
                 kept.append((record, tuple(prompt), reference))
                 n_cut += record.truncated or len(whole) > len(reference)
-    reasons = ", ".join(f"{count} {reason}" for reason, count in dropped.items())
+    reasons = ", ".join(
+        f"{count} {reason}" + (f", the first at {first[reason]}" if reason in first else "")
+        for reason, count in dropped.items()
+    )
     log.info("%s: %d kept of %d%s", name, len(kept), len(records), f" (dropped: {reasons})" if reasons else "")
     if not kept:
         raise DataError(f"{name}: none of {len(records)} prompts is left ({reasons}); change {remedies(dropped)}")
     columns = (tuple(column) for column in zip(*kept, strict=True))
     return PromptSet(*columns, pad_id=pad_id, dropped=dropped, references_cut=n_cut)
+
+
+def _question(record: Record) -> tuple:
+    """What makes two prompts the same one; white space at the ends does not count."""
+    history = tuple((role, text.strip()) for role, text in record.history)
+    return history, record.instruction.strip(), record.input.strip()
 
 
 def remedies(reasons: Iterable[str]) -> str:

@@ -14,9 +14,14 @@ _SHOWN = 10  # problems in one message
 _ROLES = ("system", "developer", "user", "assistant", "tool")
 
 
+class Dropped(DataError):
+    """Of one record, which is dropped and counted; the message is the reason."""
+
+
 @dataclass(frozen=True)
 class Record:
-    """One prompt. `id` is `file:line`; `history` holds earlier chat turns, system included; references may be empty."""
+    """One prompt. `id` is `file:line`; `history` holds earlier chat turns, system included; references may be empty.
+    Texts are as the data gives them, white space at their ends included."""
 
     id: str
     instruction: str
@@ -28,7 +33,7 @@ class Record:
     @property
     def question(self) -> str:
         """Instruction and input as one user turn."""
-        return f"{self.instruction}\n\n{self.input}" if self.input else self.instruction
+        return f"{self.instruction}\n\n{self.input}" if self.input.strip() else self.instruction
 
     @property
     def conversation(self) -> str:
@@ -94,6 +99,8 @@ def json_lines(path: Path) -> Iterator[tuple[str, object]]:
                     where = f"{path}:{number}"
                     try:
                         yield where, json.loads(line.rstrip("\n"))
+                    except RecursionError:
+                        yield where, DataError(f"{where}: lists or objects nested too deeply")
                     except ValueError as error:  # JSONDecodeError, or a number beyond Python's limit on digits
                         reason = (
                             f"{error.msg} at column {error.colno}" if isinstance(error, json.JSONDecodeError) else error
@@ -149,13 +156,13 @@ def _record(where: str, row: dict) -> Record:
     if "instruction" not in row:
         raise DataError(f"{where}: key instruction (or messages) is missing; got {', '.join(row) or 'no keys'}")
     instruction = _text(where, "instruction", row["instruction"])
-    if not instruction:
+    if not instruction.strip():
         raise DataError(f"{where}: key instruction is empty")
     output = row.get("output")
     outputs = [] if output is None else output if isinstance(output, list) else [output]
     references = tuple(_text(where, "output", text) for text in outputs)
     question = _text(where, "input", row.get("input", ""))
-    return Record(where, instruction, question, tuple(filter(None, references)), truncated=truncated)
+    return Record(where, instruction, question, tuple(filter(str.strip, references)), truncated=truncated)
 
 
 def _chat_record(where: str, messages: object) -> Record:
@@ -168,16 +175,16 @@ def _chat_record(where: str, messages: object) -> Record:
         raise DataError(f"{where}: key messages: role {', '.join(unknown)}: wanted one of {', '.join(_ROLES)}")
     turns = [(turn["role"], _text(where, "messages.content", turn["content"])) for turn in messages]
     references = (turns.pop()[1],) if turns and turns[-1][0] == "assistant" else ()
-    if not turns or turns[-1][0] != "user" or not turns[-1][1]:
+    if not turns or turns[-1][0] != "user" or not turns[-1][1].strip():
         raise DataError(f"{where}: key messages: wanted a last user turn that is not empty before the answer")
-    return Record(where, turns[-1][1], references=tuple(filter(None, references)), history=tuple(turns[:-1]))
+    return Record(where, turns[-1][1], references=tuple(filter(str.strip, references)), history=tuple(turns[:-1]))
 
 
 def _text(where: str, key: str, value: object) -> str:
     if not isinstance(value, str):
         raise DataError(f"{where}: key {key}: wanted text, got {type(value).__name__}")
     require_unicode(where, key, value)
-    return value.strip()
+    return value
 
 
 def require_unicode(where: str, key: str, text: str) -> None:

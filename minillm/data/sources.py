@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import datetime
 import random
 from collections import Counter
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from transformers import PreTrainedTokenizerBase
+
 from minillm.data.corpus import Corpus, build_corpus
 from minillm.data.documents import Documents
 from minillm.data.prompts import BEYOND, PromptSet, build_prompts
 from minillm.data.records import Record, read_records
-from minillm.data.templates import TemplateName, prompt_encoder
+from minillm.data.templates import TemplateName, asks_for_date, front_ids, prompt_encoder
 from minillm.errors import check
 from minillm.models import Pair
 
@@ -22,7 +25,7 @@ class Sources:
 
     val_file null holds `val_size` prompts out of train_file (always the same ones). With a val_file, `val_size` null
     takes all of it and a number its first prompts. No validation prompt is ever trained on. `workers` is the number of
-    processes that tokenise the corpus, null the cores usable.
+    processes that tokenise the corpus, null the cores usable. `bos`, `date`: see `prompt_encoder`.
     """
 
     train_file: str = "builtin"
@@ -31,6 +34,8 @@ class Sources:
     template: TemplateName = "paper"
     system: str | None = None
     template_arguments: dict[str, Any] = field(default_factory=dict)
+    date: str | None = None
+    bos: bool | None = None
     max_prompt_tokens: int = 256
     max_response_tokens: int = 256
     max_tokens: int | None = None
@@ -58,6 +63,14 @@ class Sources:
                 self.template == "chat" or (self.system is None and not self.template_arguments),
                 "system/template_arguments: only the chat template takes them; set data.template=chat",
             ),
+            (
+                self.date is None or _is_date(self.date),
+                f"date={self.date}: wanted YYYY-MM-DD, or null: the day on which the run begins",
+            ),
+            (
+                self.template == "paper" or not self.bos,
+                "bos=true: a chat template writes bos itself; wanted null, or data.template=paper",
+            ),
         )
 
     @property
@@ -65,6 +78,17 @@ class Sources:
         """The longest a prompt with its reference may be, in tokens."""
         together = self.max_prompt_tokens + self.max_response_tokens
         return together if self.max_tokens is None else min(self.max_tokens, together)
+
+    def begun(self, tokenizer: PreTrainedTokenizerBase, before: str | None = None) -> Sources:
+        """With the date fixed where the chat template asks for one: that of an earlier beginning, or today."""
+        if self.date or self.template != "chat" or not asks_for_date(tokenizer):
+            return self
+        return replace(self, date=before or datetime.date.today().isoformat())
+
+    def front(self, tokenizer: PreTrainedTokenizerBase) -> str:
+        """The tokens that are put before a prompt; a chat template writes its own."""
+        ids = front_ids(tokenizer, self.bos) if self.template == "paper" else []
+        return "".join(tokenizer.convert_ids_to_tokens(ids))
 
     def records(self) -> tuple[list[Record], list[Record]]:
         """(train, validation), read without a model; all rows of a val_file. Raises DataError, see `read_records`."""
@@ -105,7 +129,9 @@ class Sources:
     ) -> PromptSet:
         return build_prompts(
             records,
-            prompt_encoder(pair.tokenizer, self.template, self.system, self.template_arguments),
+            prompt_encoder(
+                pair.tokenizer, self.template, self.system, self.template_arguments, bos=self.bos, date=self.date
+            ),
             pair.tokenizer,
             pad_id=pair.pad_id,
             n_vocab=pair.n_vocab,
@@ -116,6 +142,13 @@ class Sources:
             answered=answered,
             name=name,
         )
+
+
+def _is_date(text: str) -> bool:
+    try:
+        return datetime.date.fromisoformat(text).isoformat() == text
+    except ValueError:
+        return False
 
 
 def training_keys(sources: Sources | None) -> list[str]:

@@ -19,13 +19,13 @@ Batch = list[tuple[str, bool]]  # pieces of text, and whether a document ends th
 
 def portable(tokenizer: Any) -> Any:
     """What `encode` takes, in a form that can be sent to another process: the serialised core of a fast tokenizer (no
-    truncation, no padding), or a slow tokenizer itself."""
+    truncation, no padding, control tokens in a text as text), or a slow tokenizer itself."""
     if not tokenizer.is_fast:
         return tokenizer
     core = tokenizers.Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
     core.no_truncation()
     core.no_padding()
-    core.encode_special_tokens = tokenizer.split_special_tokens
+    core.encode_special_tokens = True
     return core
 
 
@@ -35,7 +35,12 @@ def encode(tokenizer: Any, eos: int, batch: Batch) -> np.ndarray:
     if isinstance(tokenizer, tokenizers.Tokenizer):
         rows = [each.ids for each in tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
     else:
-        rows = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
+        options = dict(add_special_tokens=False, verbose=False)
+        control = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
+        rows = tokenizer(texts, **options)["input_ids"]
+        for at, row in enumerate(rows):
+            if not control.isdisjoint(row):  # in other texts it would split other added tokens too
+                rows[at] = tokenizer(texts[at], split_special_tokens=True, **options)["input_ids"]
     ids = []
     for row, (_, last) in zip(rows, batch, strict=True):
         ids += row

@@ -93,7 +93,7 @@ def answer_prompts(
             id=prompts.records[row].id,
             seed=seed,
             prompt=prompts.records[row].conversation,
-            answer=tokenizer.decode(tokens, skip_special_tokens=True).strip(),
+            answer=tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False),
             tokens=tuple(tokens),
             truncated=tokens[-1] not in stop_ids,
             reverse_kl=kl_B[at],

@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from minillm.data import PromptSet
+from minillm.data.text import PlainText
 from minillm.errors import ConfigError, DataError
 from minillm.linear_loss import LinearLoss
 from minillm.models import LanguageModel
@@ -26,8 +27,12 @@ def word_tokens(words: Sequence[str], tokenizer: PreTrainedTokenizerBase, n_voca
         ConfigError: every word that the tokenizer does not know or that lies outside the shared vocabulary, and pairs
             where one begins with all the other's tokens, so that it could never be the more likely.
     """
-    tokens = [tuple(tokenizer(word, add_special_tokens=False)["input_ids"]) for word in words]
-    problems = []
+    encode, tokens, problems = PlainText(tokenizer), [], []
+    for word in words:
+        try:
+            tokens.append(tuple(encode(word)))
+        except DataError as error:
+            raise ConfigError(f"words: {word!r}: {error}; choose another word") from error
     for word, ids in zip(words, tokens, strict=True):
         if not ids:
             problems.append(f"words: {word!r} has no tokens; choose another word")

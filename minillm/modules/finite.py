@@ -164,7 +164,7 @@ def _save(module, batch: Concerned, records: list, stem: Path) -> str:
     rows = [{"id": record.id, "prompt": record.conversation, "references": record.references} for record in records]
     if answers is not None:
         for row, ids, mask in zip(rows, answers, batch.tensors["response_mask_BR"], strict=True):
-            row["answer"] = tokenizer.decode(ids[mask].tolist())
+            row["answer"] = tokenizer.decode(ids[mask].tolist(), clean_up_tokenization_spaces=False)
     try:
         stem.parent.mkdir(parents=True, exist_ok=True)
         tensors = {name: value.detach().cpu().contiguous().clone() for name, value in batch.tensors.items()}

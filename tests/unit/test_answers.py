@@ -1,15 +1,18 @@
-"""Losses on references, against full passes, alone and shared."""
+"""Losses on references, against full passes, alone and shared; the text of answers."""
 
 from collections import Counter
 
 import pytest
 import torch
 
+import minillm.evaluation.answers
 from minillm.data import PromptSet, Record
-from minillm.evaluation import reference_loss, reference_losses
+from minillm.evaluation import answer_prompts, reference_loss, reference_losses
 from minillm.models import LanguageModel
-from tests.conftest import make_model
+from minillm.types import Rollout
+from tests.conftest import make_model, make_tokenizer
 from tests.helpers import PROMPTS
+from tests.tokenizers import byte_level
 
 REFERENCES = [(8, 9, 0), (), (30, 2, 4, 17, 0)]  # the second prompt has none
 
@@ -30,3 +33,21 @@ def test_losses_are_those_of_full_passes_whoever_does_the_work(ranks):
     for losses, tokens in (reference_losses(model, prompt_set()), *shared):
         assert losses == pytest.approx(expected, abs=1e-9) and tokens == [3, 0, 5] and losses[1] == 0
     assert reference_loss(model, prompt_set()) == pytest.approx(sum(expected) / 8, abs=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "text"),
+    [(byte_level(), "\n    x = 1 <|im_end|>\n"), (make_tokenizer((".", "n't", "'s")), "cat . is n't 's")],
+)
+def test_answers_are_the_text_of_their_tokens(monkeypatch, tokenizer, text):
+    """White space at the ends, the text of control tokens, and spaces before punctuation included."""
+    tokenizer.clean_up_tokenization_spaces = True
+    encoded = tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+    ids_BR = torch.tensor([[*encoded, tokenizer.eos_token_id]])
+    prompts = PromptSet((Record("x", "x"),), ((3,),), ((),), 0, Counter())
+    mask_BR = torch.ones_like(ids_BR, dtype=torch.bool)
+    rollout = Rollout(ids_BR[:, :1], mask_BR[:, :1], ids_BR, mask_BR)
+    monkeypatch.setattr(minillm.evaluation.answers, "decode", lambda *args, **options: rollout)
+    sizes = dict(seeds=None, max_new_tokens=9, batch_size=1, stop_ids=(tokenizer.eos_token_id,))
+    (answer,) = answer_prompts(LanguageModel(make_model()), prompts, tokenizer, **sizes)
+    assert answer.answer == text and not answer.truncated

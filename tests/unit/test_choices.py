@@ -20,7 +20,7 @@ def test_a_row_fills_the_prompt_and_its_label_chooses_the_reference(tmp_path):
     rows = [{"claim": " a {b} ", "text": "ünïcode 猫", "label": 1, "more": 5}, {"claim": "c", "text": "", "label": 0}]
     path = write(tmp_path, *rows)
     first, second = read_choices(path, TASK)
-    assert (first.instruction, first.input) == ("Is {this} true: a {b}?", "ünïcode 猫")
+    assert (first.instruction, first.input) == ("Is {this} true:  a {b} ?", "ünïcode 猫")
     assert first.references == ("yes",) and second.references == ("no",) and second.input == ""
     assert first.id == f"{path}:1"
 

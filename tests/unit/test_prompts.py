@@ -15,7 +15,7 @@ def prompts(records, **options):
         return list(map(int, record.instruction.split()))
 
     class Words:
-        eos_token_id = 0
+        eos_token_id, unk_token_id, all_special_ids, added_tokens_decoder = 0, None, [], {}
 
         def __call__(self, text, add_special_tokens):
             return {"input_ids": list(map(int, text.split()))}
@@ -132,6 +132,10 @@ def test_held_out_means_the_same_history_instruction_and_input():
     for held_out, left in (("a", "bcd"), ("b", "acd"), ("c", "abd")):
         exclude = [record for record in records if record.id == held_out]
         assert "".join(record.id for record in prompts(records, exclude=exclude).records) == left
+
+
+def test_white_space_at_the_ends_makes_no_other_prompt():
+    assert prompts([Record("a", "1 \n"), Record("b", "2")], exclude=[Record("c", "1", " ")]).prompt_ids == ((2,),)
 
 
 def test_all_reasons_are_logged_with_their_counts(caplog):

@@ -29,10 +29,10 @@ def test_the_minillm_schema(tmp_path):
     one, two = read_records(file)
     assert (one.id, one.instruction, one.input, one.references, one.question) == (
         f"{file}:1",
-        "a",
+        " a ",
         "b",
         ("c", "d"),
-        "a\n\nb",
+        " a \n\nb",
     )
     assert (two.input, two.references, two.question) == ("", ("f",), "e")
     assert one.conversation == one.question
@@ -160,7 +160,39 @@ def test_different_problems_come_in_one_message_and_blank_lines_count(tmp_path):
 
 def test_empty_texts_are_no_references(tmp_path):
     rows = [{"instruction": "a", "output": output} for output in ("", ["", " b "], None)]
-    assert [record.references for record in read_records(write(tmp_path, *rows))] == [(), ("b",), ()]
+    assert [record.references for record in read_records(write(tmp_path, *rows))] == [(), (" b ",), ()]
+
+
+def test_texts_are_kept_as_given_and_only_tested_for_being_empty(tmp_path):
+    code, blank = "    b = a\n    return b\n", " \n"
+    turns = [("system", "  s\n"), ("user", code), ("assistant", code)]
+    rows = [
+        {"instruction": code, "input": code, "output": [blank, code]},
+        {"instruction": "a", "input": blank, "output": blank},
+        {"messages": [{"role": role, "content": content} for role, content in turns]},
+    ]
+    given, empty, chat = read_records(write(tmp_path, *rows))
+    assert (given.instruction, given.input, given.references) == (code, code, (code,))
+    assert empty.references == () and empty.question == "a"
+    assert (chat.history, chat.instruction, chat.references) == ((turns[0],), code, (code,))
+    with pytest.raises(DataError, match="key messages: wanted a last user turn that is not empty"):
+        read_records(write(tmp_path, {"messages": [{"role": "user", "content": blank}]}))
+
+
+@pytest.mark.parametrize("value", ["[" * 100_000, '{"a":' * 100_000, "9" * 5000])
+def test_json_that_python_cannot_read_is_named(tmp_path, value):
+    for key in ("instruction", "text"):
+        file = write(tmp_path, {key: "fine"}, f'{{"{key}": {value}')
+        with pytest.raises(DataError, match="data.jsonl:2: (lists or objects nested too deeply|not JSON)"):
+            read_records(file) if key == "instruction" else read_documents(file)
+
+
+@pytest.mark.parametrize("depth", [500, 800, 900, 930, 960, 990])
+def test_a_nested_value_is_refused_at_every_depth(tmp_path, depth):
+    nested = "[" * depth + "]" * depth
+    rows = ['{"messages": [{"role": %s, "content": "a"}]}', '{"instruction": "a", "truncated": %s}']
+    with pytest.raises(DataError, match="2 unusable rows:\n.*data.jsonl:1: .*\n.*data.jsonl:2: "):
+        read_records(write(tmp_path, *(row % nested for row in rows)))
 
 
 def test_hub_rows_default_to_train_skip_nulls_and_are_numbered(monkeypatch):

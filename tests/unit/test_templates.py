@@ -1,10 +1,21 @@
 """The paper's prompts to the letter, and the tokenizer's chat template."""
 
+from dataclasses import replace
+from datetime import date
+
 import pytest
 
+from minillm.data import Sources, build_prompts
 from minillm.data.records import Record
 from minillm.data.templates import paper_prompt, prompt_encoder
 from minillm.errors import ConfigError, DataError
+from tests.tokenizers import byte_level, slow
+
+
+def prompts_of(records, tokenizer, template, *, system=None, arguments=None, bos=None):
+    encode = prompt_encoder(tokenizer, template, system, arguments or {}, bos=bos)
+    sizes = dict(pad_id=0, n_vocab=400, max_prompt_tokens=900, max_response_tokens=90)
+    return build_prompts(records, encode, tokenizer, **sizes)
 
 
 def test_the_papers_template_with_and_without_input():
@@ -35,8 +46,8 @@ def test_the_chat_template_with_system_prompt_and_history(tokenizer):
 
 
 def test_template_arguments_are_passed(tokenizer):
-    tokenizer.chat_template = "{{ 'cat' if thinking else 'dog' }}"
-    assert tokenizer.decode(prompt_encoder(tokenizer, "chat", None, {"thinking": True})(Record("x", "a"))) == "cat"
+    tokenizer.chat_template = "{{ 'cat ' if thinking else 'dog ' }}{{ messages[0].content }}"
+    assert tokenizer.decode(prompt_encoder(tokenizer, "chat", None, {"thinking": True})(Record("x", "a"))) == "cat a"
 
 
 def test_a_missing_chat_template_is_refused(tokenizer):
@@ -45,45 +56,154 @@ def test_a_missing_chat_template_is_refused(tokenizer):
         prompt_encoder(tokenizer, "chat", None, {})
 
 
-class Recorder:
-    """A tokenizer that writes down what it is asked."""
-
-    chat_template = "there is one"
-
-    def __init__(self):
-        self.chats, self.texts = [], []
-
-    def apply_chat_template(self, messages, **options):
-        self.chats.append((messages, options))
-        return "the whole prompt"
-
-    def __call__(self, text, **options):
-        self.texts.append((text, options))
-        return {"input_ids": [4, 2]}
-
-
-def test_the_papers_prompt_is_tokenised_without_special_tokens():
-    recorder = Recorder()
-    assert prompt_encoder(recorder, "paper", None, {})(Record("x", "Add.")) == [4, 2]
-    assert recorder.texts == [(paper_prompt(Record("x", "Add.")), {"add_special_tokens": False})] and not recorder.chats
-
-
-def test_the_chat_template_gets_messages_arguments_and_the_generation_prompt():
-    recorder = Recorder()
-    assert prompt_encoder(recorder, "chat", "s", {"enable_thinking": False})(Record("x", "i", "more")) == [4, 2]
-    messages = [{"role": "system", "content": "s"}, {"role": "user", "content": "i\n\nmore"}]
-    assert recorder.chats == [(messages, {"add_generation_prompt": True, "tokenize": False, "enable_thinking": False})]
-    assert recorder.texts == [("the whole prompt", {"add_special_tokens": False})]
-
-
-def test_an_encoder_leaves_records_as_they_are():
-    record = Record("x", "c", history=(("user", "a"), ("assistant", "b")))
-    encode = prompt_encoder(recorder := Recorder(), "chat", "s", {})
-    encode(record), encode(record)
-    roles = [[turn["role"] for turn in messages] for messages, _ in recorder.chats]
-    assert roles == [["system", "user", "assistant", "user"]] * 2
-
-
 def test_the_papers_template_refuses_a_conversation_when_encoding(tokenizer):
     with pytest.raises(DataError, match="f:9: a conversation"):
         prompt_encoder(tokenizer, "paper", None, {})(Record("f:9", "more", history=(("system", "s"),)))
+
+
+def test_an_encoder_leaves_records_as_they_are(tokenizer):
+    record = Record("x", "cat", history=(("user", "a"), ("assistant", "dog")))
+    encode = prompt_encoder(tokenizer, "chat", "big", {})
+    assert encode(record) == encode(record) and record.history == (("user", "a"), ("assistant", "dog"))
+
+
+@pytest.mark.parametrize("make", [byte_level, slow])
+def test_control_tokens_in_a_text_stay_text(make):
+    tokenizer = make()
+    eos, end = tokenizer.eos_token, tokenizer.eos_token_id
+    question = f"What does {eos} mean?\n  {eos}{eos} <think>"
+    turns = (("system", f"see {eos}"), ("user", eos), ("assistant", f"no{eos}"))
+    record = Record("x", question, references=(f"    {eos} ends a turn.\n",), history=turns)
+    for template, each, own in (("chat", record, 4), ("paper", replace(record, history=()), 0)):
+        made = prompts_of([each], tokenizer, template)
+        text = tokenizer.decode(made.prompt_ids[0])
+        # What a template writes itself is a control token, what the record says is not.
+        assert made.prompt_ids[0].count(end) == own and text.count(eos) == own + (6 if own else 3)
+        assert question in text and made.reference_ids[0].count(end) == 1 and made.reference_ids[0][-1] == end
+        assert tokenizer.decode(made.reference_ids[0][:-1], skip_special_tokens=True) == each.references[0]
+    plain = Record("x", "<think> a", references=("<think> b",))  # added, but no control token
+    think = tokenizer("<think>", add_special_tokens=False)["input_ids"]
+    made = prompts_of([plain], tokenizer, "chat")
+    assert len(think) == 1 and think[0] in made.prompt_ids[0] and think[0] in made.reference_ids[0]
+
+
+def test_control_tokens_in_the_template_and_its_arguments_are_real():
+    tokenizer = byte_level()
+    tokenizer.chat_template = "{{ start }}" + tokenizer.chat_template
+    encode = prompt_encoder(tokenizer, "chat", None, {"start": "<|im_end|>"})
+    assert encode(Record("x", "a <|im_end|>")).count(tokenizer.eos_token_id) == 2
+
+
+def test_a_record_whose_control_token_has_no_other_tokens_is_dropped(tokenizer):
+    records = [Record("f:1", "cat"), Record("f:2", "cat </s>"), Record("f:3", "cat", references=("</s>",))]
+    made = prompts_of(records, tokenizer, "chat")
+    assert [record.id for record in made.records] == ["f:1"]
+    assert dict(made.dropped) == {"a control token in the text that this tokenizer cannot encode as text": 2}
+
+
+ROLES = "{% for m in messages if m['role'] in ('user', 'assistant') %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
+UNTHINKING = (
+    "{% for m in messages %}{{ m['role'] }}: {{ m['content'].split('</think>')[-1] | trim | tojson }}\n{% endfor %}"
+)
+CALLS = [("user", "Say 7"), ("assistant", "7"), ("tool", "7"), ("user", "Say 7")]
+
+
+def conversation(id, turns):
+    return Record(id, turns[-1][1], history=tuple(turns[:-1]))
+
+
+def test_turns_that_the_template_leaves_out_drop_the_record(caplog):
+    tokenizer = byte_level()
+    tokenizer.chat_template = ROLES
+    records = [
+        Record("f:1", "a"),
+        conversation("f:2", [("developer", "a"), ("user", "a")]),  # the same text is there in another turn
+        conversation("f:3", CALLS),
+        conversation("f:4", [("developer", "b"), ("user", "a")]),
+        conversation("f:5", [("developer", " "), ("user", "a")]),  # nothing to lose
+    ]
+    with caplog.at_level("INFO", logger="minillm.data.prompts"):
+        made = prompts_of(records, tokenizer, "chat")
+    reasons = {f"a turn that the chat template leaves out ({role})": n for role, n in (("developer", 2), ("tool", 1))}
+    assert dict(made.dropped) == reasons and [record.id for record in made.records] == ["f:1", "f:5"]
+    assert "leaves out (developer), the first at f:2" in caplog.text and "(tool), the first at f:3" in caplog.text
+    with pytest.raises(DataError, match=r"f:2.*; change data.template, or the roles in the file"):
+        prompts_of(records[1:4], tokenizer, "chat")
+    with pytest.raises(ConfigError, match="data.system: the chat template leaves system turns out"):
+        prompt_encoder(tokenizer, "chat", "Be brief.", {})
+
+
+def test_a_template_may_change_a_turn():
+    tokenizer = byte_level()
+    tokenizer.chat_template = UNTHINKING
+    turns = [("user", 'a "b"\n'), ("assistant", "<think>all of it</think>"), ("tool", "<7>\n"), ("user", "  c")]
+    assert not prompts_of([conversation("f:1", turns)], tokenizer, "chat").dropped
+
+
+STRICT = (
+    "{% for m in messages %}{% if (m['role'] == 'user') != (loop.index0 % 2 == 0) %}"
+    "{{ raise_exception('turns must alternate') }}{% endif %}{{ m['content'] }}{% endfor %}"
+)
+BY_NAME = {"rag": STRICT, "tool_use": ROLES}
+
+
+ASK = [("user", "b")]
+
+
+@pytest.mark.parametrize(
+    ("template", "settings", "turns", "kind", "text"),
+    [
+        (STRICT, {}, ASK * 2, DataError, r"f:7: .*must alternate\); its turns: user, user;"),
+        (STRICT, {}, [("system", "a"), *ASK], DataError, r"f:7: .*\(turns must alternate\)"),
+        (STRICT, {"system": "s"}, ASK, ConfigError, r"data.system: .*alternate\) at f:7.*data.system=null"),
+        ("{{ messages[0].content + 1 }}", {}, ASK, ConfigError, "data.template=chat: .*not \"int\""),
+        ("{{ 1 / none }}", {}, ASK, ConfigError, "data.template=chat: .*at f:7 and at a plain question"),
+        ("{{ messages.0.content }}{{ a.b.c }}", {}, ASK, ConfigError, "data.template=chat: .*'a' is undefined"),
+        ("{% if %}", {}, ASK, ConfigError, "data.template=chat: .*Expected an expression"),
+        (ROLES + "{{ 1 / (x or 1) }}", {"arguments": {"x": "a"}}, ASK, ConfigError, "data.template_arguments="),
+        (ROLES, {"arguments": {"tokenize": True}}, ASK, ConfigError, "data.template_arguments="),
+        (BY_NAME, {}, ASK, ConfigError, r"by name \(rag, tool_use\).*template_arguments.chat_template=rag"),
+        (BY_NAME, {"arguments": {"chat_template": "x"}}, ASK, ConfigError, r"by name \(rag, tool_use\)"),
+        (BY_NAME, {"arguments": {"chat_template": "rag"}}, ASK * 2, DataError, "f:7: .*alternate"),
+    ],
+)
+def test_a_template_that_raises_names_the_record_or_the_key(template, settings, turns, kind, text):
+    tokenizer = byte_level()
+    tokenizer.chat_template = template
+    with pytest.raises(kind, match=text):
+        prompts_of([conversation("f:7", turns)], tokenizer, "chat", **settings)
+
+
+def test_a_template_that_is_chosen_by_its_name():
+    tokenizer = byte_level()
+    tokenizer.chat_template = BY_NAME
+    (ids,) = prompts_of([Record("x", "b")], tokenizer, "chat", arguments={"chat_template": "tool_use"}).prompt_ids
+    assert tokenizer.decode(ids) == "user: b\n"
+
+
+def test_the_date_of_a_template_is_the_one_given():
+    tokenizer = byte_level()
+    tokenizer.chat_template = "{{ strftime_now('%d %b %Y %H:%M') }}: {{ messages[0].content }}"
+
+    def text(date):
+        return tokenizer.decode(prompt_encoder(tokenizer, "chat", None, {}, date=date)(Record("x", "a")))
+
+    assert text("2024-02-29") == "29 Feb 2024 00:00: a" and text("2025-12-01") == "01 Dec 2025 00:00: a"
+    assert text(None).startswith(f"{date.today():%d %b %Y}")
+    assert tokenizer.apply_chat_template([{"role": "user", "content": "a"}], tokenize=False)  # still renders alone
+
+
+@pytest.mark.parametrize(("bos", "front"), [(None, "<bos>"), (True, "<bos>"), (False, "")])
+def test_the_papers_prompt_begins_as_the_tokenizer_begins_a_text(bos, front):
+    tokenizer = byte_level(begins_with_bos=True)
+    (ids,) = prompts_of([Record("x", "Add.")], tokenizer, "paper", bos=bos).prompt_ids
+    assert tokenizer.decode(ids) == front + paper_prompt(Record("x", "Add."))
+    assert Sources(bos=bos).front(tokenizer) == front
+
+
+def test_a_tokenizer_that_begins_and_ends_otherwise(tokenizer):
+    for each in (tokenizer, slow()):  # ByT5's own addition is at the end
+        (ids,) = prompts_of([Record("x", "cat")], each, "paper").prompt_ids
+        assert list(ids) == each(paper_prompt(Record("x", "cat")), add_special_tokens=False)["input_ids"]
+        with pytest.raises(ConfigError, match="data.bos=true: this tokenizer has no bos token; set data.bos=null"):
+            prompt_encoder(each, "paper", None, {}, bos=True)

@@ -11,12 +11,13 @@ from minillm.data.tokenise import batches, encode_all, usable_cores
 from minillm.data.worker import encode, portable
 from minillm.errors import DataError
 from tests.conftest import WORDS
+from tests.tokenizers import byte_level, slow
 
 
 class SlowTokenizer:
     """As a transformers tokenizer without a serialised core: called, not sent as JSON."""
 
-    is_fast = False
+    is_fast, all_special_ids, unk_token_id = False, [], None
 
     def __call__(self, texts, *, add_special_tokens, verbose):
         assert not add_special_tokens and not verbose
@@ -46,11 +47,14 @@ def test_ids_are_those_of_the_tokenizer_whatever_its_own_settings(tokenizer, pie
     assert ids == own_ids(tokenizer, pieces)
 
 
-@pytest.mark.parametrize("split", [False, True])
-def test_special_tokens_in_the_text_are_read_as_the_tokenizer_reads_them(tokenizer, split):
-    tokenizer.split_special_tokens = split
-    text = [("cat</s>dog", True)]
-    assert encode(portable(tokenizer), 0, text).tolist() == own_ids(tokenizer, text)
+@pytest.mark.parametrize("make", [byte_level, slow])
+def test_control_tokens_in_a_document_stay_text(make):
+    tokenizer = make()
+    text = f"a{tokenizer.eos_token}b <think>\n"
+    ids = encode(portable(tokenizer), tokenizer.eos_token_id, [(text, True), ("<think>", True)]).tolist()
+    think, eos = tokenizer.convert_tokens_to_ids("<think>"), tokenizer.eos_token_id
+    assert ids.count(eos) == 2 and ids[-2:] == [think, eos]
+    assert tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False) == text + "<think>"
 
 
 def test_a_slow_tokenizer_is_called(pieces):
