@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -21,8 +21,9 @@ from minillm.datamodule import DistillationDataModule, SupervisedDataModule
 from minillm.errors import ConfigError
 from minillm.models import ModelPair, Pair
 from minillm.modules import OnPolicyDistillation, Supervised, SupervisedDistillation
-from minillm.parallel import barrier, check_shared, environment, lightning_strategy, on_first
+from minillm.parallel import agree, barrier, check_shared, environment, lightning_strategy, on_first
 from minillm.runs.loggers import MetricsCSV
+from minillm.runs.read import read_settings
 from minillm.runs.saved import CheckpointFile, checkpoints_in, newest_good
 from minillm.settings import Settings
 from minillm.settings.loaded import check_lengths, check_monitor, check_split
@@ -87,13 +88,16 @@ def build(cfg: DictConfig, settings: Settings) -> Run:
     log.info("%s", describe_precision(settings.model, device, precision))
     # Parts of weights go to their devices one after the other, once the trainer has started; whole ones go now.
     pair = settings.model.load(device, plain["seed"], keep_on_cpu=strategy.sharded)
+    before = (read_settings(run_dir) or {}) if ckpt_path else {}
+    settings = replace(settings, data=agree(settings.data.begun(pair.tokenizer, before.get("data.date"))))
+    plain["data"]["date"] = settings.data.date
     check_lengths(settings, pair)
     check_split(settings, pair)
     supervised = isinstance(settings.regime, Supervised)
     train_prompts, val_prompts = settings.data.prompts(*records, pair, answered=supervised)
     check_monitor(settings, pair, val_prompts)
     corpus = None if documents is None else settings.data.corpus(documents, pair)
-    digests = data_digests(train_prompts, val_prompts, corpus)
+    digests = data_digests(train_prompts, val_prompts, corpus, pair.tokenizer.chat_template)
     if ckpt_path:
         compare_data(run_dir, digests)
     make = _supervised if supervised else _on_policy

@@ -6,6 +6,7 @@ and of what it made are recorded in chain.json; a stage whose result is there is
 
 from __future__ import annotations
 
+import datetime
 import json
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from minillm.config.checks import describe, matches
 from minillm.data import read_records
 from minillm.errors import ConfigError, DataError
 from minillm.recipe.commands import METHODS, stages_of, with_settings
-from minillm.recipe.stages import run_chain
+from minillm.recipe.stages import begun_on, run_chain
 from minillm.recipe.table import show_table, table_of
 from minillm.system.child import ROOT
 from minillm.terminal.console import say
@@ -147,6 +148,8 @@ def main(cfg: DictConfig) -> None:
             "with overrides"
         )
     run_dir = Path(plain["run"]["dir"])
+    if data["template"] == "chat":
+        data["date"] = data["date"] or begun_on(run_dir) or datetime.date.today().isoformat()
     stages = stages_of(plain, data, trained.callbacks.validation.max_new_tokens)
     records = run_chain(run_dir, with_settings(stages, run_dir), plain["jobs"])
     table = table_of(json.loads((run_dir / "test" / "metrics.json").read_text()), plain["methods"], plain["seeds"])

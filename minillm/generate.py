@@ -76,14 +76,16 @@ def check_generation(cfg: DictConfig) -> Generation:
             problems.append(f"{key}={value!r}: wanted {describe(kind)}")
         elif key in _POSITIVE and value is not None and value <= 0:
             problems.append(f"{key}={value}: wanted a positive number")
+    run_dir = Path(plain["run"]["dir"])
+    before = read_job_settings(run_dir)
+    if plain["data"]["date"] is None and before is not None and "models" not in before:
+        plain["data"]["date"] = before.get("data", {}).get("date")
     settings = {key: plain[key] for key in ("teacher", "data", *_KINDS) if key != "device"}
     for key, path in (("teacher", plain["teacher"]), ("data.file", file)):
         if isinstance(path, str) and Path(path).expanduser().exists():  # it may change while the run is stopped
             settings[f"content of {key}"] = fingerprint(Path(path).expanduser())
     if matches(plain["dtype"], Dtype) and matches(plain["device"], _KINDS["device"]):
         settings["dtype"] = str(choose_dtype(plain["dtype"], device_of(plain["device"]))).removeprefix("torch.")
-    run_dir = Path(plain["run"]["dir"])
-    before = read_job_settings(run_dir)
     if before is not None and "models" not in before:  # an evaluation's has them
         found = changes(flat(before), flat(settings))
         contents = {f"content of {each.key}" for each in found}  # of what has another name anyway
@@ -114,11 +116,13 @@ def generate(work: Generation, device: str, rank: int = 0, world_size: int = 1) 
         place = torch.device("cuda", local_rank())
     settings = work.settings
     network, tokenizer = work.teacher.load(choose_dtype(settings["dtype"], place), settings["attention"])
+    sources = work.sources.begun(tokenizer, settings["data"]["date"])
+    settings = settings | {"data": settings["data"] | {"date": sources.date}}
     pair = solo(network.to(place), tokenizer)
     model = LanguageModel(pair.student, pair.n_vocab)
     if joined := _joined(work):  # by the others, while this one loaded its model
         return joined
-    prompts = work.sources.evaluation_prompts(work.records, pair, "prompts")
+    prompts = sources.evaluation_prompts(work.records, pair, "prompts")
     work.part(0).parent.mkdir(parents=True, exist_ok=True)
     write_whole(work.run_dir / SETTINGS, json.dumps(settings, indent=2) + "\n")
     size = settings["chunk"]

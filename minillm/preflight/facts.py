@@ -81,6 +81,8 @@ class Preflight:
     work: Work
     memory: Memory | None
     usable: float  # what the device has for this process
+    front: str = ""  # tokens that the paper's template has in front of a prompt
+    date: str | None = None  # what the chat template is given
     rate: str = ""  # learning rate, schedule and warm-up
     devices: str | None = None  # where they are several
     agreement: Agreement | None = None
@@ -129,6 +131,8 @@ def collect(
         vocabulary=pair.vocabulary,
         stop_ids=pair.stop_ids,
         template=sources.template,
+        front=sources.front(pair.tokenizer),
+        date=sources.date,
         training=facts[0],
         validation=facts[1],
         corpus=None if corpus is None else CorpusFacts(*corpus.blocks_NL.shape),

@@ -104,7 +104,9 @@ def _template(found: Preflight) -> str:
     else:
         lacking = [name for name in ("student", "teacher") if not getattr(tokens, name).chat_template]
         chat = f"the {lacking[0]} has none" if lacking else "student and teacher have different ones"
-    used = "the student's own chat template" if found.template == "chat" else "the paper's"
+    used = "the student's own chat template" + (f", dated {found.date} (data.date)" if found.date else "")
+    if found.template == "paper":
+        used = f"the paper's, with {found.front or 'nothing'} in front (data.bos)"
     return f"{used} (chat templates: {chat})"
 
 

@@ -22,9 +22,11 @@ def stages_of(plain: dict, data: dict, validation_tokens: int) -> list[Stage]:
     training runs, `validation_tokens` the length of the answers that validate them."""
     name, pair, methods, runs = plain["run"]["name"], plain["pair"], plain["methods"], plain["run"]["dir"]
 
+    date = [override("data.date", data["date"])] if data["date"] else []
+
     def train(stage: str, seed: int, *overrides: str, reads: tuple[str, ...] = ()) -> Stage:
         own = stage if stage == "teacher" else f"{stage}-{seed}"
-        command = ("train.py", f"experiment={pair}_{stage}", *plain["overrides"], f"seed={seed}", *overrides)
+        command = ("train.py", f"experiment={pair}_{stage}", *plain["overrides"], *date, f"seed={seed}", *overrides)
         return Stage(own, (*command, f"run.name={name}/{own}"), reads, "student")
 
     teacher, stages = plain["teacher"], []
@@ -34,7 +36,8 @@ def stages_of(plain: dict, data: dict, validation_tokens: int) -> list[Stage]:
     else:
         teacher = f"{runs}/teacher/student"
         stages.append(train("teacher", 0))
-    template = [override(f"data.{key}", data[key]) for key in ("template", "max_prompt_tokens", "system")]
+    template = [override(f"data.{key}", data[key]) for key in ("template", "max_prompt_tokens", "system", "bos")]
+    template += date
     template += [
         override(f"+data.template_arguments.{key}", each) for key, each in flat(data["template_arguments"]).items()
     ]

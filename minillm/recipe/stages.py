@@ -110,6 +110,14 @@ def run_chain(run_dir: Path, stages: list[Stage], jobs: int = 1) -> dict[str, di
     return records
 
 
+def begun_on(run_dir: Path) -> str | None:
+    """The date in the commands of the chain there: all its prompts have the same."""
+    file = run_dir / "chain.json"
+    records = json.loads(file.read_text()) if file.exists() else {}
+    words = [word for record in records.values() for word in record.get("command", []) if word.startswith("data.date=")]
+    return words[0].partition("=")[2].strip("'") if words else None
+
+
 def _command(stage: Stage, folder: Path) -> list[str]:
     """What follows the interpreter."""
     command = list(stage.command)

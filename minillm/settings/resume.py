@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from minillm.runs.saved import differences, load_saved
 from minillm.terminal.console import say
 
 DATA, NUMBERS = "data.json", "numbers.json"  # in the run directory
+_TEMPLATE = "data.template"
 
 
 def numbers_of(model: ModelPair, device: torch.device, precision: str) -> dict[str, str]:
@@ -75,22 +77,32 @@ def _own_class(change: Change) -> bool:
     return is_class and not str(change.was).startswith("minillm.")
 
 
-def data_digests(train: PromptSet, validation: PromptSet, corpus: Corpus | None) -> dict[str, str]:
-    """What tells one content from another, as it is after filtering and tokenisation."""
-    found = {"data.train_file": train.digest(), "data.val_file": validation.digest()}
+def data_digests(
+    train: PromptSet, validation: PromptSet, corpus: Corpus | None, chat_template: object
+) -> dict[str, str]:
+    """What tells one content from another, as it is after filtering and tokenisation; and the tokenizer's template."""
+    template = hashlib.sha256(json.dumps(chat_template, sort_keys=True).encode()).hexdigest()[:24]
+    found = {"data.train_file": train.digest(), "data.val_file": validation.digest(), _TEMPLATE: template}
     return found | ({} if corpus is None else {"data.corpus_file": corpus.digest()})
 
 
 def compare_data(run_dir: Path, digests: dict[str, str]) -> None:
-    """Raises ConfigError: a file that the run was begun with holds other rows now."""
+    """Raises ConfigError: a file that the run was begun with holds other rows now, or another template writes them."""
     before = _json(run_dir / DATA)
+    other = {key for key, digest in digests.items() if before.get(key, digest) != digest}
+    if _TEMPLATE in other and len(other) > 1:
+        raise ConfigError(
+            f"data.template: the tokenizer has another chat template than when the run in {run_dir} was begun, so that "
+            "its prompts differ; put the template back, or choose another run.name"
+        )
     check(
         *(
             (
-                before.get(key, digest) == digest,
+                key not in other,
                 f"{key}: other rows than the run in {run_dir} was begun with; put them back",
             )
-            for key, digest in digests.items()
+            for key in digests
+            if key != _TEMPLATE
         )
     )
 

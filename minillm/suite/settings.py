@@ -17,7 +17,7 @@ from minillm.config.secret import secret_problems
 from minillm.data import Record, Sources, read_choices, read_records, training_keys
 from minillm.errors import ConfigError, DataError, ModelError
 from minillm.models import Attention, Checkpoint, Dtype, choose_dtype, device_of
-from minillm.parallel import on_first
+from minillm.parallel import agree, on_first
 from minillm.runs.read import SETTINGS, read_job_settings
 from minillm.suite.early import model_problems
 from minillm.suite.grown import refused
@@ -115,6 +115,10 @@ def check_suite(cfg: DictConfig) -> Suite:
         lengths["data.max_response_tokens"] = sources.max_response_tokens
     if problems := model_problems(checkpoints, teacher, sources, records, tasks, lengths):
         raise ConfigError(problems)
+    before = read_settings(run_dir) or {"data": {}}
+    for name in checkpoints:
+        sources = agree(sources.begun(Checkpoint(name).peek()[1], before["data"].get("date")))
+    plain["data"]["date"] = sources.date
     device = device_of(plain["device"])
     dtype = choose_dtype(plain["dtype"], device)
     task_files = [task.file for task, _ in tasks.values()]

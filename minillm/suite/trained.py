@@ -10,8 +10,8 @@ from minillm.config.changes import flat, within
 from minillm.config.overrides import override
 from minillm.runs.read import read_settings
 
-_KEYS = ("data.template", "data.system", "data.template_arguments")
-_ARGUMENTS = _KEYS[-1]
+_KEYS = ("data.template", "data.system", "data.template_arguments", "data.bos", "data.date")
+_ARGUMENTS = "data.template_arguments"
 
 
 def template_notes(models: Sequence[str], data: Mapping[str, Any]) -> list[str]:
@@ -28,6 +28,8 @@ def template_notes(models: Sequence[str], data: Mapping[str, Any]) -> list[str]:
         except ValueError:  # a damaged config.yaml: only the comparison is lost
             continue
         differing = [key for key in _KEYS if _value(run, key, _value(now, key)) != _value(now, key)]
+        if None in (_value(run, "data.date"), _value(now, "data.date")):  # a template that asks for none
+            differing = [key for key in differing if key != "data.date"]
         if differing:
             was, is_now = (", ".join(override(key, _value(of, key)) for key in differing) for of in (run, now))
             typed = " ".join(override(key, _value(run, key)) for key in differing)

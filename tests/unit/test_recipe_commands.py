@@ -14,7 +14,7 @@ PLAIN = {
 }  # fmt: skip
 DATA = {
     "train_file": "a.jsonl", "val_file": "b.jsonl", "template": "chat", "max_prompt_tokens": 24, "system": None,
-    "template_arguments": {},
+    "bos": None, "date": None, "template_arguments": {},
 }  # fmt: skip
 
 
