@@ -114,8 +114,7 @@ def build_prompts(
             prompt = encode(record)
             text_ids = encode_reference(record.references[0]) if record.references else []
         except Dropped as reason:
-            dropped[str(reason)] += 1
-            first.setdefault(str(reason), record.id)
+            dropped[first.setdefault(str(reason), f"{reason}, the first at {record.id}")] += 1
             continue
         if not prompt:
             dropped[NO_TOKENS] += 1
@@ -136,10 +135,7 @@ def build_prompts(
             else:
                 kept.append((record, tuple(prompt), reference))
                 n_cut += record.truncated or len(whole) > len(reference)
-    reasons = ", ".join(
-        f"{count} {reason}" + (f", the first at {first[reason]}" if reason in first else "")
-        for reason, count in dropped.items()
-    )
+    reasons = ", ".join(f"{count} {reason}" for reason, count in dropped.items())
     log.info("%s: %d kept of %d%s", name, len(kept), len(records), f" (dropped: {reasons})" if reasons else "")
     if not kept:
         raise DataError(f"{name}: none of {len(records)} prompts is left ({reasons}); change {remedies(dropped)}")
