@@ -60,18 +60,22 @@ def over_seeds(values_SN: ArrayLike, weights_SN: ArrayLike | None = None, **opti
 
 
 def bootstrap(
-    n: int,
-    statistic: Callable[[np.ndarray], np.ndarray],
-    *,
-    resamples: int = 10_000,
-    seed: int = 0,
-    level: float = 0.95,
+    n: int, statistic: Callable[[np.ndarray], np.ndarray], *, level: float = 0.95, **options
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Percentile interval (Efron 1979) of a statistic of n prompts: (low, high), each shaped as one figure.
+    """Percentile interval (Efron 1979) of a statistic of n prompts: (low, high), each shaped as one figure. NaN says that
+    a resample has no value: it is left out. Other arguments and errors: see `resampled`."""
+    tail = (1 - level) / 2
+    low, high = np.nanquantile(resampled(n, statistic, **options), [tail, 1 - tail], axis=0)
+    return low, high
+
+
+def resampled(
+    n: int, statistic: Callable[[np.ndarray], np.ndarray], *, resamples: int = 10_000, seed: int = 0
+) -> np.ndarray:
+    """A statistic of each of M resamples of n prompts, [M, ...]. Equal arguments give equal numbers.
 
     `statistic` is given counts_MN, how often each prompt was drawn in each of M resamples (float64, rows sum to n), and
-    returns [M, ...]; it is asked for several blocks of resamples. NaN says that a resample has no value: it is left
-    out. Equal arguments give equal numbers.
+    returns [M, ...]; it is asked for several blocks of resamples.
 
     Raises:
         DataError: n is 0.
@@ -84,9 +88,7 @@ def bootstrap(
         rows = min(step, resamples - start)
         drawn = generator.integers(n, size=(rows, n)) + n * np.arange(rows)[:, None]
         figures.append(statistic(np.bincount(drawn.ravel(), minlength=rows * n).reshape(rows, n).astype(np.float64)))
-    tail = (1 - level) / 2
-    low, high = np.nanquantile(np.concatenate(figures), [tail, 1 - tail], axis=0)
-    return low, high
+    return np.concatenate(figures)
 
 
 def _matrix(name: str, values: ArrayLike) -> np.ndarray:
