@@ -54,6 +54,7 @@ class LanguageModel:
         self.replay, self._pool = True, Pool()
         self.offload = False
         self._gathered = False
+        self.split = parallel.ALONE  # the devices that share the layers of these rows
 
     @property
     def device(self) -> torch.device:
@@ -82,17 +83,22 @@ class LanguageModel:
             for each in moved:
                 each.data = each.data.to(home)
 
-    def share_out(self, mesh: parallel.DeviceMesh, *, keep_head: bool, cpu_offload: bool) -> None:
+    def share_out(self, mesh: parallel.DeviceMesh, *, keep_head: bool, cpu_offload: bool, half: bool = False) -> None:
         """Shard the weights over the mesh, see `parallel.shard`. keep_head: embeddings and head stay whole, for a model
         whose head is used apart from its body."""
         ends = (self.network.get_input_embeddings(), self.network.get_output_embeddings())
         whole = [each for end in ends for each in end.parameters()] if keep_head else []
         _, layers = decoder_layers(self.network)
-        parallel.shard(self._trunk, layers, mesh, whole=whole, cpu_offload=cpu_offload)
-        self.replay = False
-        with torch.no_grad():  # FSDP2 wants the first call to be one of the whole, and decoding makes none
+        parallel.shard(self._trunk, layers, mesh, whole=whole, cpu_offload=cpu_offload, half=half)
+        self.replay, self.split = False, parallel.tensor_group(mesh)
+        # FSDP2 wants the first call to be one of the whole, and decoding makes none.
+        with torch.no_grad(), torch.autocast(mesh.device_type, torch.bfloat16, enabled=half):
             self.hidden(torch.zeros(1, 1, dtype=torch.long, device=mesh.device_type))
         self._trunk.reshard()
+
+    def reduce_gradients(self, now: bool) -> None:
+        """Of sharded weights, see `parallel.reduce_gradients`."""
+        parallel.reduce_gradients(self._trunk, now)
 
     @contextmanager
     def gathered(self) -> Iterator[None]:

@@ -185,7 +185,7 @@ class OnPolicyDistillation(TrainingModule):
         local = self.objective.denominator == "micro_batch"
         micros = self._micro_batches(minibatch, balanced=not local)
         sums = defaultdict(float)
-        for micro, factor in self.my_share(micros):
+        for micro, factor in self.my_share(micros, last=not self.regulariser.on):
             if local:
                 normaliser = torch.tensor(len(micro) * len(micros))
             terms = minibatch.terms(micro.take)

@@ -49,7 +49,7 @@ class TrainingModule(StudentModule):
     round."""
 
     n_steps: int
-    _shared_out = _replicated = False
+    _shared_out = _replicated = _reduce_late = False
 
     def __init__(self, pair: Pair, linear_loss: LinearLoss, optim: Optim):
         super().__init__(pair.student)
@@ -66,7 +66,9 @@ class TrainingModule(StudentModule):
         self.group, self._replicated = group_of(strategy), isinstance(strategy, Replicated)
         if isinstance(strategy, Sharded) and not self._shared_out:
             self._shared_out = True
-            parts = dict(mesh=strategy.device_mesh, cpu_offload=strategy.settings.cpu_offload)
+            self._reduce_late = strategy.settings.reduce == "step"
+            half = self.trainer.precision == "bf16-mixed"
+            parts = dict(mesh=strategy.device_mesh, cpu_offload=strategy.settings.cpu_offload, half=half)
             self.model.share_out(keep_head=False, **parts)
             if self.pair.teacher is not None:
                 # Updates need its head on kept hidden states, without its body.
@@ -88,12 +90,20 @@ class TrainingModule(StudentModule):
                 each.grad = torch.zeros_like(each) if each.grad is None else each.grad
             self.group.add_up([each.grad for each in trained])
 
-    def my_share(self, parts: Sequence[Part]) -> Iterator[tuple[Part, float]]:
+    def my_share(self, parts: Sequence[Part], *, last: bool = True) -> Iterator[tuple[Part, float]]:
         """This rank's of the `parts` of a sum, each with its factor; as many on every rank, with a factor of 0 where it
-        has none left: a pass over weights in parts is made by all ranks or none."""
+        has none left: a pass over weights in parts is made by all ranks or none. `last`: no other passes follow before
+        the optimizer step."""
         for first in range(0, len(parts), self.group.size):
+            self.reduce_after(last and first + self.group.size >= len(parts))
             place = first + self.group.rank
             yield (parts[place], 1.0) if place < len(parts) else (parts[0], 0.0)
+
+    def reduce_after(self, last: bool) -> None:
+        """Before a backward pass over weights in parts: with strategy.reduce=step only the last pass of an optimizer
+        step sums gradients over the ranks."""
+        if self._reduce_late:
+            self.model.reduce_gradients(last)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         trained = (each for each in self.student.parameters() if each.requires_grad)

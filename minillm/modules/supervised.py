@@ -88,6 +88,7 @@ class SupervisedDistillation(TrainingModule):
             self._sums[f"train/{name}"] = self._sums[f"train/{name}"] + value
         self._sums["tokens"] = batch.n_tokens
         self._batches.append(prompts)
+        self.reduce_after(len(self._batches) == self.trainer.accumulate_grad_batches)
         # The trainer divides by the number of micro-batches; ours are parts of a sum.
         return output.loss * self.trainer.accumulate_grad_batches
 

@@ -51,6 +51,12 @@ class Group:
         dist.all_gather(parts, mine.contiguous(), group=self.handle)
         return torch.stack(parts, dim=1).flatten(0, 1).to(kind)
 
+    def from_first(self, tensor: Tensor) -> Tensor:
+        """The tensor of rank 0 on every rank, written in place."""
+        if self.size > 1:
+            dist.broadcast(tensor, group=self.handle, group_src=0)
+        return tensor
+
     def largest(self, number: int) -> int:
         """Of all ranks."""
         return max(self.join([number]))

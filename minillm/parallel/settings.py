@@ -24,6 +24,8 @@ class Parallel:
             `fsdp_tp`, the same with each layer's matrices split over `tensor_parallel_size` devices for good.
         devices: processes on this node, one a device; `auto` is the number of GPUs, or 1 on a CPU.
         cpu_offload: with fsdp, the parts wait on the CPU while they are not in use.
+        reduce: when fsdp sums gradients over devices: after each `micro_batch`, or once a `step`, which sends less and
+            needs memory for whole gradients (4 bytes a trained weight) on each device.
     """
 
     kind: Kind = "single"
@@ -31,6 +33,7 @@ class Parallel:
     num_nodes: int = 1
     tensor_parallel_size: int = 1
     cpu_offload: bool = False
+    reduce: Literal["micro_batch", "step"] = "micro_batch"
 
     def __post_init__(self):
         several = (self.devices_here, self.num_nodes) != (1, 1)
@@ -55,6 +58,11 @@ class Parallel:
             (
                 not self.cpu_offload or self.sharded,
                 f"cpu_offload=true: only parts of weights can wait on the CPU; wanted strategy=fsdp, not {self.kind}",
+            ),
+            (
+                self.reduce == "micro_batch" or (self.sharded and not self.cpu_offload),
+                f"reduce=step with kind={self.kind}, cpu_offload={str(self.cpu_offload).lower()}: it is for weights in "
+                "parts on the device (ddp sums once a step anyway); wanted reduce=micro_batch, or strategy=fsdp",
             ),
         )
 

@@ -4,12 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, OffloadPolicy, fully_shard
+from torch.distributed.fsdp import (
+    CPUOffloadPolicy,
+    FSDPModule,
+    MixedPrecisionPolicy,
+    OffloadPolicy,
+    fully_shard,
+)
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.distributed.tensor.parallel import (
     ColwiseParallel,
@@ -18,6 +25,9 @@ from torch.distributed.tensor.parallel import (
     SequenceParallel,
     parallelize_module,
 )
+from torch.nn import functional
+
+from minillm.parallel.group import Group
 
 DATA, TENSOR = "data_parallel", "tensor_parallel"  # the dimensions of Lightning's mesh
 
@@ -35,17 +45,27 @@ def shard(
     *,
     whole: Iterable[nn.Parameter] = (),
     cpu_offload: bool = False,
+    half: bool = False,
 ) -> None:
     """Change `trunk`, whose forward gives hidden states, in place: each of its `layers` is gathered for its own use,
-    the rest of the weights for a whole call. `whole` ones stay so. Gradients are summed over the data dimension."""
+    the rest of the weights for a whole call. `whole` ones stay so. Gradients are summed over the data dimension.
+
+    half: for products in bfloat16 by autocast. The layers are gathered in bfloat16; shards and sums of gradients keep
+    their own type. The rest (embeddings, last norm, head) is gathered as it is: hidden states are sums of an embedding
+    and what the layers add, and autocast adds them in float32.
+    """
     with unset_fake_temporarily():  # a mesh has real numbers; what is made of weights without data has none
         if mesh[TENSOR].size() > 1:
             for layer in layers:
                 parallelize_module(layer, mesh[TENSOR], _plan(layer))
                 _fewer_heads(layer, mesh[TENSOR].size())
         policy = CPUOffloadPolicy(pin_memory=mesh.device_type != "cpu") if cpu_offload else OffloadPolicy()
+        gather = MixedPrecisionPolicy()
+        if half:
+            gather = MixedPrecisionPolicy(torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False)
+            _raise_norms(layers)
         for layer in layers:
-            fully_shard(layer, mesh=mesh[DATA], offload_policy=policy)
+            fully_shard(layer, mesh=mesh[DATA], offload_policy=policy, mp_policy=gather)
         whole = set(whole)
         fully_shard(trunk, mesh=mesh[DATA], offload_policy=policy, ignored_params=whole)
     for each in whole:
@@ -75,6 +95,32 @@ def _fewer_heads(layer: nn.Module, size: int) -> None:
     for module in layer.modules():
         if isinstance(getattr(module, "num_heads", None), int):  # OPT; the others count heads by what comes in
             module.num_heads //= size
+
+
+def _raise_norms(layers: nn.ModuleList) -> None:
+    """Let layer norms compute in float32 whatever the type of their weights, as autocast does it on CUDA. On a CPU torch
+    refuses weights in bfloat16 beside float32 states. (RMS norms of transformers do it themselves.)"""
+    for norm in layers.modules():
+        if isinstance(norm, nn.LayerNorm):
+            norm.forward = partial(_norm_in_float32, norm)
+
+
+def _norm_in_float32(norm: nn.LayerNorm, states: Tensor) -> Tensor:
+    weight, bias = (None if each is None else each.float() for each in (norm.weight, norm.bias))
+    return functional.layer_norm(states.float(), norm.normalized_shape, weight, bias, norm.eps)
+
+
+def reduce_gradients(trunk: nn.Module, now: bool) -> None:
+    """Whether backward passes from now on sum gradients over the data dimension. Without that each device keeps whole
+    gradients; the next pass with it sums them too."""
+    for unit in _units(trunk):
+        unit.set_requires_gradient_sync(now, recurse=False)
+
+
+def tensor_group(mesh: DeviceMesh) -> Group:
+    """The ranks that share layers with this one: they have the same rows."""
+    with unset_fake_temporarily():
+        return Group(mesh[TENSOR].get_local_rank(), mesh[TENSOR].size(), mesh[TENSOR].get_group())
 
 
 def _units(trunk: nn.Module) -> list[FSDPModule]:

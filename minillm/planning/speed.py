@@ -106,8 +106,8 @@ def speed(
     seconds = {}
     if case.rollouts:
         if layout.sharded:
-            weights = (student.parameters * student.itemsize + teacher.body * teacher.itemsize) / tensor
-            seconds["gathering"] = share * weights / travel
+            weights = _gathered(student, case.half) + teacher.body * _itemsize(teacher, case.half)
+            seconds["gathering"] = share * weights / tensor / travel
         seconds["rollout"] = _rollout(case, sizes, rates, prompt, answer, launches)
         if not case.teacher_decodes:
             tokens = case.local_rollouts * (prompt + answer)
@@ -128,8 +128,9 @@ def speed(
 
     moved = 0.0
     if layout.sharded:  # weights forward and backward, gradients once
-        gathered = 2 * student.parameters * student.itemsize + student.trained * student.itemsize
-        moved = case.local_microbatches * share * gathered / tensor / travel
+        n_sums = 1 if layout.reduce == "step" else case.local_microbatches
+        gathered = 2 * case.local_microbatches * _gathered(student, case.half)
+        moved = share * (gathered + n_sums * student.trained * student.itemsize) / tensor / travel
     elif layout.data_parallel_size > 1:
         moved = 2 * share * student.trained * student.itemsize / travel
     moved += _exchanged(case, student, passes * (tokens + blocks), rates)
@@ -137,6 +138,16 @@ def speed(
         seconds["communication"] = steps_per_round * moved * (1 - rates.overlap)
     rows = case.rollouts or case.minibatch
     return Speed(seconds, math.ceil(steps / steps_per_round), rows * answer)
+
+
+def _itemsize(model: Sizes, half: bool) -> int:
+    """Bytes of a weight of the layers as it travels, see `parallel.shard`."""
+    return min(model.itemsize, 2) if half else model.itemsize
+
+
+def _gathered(model: Sizes, half: bool) -> int:
+    """Bytes of all weights as they travel."""
+    return model.body * _itemsize(model, half) + (model.parameters - model.body) * model.itemsize
 
 
 def _rollout(case: Case, sizes: dict[str, Sizes], rates: Rates, prompt: float, answer: float, launches: int) -> float:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 
 from minillm.linear_loss import Side
@@ -38,9 +40,10 @@ class FakeUpdate:
         self.student = LanguageModel(network, self.n_vocab)
         self.teacher = None if teacher is None else LanguageModel(teacher, self.n_vocab)
         if mesh is not None:  # as the training module does it
-            self.student.share_out(mesh, keep_head=False, cpu_offload=False)
+            parts = dict(mesh=mesh, cpu_offload=False, half=case.half)
+            self.student.share_out(keep_head=False, **parts)
             if teacher is not None:
-                self.teacher.share_out(mesh, keep_head=True, cpu_offload=False)
+                self.teacher.share_out(keep_head=True, **parts)
         self.trained = parameters(network, trained=True)
         self.ledger, self.optimizers = Ledger(), []
         self._settle()
@@ -69,13 +72,18 @@ class FakeUpdate:
         case, ledger = self.case, self.ledger
         with ledger, precision(case.half):
             ledger.restart()
-            if rows < case.local_minibatch:
+            before, late = rows < case.local_minibatch, case.layout.reduce == "step"
+            if before and not late:
                 with ledger.purpose("gradients"):
                     for each in self.trained:
                         each.grad = torch.zeros_like(each)
-            self._answers(rows)
+            passes = [partial(self._answers, rows)] * (1 + (before and late))
             if blocks := case.blocks(rows):
-                self._corpus(blocks)
+                passes.append(partial(self._corpus, blocks))
+            for number, each in enumerate(passes, 1):
+                if late:
+                    self.student.reduce_gradients(number == len(passes))
+                each()
             for each in self.trained:
                 each.grad = None
         return {name: size for name, size in ledger.peak.items() if size}

@@ -171,6 +171,8 @@ def decode(
     waiting = sorted(range(n_rows), key=lengths.__getitem__)
     look_every, turn = _look_every(device), 0
     with _cast_once(device), ExitStack() as modes:
+    # Devices that share the layers round differently. If one drew another token, the others would wait for it forever.
+    split = (student or teacher).split
         for stream in streams.values():
             modes.enter_context(stream.model.caching())
         while places.rows or waiting:
@@ -211,6 +213,7 @@ def decode(
                 ids_B = ids_B[slots_B]
                 for stream in streams.values():
                     stream.keep(slots, slots_B)
+                ids_B = split.from_first(ids_B)
             if places.rows:
                 for name, stream in streams.items():
                     with record_function(f"rollout: {name}"):

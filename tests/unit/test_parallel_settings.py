@@ -24,6 +24,8 @@ def test_sizes():
         (dict(kind="fsdp", devices=4, tensor_parallel_size=2), "only strategy=fsdp_tp splits layers"),
         (dict(kind="fsdp_tp", devices=4, tensor_parallel_size=3), "does not divide the 4 devices"),
         (dict(kind="ddp", devices=2, cpu_offload=True), "cpu_offload=true: only parts of weights"),
+        (dict(kind="ddp", devices=2, reduce="step"), "reduce=step with kind=ddp"),
+        (dict(kind="fsdp", devices=2, reduce="step", cpu_offload=True), "reduce=step with kind=fsdp, cpu_offload=true"),
     ],
 )
 def test_what_does_not_go_together_is_refused(settings, text):

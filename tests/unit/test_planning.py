@@ -144,6 +144,24 @@ def test_shards_of_a_fake_group():
     assert parts.rollout["gathered"] == pytest.approx(around + 2 * body, rel=0.01)
 
 
+def test_half_types_halve_what_is_gathered_of_the_layers_and_late_sums_keep_whole_gradients():
+    shape = Architecture("llama", 6, 128, 4, 4, 384, 512, tied=False)
+    options = dict(microbatch_tokens=2 * 255, linear_loss=LinearLoss(0.1))
+    plain, half, late = (
+        measure(case_of(shape, half=half, layout=Parallel("fsdp", 4, reduce=reduce), **options))
+        for half, reduce in ((False, "micro_batch"), (True, "micro_batch"), (True, "step"))
+    )
+    with fake_device(case_of(shape)) as device:
+        sizes = device.updates.sizes["student"]
+    body, around = 4 * sizes.body / 1e9, 4 * (sizes.parameters - sizes.body) / 1e9
+    assert plain.rollout["gathered"] == pytest.approx(around + 2 * body, rel=0.01)
+    assert half.rollout["gathered"] == pytest.approx(around + body, rel=0.01)
+    for purpose in ("student", "optimizer", "gradients"):
+        assert half.update[purpose] == plain.update[purpose]
+    more = sum(late.update.values()) - sum(half.update.values())
+    assert 0.5 * (body + around) < more < body + around
+
+
 def test_tensor_parallel_layers_hold_their_part():
     shape = Architecture("opt", 4, 128, 4, 4, 512, 512, tied=True)
     plain = measure(case_of(shape, layout=Parallel("fsdp", 2), rollouts=8, minibatch=8))

@@ -60,6 +60,25 @@ def test_shards_travel():
     assert found.seconds["communication"] == pytest.approx(2 * 1 / 2 * (2 * 4000 + 4000) / 5e5)
 
 
+def test_half_types_travel_and_sums_once_a_step_are_fewer():
+    half = of(case(layout=Parallel("fsdp", 2), half=True))
+    student = 700 * 2 + 300 * 4  # layers in bfloat16, the rest as it is
+    assert half.seconds["gathering"] == pytest.approx(1 / 2 * (student + 2000 * 2) / 5e5)
+    assert half.seconds["communication"] == pytest.approx(2 * 1 / 2 * (2 * student + 4000) / 5e5)
+    sizes = dict(minibatch=16, microbatch_tokens=255)  # eight micro-batches a device
+    often, once = (of(case(layout=Parallel("fsdp", 2, reduce=reduce), **sizes)).seconds["communication"]
+                   for reduce in ("micro_batch", "step"))  # fmt: skip
+    assert often - once == pytest.approx(1 / 2 * 7 * 4000 / 5e5 * 2)
+
+
+def test_experts_are_read_and_not_all_multiplied_with():
+    sparse = {"student": replace(STUDENT, products=300), "teacher": TEACHER}
+    given = dict(steps=32, steps_per_round=2, prompt=10, answer=20, launches=3)
+    one, other = speed(case(), sparse, RATES, **given), of(case())
+    assert one.seconds["update"] < 0.65 * other.seconds["update"]
+    assert 0.9 * other.seconds["rollout"] < one.seconds["rollout"] < other.seconds["rollout"]
+
+
 def test_what_costs_more():
     base = of(case())
     assert of(case(), launches=10**6).seconds["rollout"] > 80
