@@ -91,8 +91,7 @@ class LanguageModel:
         _, layers = decoder_layers(self.network)
         parallel.shard(self._trunk, layers, mesh, whole=whole, cpu_offload=cpu_offload, half=half)
         self.replay, self.split = False, parallel.tensor_group(mesh)
-        # FSDP2 wants the first call to be one of the whole, and decoding makes none.
-        with torch.no_grad(), torch.autocast(mesh.device_type, torch.bfloat16, enabled=half):
+        with torch.no_grad():  # FSDP2 wants the first call to be one of the whole, and decoding makes none
             self.hidden(torch.zeros(1, 1, dtype=torch.long, device=mesh.device_type))
         self._trunk.reshard()
 

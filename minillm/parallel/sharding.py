@@ -64,6 +64,8 @@ def shard(
         if half:
             gather = MixedPrecisionPolicy(torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False)
             _raise_norms(layers)
+            for layer in layers:  # whoever calls it: validation is outside of the trainer's autocast
+                layer.forward = torch.autocast(mesh.device_type, torch.bfloat16)(layer.forward)
         for layer in layers:
             fully_shard(layer, mesh=mesh[DATA], offload_policy=policy, mp_policy=gather)
         whole = set(whole)

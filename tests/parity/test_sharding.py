@@ -71,8 +71,10 @@ def sharded(family, dtype, mesh, *, half=False, late=False):
     found["shards"] = {each.dtype for each in network.parameters()}
     with model.gathered(), torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=half):
         found["gathered"] = {name: each.dtype for name, each in network.named_parameters()}
-        options = dict(stop_ids=(99,), pad_id=0, max_new_tokens=3, batch_size=2, seeds=[1, 2, 3])
-        found["answers"] = decode(model, None, prompt_batch(), **options).response_ids_BR
+        options = dict(stop_ids=(99,), pad_id=0, max_new_tokens=1, batch_size=2, seeds=[1, 2, 3])
+        found["alone"] = decode(LanguageModel(model_of(family, dtype)), None, prompt_batch(), **options)
+    with model.gathered():  # as validation does it
+        found["outside"] = decode(model, None, prompt_batch(), **options)
     found["saved"] = {each.dtype for each in whole_state(network, keep=True).values()}
     return found
 
@@ -134,6 +136,15 @@ def test_layers_are_gathered_in_bfloat16_and_summed_in_float32(ranks, family):
     assert found["shards"] == found["saved"] == {each.dtype for each in found["gradient"].values()} == {torch.float32}
     halves = {name for name, dtype in found["gathered"].items() if dtype == torch.bfloat16}
     assert halves == {name for name in found["gathered"] if ".layers." in name or ".h." in name}
+
+
+@pytest.mark.parametrize("family", HALF)
+def test_decoding_works_in_autocast_and_outside(ranks, family):
+    """Whole weights under autocast, sharded ones without: layers in bfloat16 both times."""
+    found, other = ranks[0][family]["outside"], ranks[0][family]["alone"]
+    same = found.response_ids_BR == other.response_ids_BR
+    near = (found.student_logprobs_BR - other.student_logprobs_BR).abs() < 0.1
+    assert same.any() and near[same].all()
 
 
 def test_gradients_are_summed_once_a_step(ranks):
