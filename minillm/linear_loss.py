@@ -11,14 +11,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from minillm import losses
 from minillm.errors import check
-from minillm.models import Head
+from minillm.models.head import Head, product_type
 from minillm.types import LossOutput
 
 REVERSE_KL, SOFT_CROSS_ENTROPY = "reverse_kl_N", "soft_cross_entropy_N"
@@ -31,7 +31,12 @@ class Side(NamedTuple):
     head: Head
 
     def logits(self, rows: slice = slice(None)) -> Tensor:
-        return losses.raise_half(self.head(self.hidden_NH[rows]))
+        return self.head(self.hidden_NH[rows])
+
+    def ready(self) -> Side:
+        """With inputs in the type of the product, so that chunks do not cast the head again and again; no gradient."""
+        dtype = product_type(self.hidden_NH, self.head.weight_VH)
+        return Side(self.hidden_NH.detach().to(dtype), self.head.to(dtype))
 
 
 @dataclass(frozen=True)
@@ -51,15 +56,16 @@ Objective = Callable[[TokenValues, slice], LossOutput]
 @dataclass(frozen=True)
 class LinearLoss:
     """The config group `linear_loss`. `chunk_mb`: memory of one chunk's logits in MiB; at most seven such tensors
-    live at a time. None takes the plain road. Logits must be finite, as a linear head gives them."""
+    live at a time. None takes the plain road; in a config `auto` stands for a number, see `planning.AutoSizes`. Logits
+    must be finite, as a linear head gives them."""
 
-    chunk_mb: float | None = 64.0
+    chunk_mb: float | Literal["auto"] | None = 64.0
 
     def __post_init__(self):
         check(
             (
-                self.chunk_mb is None or self.chunk_mb > 0,
-                f"chunk_mb={self.chunk_mb}: wanted a positive number of MiB, or null for the plain loss",
+                self.chunk_mb in (None, "auto") or self.chunk_mb > 0,
+                f"chunk_mb={self.chunk_mb}: wanted a positive number of MiB, auto, or null for the plain loss",
             )
         )
 
@@ -82,6 +88,7 @@ class LinearLoss:
     def values(self, student: Side, teacher: Side | None, ids_N: Tensor, wanted: tuple[str, ...] = ()) -> TokenValues:
         """`TokenValues` without a gradient."""
         step = max(1, len(ids_N)) if self.chunk_mb is None else self._rows(student.head)
+        student, teacher = student.ready(), teacher and teacher.ready()
         chunks = [
             plain_values(
                 Side(student.hidden_NH[rows], student.head),
@@ -98,7 +105,7 @@ class LinearLoss:
     @torch.no_grad()
     def divergences(self, student: Side, teacher: Side, ids_N: Tensor) -> tuple[Tensor, ...]:
         """[N] each: log q(y), log p(y), KL[q || p], KL[p || q]; the logits of each are made once, no gradient."""
-        found = []
+        found, student, teacher = [], student.ready(), teacher.ready()
         for rows in _slices(len(ids_N), max(1, len(ids_N)) if self.chunk_mb is None else self._rows(student.head)):
             logq_NV, logp_NV = losses.log_softmax(student.logits(rows)), losses.log_softmax(teacher.logits(rows))
             gap_NV, ids_N1 = logq_NV - logp_NV, ids_N[rows].unsqueeze(-1)
@@ -126,10 +133,9 @@ def plain_values(student: Side, teacher: Side | None, ids_N: Tensor, wanted: tup
 class _Chunked(torch.autograd.Function):
     @staticmethod
     def forward(ctx, hidden_NH, weight_VH, bias_V, head, teacher, ids_N, wanted, objective, parts, step):
-        dtype = _product_type(hidden_NH)
+        student, teacher = Side(hidden_NH, head).ready(), teacher and teacher.ready()
+        dtype = student.hidden_NH.dtype
         with torch.autocast(hidden_NH.device.type, enabled=False):
-            student = Side(hidden_NH.detach().to(dtype), head.to(dtype))
-            teacher = teacher and Side(teacher.hidden_NH.to(teacher.head.weight_VH.dtype), teacher.head)
             grad_NH = torch.empty_like(hidden_NH)
             grad_VH, grad_V = (  # a frozen head needs none
                 torch.zeros_like(each) if needed else None
@@ -208,12 +214,6 @@ def _loss_and_grad(
         grad_NV.addcmul_(p_NV, -c.unsqueeze(-1))
     grad_NV.scatter_add_(-1, ids_N.unsqueeze(-1), a.unsqueeze(-1))
     return LossOutput(output.loss.detach(), output.parts), grad_NV
-
-
-def _product_type(hidden: Tensor) -> torch.dtype:
-    """The type in which a matrix product with `hidden` is computed (autocast's where it is on)."""
-    device = hidden.device.type
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
 
 
 def _slices(n: int, step: int) -> Iterator[slice]:

@@ -76,7 +76,8 @@ class Rollout(_Rows):
     def trimmed(self):
         """A copy without the leading prompt columns and trailing response columns that no row uses."""
         first = int(self.prompt_mask_BP.any(0).int().argmax())
-        last = int(self.response_mask_BR.any(0).sum())
+        used = self.response_mask_BR.any(0).nonzero()
+        last = int(used[-1]) + 1 if len(used) else 0
         cut = {f.name: getattr(self, f.name) for f in fields(self)}
         for name, value in cut.items():
             if isinstance(value, Tensor) and value.dim() > 1:

@@ -8,6 +8,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from minillm.errors import ModelError, check
+from minillm.models.families import attention_for, text_config, without_noise
 from minillm.parallel import SPLITTABLE
 
 
@@ -38,7 +39,8 @@ class Architecture:
 
     @classmethod
     def of(cls, config: PretrainedConfig) -> Architecture:
-        """The architecture that a transformers config describes."""
+        """The architecture that a transformers config describes; of a multimodal one that of its language model."""
+        config = text_config(config)
         heads = config.num_attention_heads
         ffn = next(
             (v for k in ("intermediate_size", "ffn_dim", "n_inner") if (v := getattr(config, k, None))),
@@ -95,8 +97,14 @@ class Architecture:
     def random_model(self, attention: str | None = None) -> PreTrainedModel:
         """Random weights from torch's global generator, float32, in eval mode and without dropout."""
         config = self.config()
-        without_dropout(config)
+        without_noise(config)
+        attention = attention and attention_for(config, attention)
         return AutoModelForCausalLM.from_config(config, attn_implementation=attention).eval()
+
+
+def body_of(network: PreTrainedModel) -> PreTrainedModel:
+    """The part that makes hidden states of token ids: of a multimodal model the language model alone."""
+    return network.base_model if text_config(network.config) is network.config else network.get_decoder()
 
 
 def decoder_layers(network: PreTrainedModel) -> tuple[str, nn.ModuleList]:
@@ -105,9 +113,10 @@ def decoder_layers(network: PreTrainedModel) -> tuple[str, nn.ModuleList]:
     Raises:
         ModelError: there is no stack of as many layers as the config states.
     """
-    n_layers = network.config.num_hidden_layers
+    n_layers = text_config(network.config).num_hidden_layers
+    inside = {id(module) for module in body_of(network).modules()}
     for name, module in network.named_modules():
-        if isinstance(module, nn.ModuleList) and len(module) == n_layers and name.startswith(network.base_model_prefix):
+        if isinstance(module, nn.ModuleList) and len(module) == n_layers and id(module) in inside:
             return name, module
     raise ModelError(f"{network.config.model_type}: found no stack of {n_layers} layers; this family is not supported")
 
@@ -120,9 +129,3 @@ def split_problems(shape: Architecture, size: int) -> list[str]:
     parts = (("heads", shape.heads), ("key-value heads", shape.kv_heads), ("feed-forward columns", shape.ffn))
     return [f"{size} does not divide its {n} {what}; use a divisor" for what, n in parts if n % size]
 
-
-def without_dropout(config: PretrainedConfig) -> None:
-    """Set every dropout to 0, as the published runs do: with it the log-probs of rollout and update would differ."""
-    for name, value in vars(config).items():
-        if "drop" in name and isinstance(value, float):
-            setattr(config, name, 0.0)

@@ -22,7 +22,8 @@ from transformers import (
 
 from minillm.errors import ConfigError, ModelError, check, first_line
 from minillm.models.adapter import merge_adapter
-from minillm.models.architecture import Architecture, without_dropout
+from minillm.models.architecture import Architecture
+from minillm.models.families import attention_for, unsupported, without_noise
 from minillm.models.gguf import converted, file_in_package
 from minillm.models.quantise import Bits, missing_for, quantisation
 from minillm.models.vocabulary import Ends
@@ -107,12 +108,15 @@ class Checkpoint:
         """Config and tokenizer, without the weights. Raises as `load`."""
         path, revision = self.resolve()
         try:
-            return tuple(
+            config, tokenizer = (
                 kind.from_pretrained(path, revision=revision, trust_remote_code=False)
                 for kind in (AutoConfig, AutoTokenizer)
             )
         except (OSError, ValueError, ImportError) as error:
             raise ModelError(_advice(self.source, error)) from error
+        if why := unsupported(config):
+            raise ModelError(f"{self.source}: {why}")
+        return config, tokenizer
 
     def ends(self) -> Ends:
         """What `load` would tell of tokens, without the weights. Raises as `load`."""
@@ -127,7 +131,7 @@ class Checkpoint:
     def load(
         self, dtype: torch.dtype = torch.float32, attention: Attention = "sdpa"
     ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-        """The model, on the CPU (with `bits` on the GPU) and with dropout off, and its tokenizer.
+        """The model, on the CPU (with `bits` on the GPU) and with dropout and other noise off, and its tokenizer.
 
         Raises:
             ConfigError: this machine has nothing for `bits`, see `missing_for`.
@@ -136,7 +140,10 @@ class Checkpoint:
         missing = missing_for(self.bits)
         check((missing is None, missing))
         config, tokenizer = self.peek()
-        without_dropout(config)
+        without_noise(config)
+        wanted, attention = attention, attention_for(config, attention)
+        if attention != wanted:
+            say(f"{self.source}: {config.model_type} has no {wanted} attention in transformers; it runs with {attention}")
         path, revision = self.resolve()
         try:
             network = AutoModelForCausalLM.from_pretrained(

@@ -16,6 +16,29 @@ from transformers import Cache, DynamicCache
 from transformers.cache_utils import CacheLayerMixin
 
 
+class NoCache(Cache):
+    """For a pass over whole rows: it keeps nothing, and gives the keys and values that are given.
+
+    Without any cache transformers looks at the positions for several sequences in one row. That makes the host wait for
+    an accelerator.
+    """
+
+    def __init__(self):
+        super().__init__(layers=[])
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:
+        return key_states, value_states
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        return 0
+
+    def get_query_offset(self, layer_idx: int = 0) -> int:
+        return 0
+
+    def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
+        return query_length, 0
+
+
 class _Layer(CacheLayerMixin):
     is_sliding = False  # all columns are kept; a sliding window is a matter of the mask
 
@@ -23,8 +46,13 @@ class _Layer(CacheLayerMixin):
         super().__init__()
         # Weak: a cycle would keep all of it until Python looks for cycles, which may be after the update.
         self.cache = weakref.proxy(cache)
-        self.keys, self.values = (like.new_zeros(cache.n_slots, like.shape[1], cache.capacity, like.shape[3])
-                                  for like in (keys, values))  # fmt: skip
+        # In the type of attention's products: rotary families give float32 keys to a bfloat16 product.
+        device = keys.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+        self.keys, self.values = (
+            like.new_zeros(cache.n_slots, like.shape[1], cache.capacity, like.shape[3], dtype=dtype)
+            for like in (keys, values)
+        )
         self.is_initialized = True
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
@@ -32,6 +60,7 @@ class _Layer(CacheLayerMixin):
 
     def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:
         cache, n = self.cache, len(key_states)
+        key_states, value_states = key_states.to(self.keys), value_states.to(self.values)
         if cache.window is not None:
             seen, column = cache.window
             self.keys[:n].index_copy_(2, column, key_states)
@@ -64,7 +93,7 @@ class RollingCache(Cache):
     def __init__(self, n_slots: int, longest_prompt: int, longest_answer: int, refills: bool):
         super().__init__(layers=[])
         self.n_slots = n_slots
-        self.longest_prompt = longest_prompt
+        self.longest_prompt, self.longest = longest_prompt, longest_prompt + longest_answer
         # The columns move to the front when the end is reached; with more to come there is room for as many again, so
         # that this is rare.
         self.capacity = longest_prompt + longest_answer + (longest_answer if refills else 0)
@@ -90,7 +119,7 @@ class RollingCache(Cache):
             if number == len(self.layers):
                 self.layers.append(_Layer(self, layer.keys, layer.values))
             for ours, theirs in ((self.layers[number].keys, layer.keys), (self.layers[number].values, layer.values)):
-                moved = theirs.gather(2, index.expand(-1, theirs.shape[1], -1, theirs.shape[3]))
+                moved = theirs.gather(2, index.expand(-1, theirs.shape[1], -1, theirs.shape[3])).to(ours)
                 ours[rows, :, self.end - width : self.end] = moved
         self.starts += [self.end - length for length in lengths]
         self.first = min(self.starts)

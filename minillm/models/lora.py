@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,8 +17,10 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from minillm.errors import ConfigError, check
+from minillm.models.architecture import body_of
 from minillm.seeding import seed_for
 from minillm.system.folders import whole_directory
+from minillm.terminal.console import say
 
 _NAME = "default"  # peft's own for the only adapter
 
@@ -54,11 +57,8 @@ class Lora:
         Raises:
             ConfigError: a target is not a linear layer of the body.
         """
-        linear = {
-            name: module
-            for name, module in network.base_model.named_modules()
-            if isinstance(module, nn.Linear | Conv1D)
-        }
+        body = body_of(network)
+        linear = {name: module for name, module in body.named_modules() if isinstance(module, nn.Linear | Conv1D)}
         short = sorted({name.rpartition(".")[2] for name in linear})
         targets = short if self.target_modules is None else list(self.target_modules)
         unknown = [each for each in targets if not any(f".{name}".endswith(f".{each}") for name in linear)]
@@ -73,12 +73,36 @@ class Lora:
             r=self.rank,
             lora_alpha=self.alpha,
             target_modules=targets,
+            exclude_modules=_outside(network, body),
             fan_in_fan_out=any(isinstance(module, Conv1D) for module in linear.values()),
         )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed_for(seed, "lora"))
             inject_adapter_in_model(config, network, _NAME)
         cast_adapter_dtype(network, _NAME)
+        if missed := _missed(body):
+            say(f"LoRA does not reach weights that are no linear layers, such as fused experts: {', '.join(missed)}")
+
+
+def _outside(network: PreTrainedModel, body: PreTrainedModel) -> list[str] | None:
+    """Linear layers of the other parts of a multimodal model, which may have the names of targets."""
+    if body is network.base_model:
+        return None
+    inside = {id(module) for module in body.modules()}
+    linear = (name for name, module in network.named_modules() if id(module) not in inside and hasattr(module, "weight"))
+    return list(linear)
+
+
+def _missed(body: nn.Module) -> list[str]:
+    """Weights of products that have no adapter, with a * for the number of the layer."""
+    found = {
+        re.sub(r"\b\d+\b", "*", f"{path}.{name}")
+        for path, module in body.named_modules()
+        if not isinstance(module, nn.Linear | Conv1D | nn.Embedding | LoraLayer)
+        for name, each in module.named_parameters(recurse=False)
+        if each.dim() > 1 and not name.endswith("bias")
+    }
+    return sorted(found)
 
 
 def is_adapted(network: PreTrainedModel) -> bool:

@@ -9,7 +9,9 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from minillm.errors import ConfigError, ModelError, check
+from minillm.models.architecture import body_of
 from minillm.models.checkpoint import Attention, Checkpoint, Dtype, choose_dtype
+from minillm.models.families import text_config
 from minillm.models.language_model import LanguageModel
 from minillm.models.lora import Lora
 from minillm.models.prune import keep_layers
@@ -117,7 +119,8 @@ class ModelPair:
         the device gets the weights later.
 
         Raises:
-            ConfigError, ModelError: see `Checkpoint.load`, `Lora.onto`, `compare_vocabularies`, `LanguageModel.verify`.
+            ConfigError, ModelError: see `Checkpoint.load`, `Lora.onto`, `keep_layers`, `compare_vocabularies`,
+                `LanguageModel.verify`.
         """
         dtypes = self.dtypes(device)
         device = torch.device("cpu") if keep_on_cpu else device
@@ -126,13 +129,14 @@ class ModelPair:
         if self.teacher is not None:
             teacher, teacher_tokenizer = self._load("teacher", dtypes["student" if pruned else "teacher"])
         if pruned:
-            kept = self.student.kept(teacher.config.num_hidden_layers)
+            kept = self.student.kept(text_config(teacher.config).num_hidden_layers)
             student = keep_layers(teacher, kept)
             tokenizer = copy.deepcopy(teacher_tokenizer)
             for parameter in teacher.parameters():  # not teacher.to(): that would round the rotary frequencies too
                 parameter.data = parameter.data.to(dtypes["teacher"])
         else:
             student, tokenizer = self._load("student", dtypes["student"])
+        _freeze_unused(student)
         if self.lora is not None:
             self._adapt(student, f"{self.teacher.name}, layers {kept}" if pruned else self.student.name, seed)
         student.to(device)
@@ -173,10 +177,10 @@ class ModelPair:
         return replace(pair, n_vocab=n_vocab, stop_ids=stops)
 
     def dtypes(self, device: torch.device) -> dict[str, torch.dtype]:
-        """Types of `student` and `teacher`. With `auto` trained weights stay float32: a step of 5e-6 is lost in
-        bfloat16; set trainer.precision=bf16-mixed for fast products."""
-        teacher = choose_dtype(self.dtype, device)
-        return {"student": torch.float32 if self.dtype == "auto" else teacher, "teacher": teacher}
+        """Types of `student` and `teacher`. With `auto` trained weights are float32: a step of 5e-6 is lost in bfloat16;
+        trainer.precision=bf16-mixed makes products fast. Under adapters the student is frozen, as the teacher is."""
+        frozen = choose_dtype(self.dtype, device)
+        return {"student": torch.float32 if self.dtype == "auto" and self.lora is None else frozen, "teacher": frozen}
 
     def _load(self, side: str, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         try:
@@ -189,6 +193,13 @@ class ModelPair:
             self.lora.onto(student, base=base, seed=seed)
         except ConfigError as error:
             raise ConfigError(error.prefixed("model")) from error
+
+
+def _freeze_unused(student: PreTrainedModel) -> None:
+    """Of a multimodal model, all but the language model and its head: nothing here trains the rest."""
+    used = {id(each) for part in (body_of(student), student.get_output_embeddings()) for each in part.parameters()}
+    for parameter in student.parameters():
+        parameter.requires_grad_(id(parameter) in used)
 
 
 def pair_of(

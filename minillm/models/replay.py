@@ -66,6 +66,8 @@ class ReplayedSteps:
         window = self._window(n)
         try:
             hidden_BH = self._step(window)[:n]
+        except torch.OutOfMemoryError:  # without graphs it would be no less
+            raise
         except RuntimeError as error:
             self._give_up(first_line(error))
             return self.plain(ids_B, starts_B)
@@ -111,7 +113,8 @@ class ReplayedSteps:
     def _give_up(self, why: str) -> None:
         self.model.replay = False
         self.made.clear()
-        say(f"{self.model.network.config.model_type}: decoding without CUDA graphs, which is slower. {why}")
+        family = self.model.network.config.model_type
+        say(f"WARNING: {family}: decoding without CUDA graphs from now on, which is slower. Cause: {why}")
 
 
 @lru_cache

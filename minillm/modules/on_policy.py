@@ -160,6 +160,7 @@ class OnPolicyDistillation(TrainingModule):
         experience = self.objective.prepare(rollout)
         self.finite.look(self, experience, batch.prompts.records)
         sums, own, n_steps = defaultdict(float), defaultdict(float), 0
+        gaps: list[Tensor] = []
         with self.phases("update"), self.pair.teacher.body_away():
             for epoch in range(self.regime.inner_epochs):
                 generator = torch.Generator().manual_seed(seed_for(self.seed, "inner", batch.prompts.index, epoch))
@@ -167,7 +168,7 @@ class OnPolicyDistillation(TrainingModule):
                     if self.step >= self.regime.max_steps:
                         break  # the last rollout is cut at max_steps
                     minibatch = experience.rows(rows.to(self.device))
-                    losses = self._policy_gradients(minibatch)
+                    losses = self._policy_gradients(minibatch, gaps if n_steps == 0 else None)
                     if self.regulariser.on:
                         losses |= self._corpus_gradients(batch.corpus_SML[n_steps])
                     rate = self.optim.rate(self.step, self.regime.max_steps)
@@ -178,9 +179,11 @@ class OnPolicyDistillation(TrainingModule):
                     self.step += 1
                     n_steps += 1
         means = _means(self.group.total(sums) | own, n_steps - self.finite.skipped)
-        return means | self.finite.metrics() | self._rollout_metrics(rollout) | self.phases.metrics()
+        figures = self._rollout_metrics(rollout) | self._log_ratio(gaps)
+        return means | self.finite.metrics() | figures | self.phases.metrics()
 
-    def _policy_gradients(self, minibatch: Experience) -> dict[str, Tensor]:
+    def _policy_gradients(self, minibatch: Experience, gaps: list[Tensor] | None = None) -> dict[str, Tensor]:
+        """Add the gradients of a mini-batch. `gaps` gets log q(y) now minus log q(y) at sampling, [N] at a time."""
         normaliser = self.objective.normaliser(minibatch.response_mask_BR)
         local = self.objective.denominator == "micro_batch"
         micros = self._micro_batches(minibatch, balanced=not local)
@@ -191,11 +194,23 @@ class OnPolicyDistillation(TrainingModule):
             terms = minibatch.terms(micro.take)
 
             def objective(values, rows: slice, terms=terms, normaliser=normaliser, factor=factor) -> LossOutput:
-                return scaled(self.objective.loss(values, terms.rows(rows), normaliser), factor)
+                part = terms.rows(rows)
+                if gaps is not None and factor:
+                    gaps.append(values.logprobs_N.detach() - part.old_logprobs_N)
+                return scaled(self.objective.loss(values, part, normaliser), factor)
 
             output = self._gradients(micro, self.objective.wanted, objective, minibatch.temperature)
             _add(sums, {"train/loss": output.loss.detach()} | {f"train/{k}": v for k, v in output.parts.items()})
         return sums
+
+    def _log_ratio(self, gaps: list[Tensor]) -> dict[str, float]:
+        """Between decoding and the first optimizer step, where the weights are still the same: rounding, and nothing
+        else."""
+        gap_N = torch.cat([torch.zeros(1, device=self.device), *gaps])[1:]
+        sums = self.group.total({"gap": gap_N.sum(), "tokens": len(gap_N)})
+        largest = self.group.join([float(gap_N.abs().max()) if len(gap_N) else 0.0])
+        name = "rollout/log_ratio_first_step"
+        return {name: sums["gap"] / max(1, sums["tokens"]), f"{name}_max": max(largest)}
 
     def _corpus_gradients(self, blocks_ML: Tensor) -> dict[str, Tensor]:
         n_tokens = blocks_ML[:, 1:].numel()

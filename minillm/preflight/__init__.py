@@ -3,8 +3,9 @@
 from minillm.preflight.agreement import Agreement, agreement
 from minillm.preflight.begin import begin
 from minillm.preflight.facts import Preflight, collect
-from minillm.preflight.memory import case_of, estimate
+from minillm.preflight.memory import case_of, choose_sizes, estimate
 from minillm.preflight.page import show, write
 from minillm.preflight.work import Work
 
-__all__ = ["Agreement", "Preflight", "Work", "agreement", "begin", "case_of", "collect", "estimate", "show", "write"]
+__all__ = ["Agreement", "Preflight", "Work", "agreement", "begin", "case_of", "choose_sizes", "collect", "estimate",
+           "show", "write"]  # fmt: skip

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
+
 from minillm.data import PromptSet, rows_at
+from minillm.data.prompts import pad
 from minillm.linear_loss import LinearLoss
 from minillm.models import LanguageModel, Pair
 from minillm.sampling import decode
 from minillm.scoring import rollout_reverse_kl
+from minillm.scoring.consistency import Consistency, check_consistency
 from minillm.seeding import seed_for
+from minillm.types import PromptBatch
 
 SAMPLES, TOKENS = 8, 32
+_ROWS, _ANSWER, _LONG = 8, 12, 512  # of the check that decoding and update are one model
 
 
 @dataclass(frozen=True)
@@ -50,3 +56,38 @@ def agreement(pair: Pair, prompts: PromptSet, *, seed: int, max_new_tokens: int,
         for models in ((student, teacher), (teacher, student))  # the forward KL is the reverse one of the other
     )
     return Agreement(reverse, forward, len(rows), n_tokens)
+
+
+def consistency(
+    pair: Pair, prompts: PromptSet, *, seed: int, longest: int, max_new_tokens: int, max_tokens: int, temperature: float
+) -> dict[str, Consistency]:
+    """By side, whether decoding and update are one model: see `check_consistency`. On some training prompts and a row
+    that is longer than every window that a row of `longest` tokens, prompt and answer, can reach.
+
+    Raises:
+        ModelError: see `check_consistency`.
+    """
+    n_new = min(_ANSWER, max_new_tokens)
+    rows = rows_at(seed_for(seed, "consistency"), 0, min(_ROWS - 1, len(prompts)), len(prompts))
+    found = {}
+    for side, network in (("student", pair.student), ("teacher", pair.teacher and pair.teacher.network)):
+        if network is None:
+            continue
+        model = LanguageModel(network, pair.n_vocab)  # without compilation, as above
+        reachable = [window + _ANSWER for window in model.windows if window < longest]
+        n_long = max(1, min(longest - n_new, max([_LONG, *reachable])))
+        text = max(prompts.prompt_ids, key=len)
+        long = (text * -(-n_long // len(text)))[:n_long]
+        ids_BP, mask_BP = pad([*(prompts.prompt_ids[row] for row in rows), long], pair.pad_id, left=True)
+        found[side] = check_consistency(
+            model,
+            PromptBatch(ids_BP, mask_BP, torch.arange(len(ids_BP))).to(model.device),
+            seeds=[seed_for(seed, "consistency", row) for row in range(len(ids_BP))],
+            stop_ids=pair.stop_ids,
+            pad_id=pair.pad_id,
+            max_new_tokens=n_new,
+            max_tokens=max_tokens,
+            temperature=temperature,
+            training=side == "student",
+        )
+    return found

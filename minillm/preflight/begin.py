@@ -9,8 +9,8 @@ import torch
 
 from minillm.data import Corpus, PromptSet
 from minillm.models import Pair
-from minillm.modules import Supervised
-from minillm.preflight.agreement import agreement
+from minillm.modules import OnPolicy, Supervised
+from minillm.preflight.agreement import agreement, consistency
 from minillm.preflight.facts import Preflight, collect
 from minillm.preflight.memory import case_of, estimate
 from minillm.preflight.page import show
@@ -56,7 +56,7 @@ def begin(
         memory=estimate(case, pair) if plain["preflight"] else None,
         monitor=settings.callbacks["checkpoints"].monitor if chooses else None,
     )
-    found = replace(found, rate=str(settings.optim))
+    found = replace(found, rate=str(settings.optim), sizes=_sizes(settings, plain))
     if settings.optim.warmup_steps >= work.steps:
         text = (
             f"optim.warmup_steps={settings.optim.warmup_steps}: the run has {work.steps} optimizer steps, so that the "
@@ -70,9 +70,14 @@ def begin(
     if settings.strategy.world_size > 1:
         found = replace(found, devices=str(settings.strategy))
     # Weights that are shared out later are on the CPU until then, where large models would answer for an hour.
-    if pair.teacher is not None and pair.student.device.type == device.type:
-        sizes = dict(max_new_tokens=case.answer, max_tokens=case.microbatch_tokens)
-        found = found.with_agreement(agreement(pair, train, seed=plain["seed"], **sizes))
+    if pair.student.device.type == device.type:
+        sizes = dict(seed=plain["seed"], max_new_tokens=case.answer, max_tokens=case.microbatch_tokens)
+        temperature = work.sampler.temperature if work.sampler else 1.0
+        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16-mixed"):
+            same = consistency(pair, train, longest=longest + case.answer, temperature=temperature, **sizes)
+        found = replace(found, consistency=same)
+        if pair.teacher is not None:
+            found = found.with_agreement(agreement(pair, train, **sizes))
     elif pair.teacher is not None:
         text = (
             f"not compared: the weights wait on the CPU until they are shared out (strategy={settings.strategy.kind})"
@@ -80,3 +85,18 @@ def begin(
         found = replace(found, not_compared=text)
     show(found)
     return found
+
+
+def _sizes(settings: Settings, plain: dict) -> str:
+    """What goes through the models at a time."""
+    keys = {"regime.microbatch_size": "answers a micro-batch"}
+    if isinstance(settings.regime, OnPolicy):
+        keys = {"sampler.batch_size": "rows decoded at a time", "regime.microbatch_tokens": "tokens a micro-batch"}
+    if settings.linear_loss.chunk_mb is not None:
+        keys["linear_loss.chunk_mb"] = "MiB a chunk of logits"
+    texts = []
+    for key, what in keys.items():
+        group, name = key.split(".")
+        chosen = "auto" if plain[group][name] == "auto" else "given"
+        texts.append(f"{getattr(getattr(settings, group), name):,g} {what} ({key}, {chosen})")
+    return "; ".join(texts)

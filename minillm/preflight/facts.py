@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from transformers import PreTrainedModel
@@ -11,10 +11,12 @@ from transformers import PreTrainedModel
 from minillm.data import Corpus, PromptSet, Sources
 from minillm.data.prompts import BEYOND, HELD_OUT, remedies
 from minillm.models import ModelPair, Pair, PrunedTeacher
+from minillm.models.families import text_config
 from minillm.models.vocabulary import Vocabulary
 from minillm.planning import Memory
 from minillm.preflight.agreement import Agreement
 from minillm.preflight.work import Work
+from minillm.scoring.consistency import Consistency
 from minillm.system.machine import usable_memory
 
 _MANY = 0.2  # share of prompts or references from which on their loss is worth a warning
@@ -84,8 +86,10 @@ class Preflight:
     front: str = ""  # tokens that the paper's template has in front of a prompt
     date: str | None = None  # what the chat template is given
     rate: str = ""  # learning rate, schedule and warm-up
+    sizes: str = ""  # what goes through the models at a time
     devices: str | None = None  # where they are several
     agreement: Agreement | None = None
+    consistency: dict[str, Consistency] = field(default_factory=dict)  # of decoding and update, by side
     not_compared: str | None = None  # why there is no agreement although there is a teacher
     warnings: tuple[str, ...] = ()
 
@@ -200,7 +204,7 @@ def _model_facts(network: PreTrainedModel, source: str) -> ModelFacts:
     return ModelFacts(
         source=source,
         family=network.config.model_type,
-        layers=network.config.num_hidden_layers,
+        layers=text_config(network.config).num_hidden_layers,
         parameters=network.num_parameters(),
         trained=sum(each.numel() for each in parameters if each.requires_grad),
         dtype=", ".join(sorted({str(each.dtype).removeprefix("torch.") for each in parameters})),

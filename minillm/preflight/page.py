@@ -79,13 +79,19 @@ def _lines(found: Preflight) -> list[tuple[str, str]]:
         kl = found.agreement
         text = f"reverse KL {kl.reverse_kl:.3g}, forward KL {kl.forward_kl:.3g} nats a token"
         lines.append(("agreement", f"{text}, on {kl.samples} answers of the student ({kl.tokens} tokens)"))
+    if found.consistency:
+        sides = [
+            f"{side} mean {each.mean:+.1g}, largest {each.largest:.1g} on {each.tokens:,} tokens"
+            for side, each in found.consistency.items()
+        ]
+        lines.append(("log-ratio", f"update against decoding, same weights, in nats: {'; '.join(sides)}"))
     if found.not_compared:
         lines.append(("agreement", found.not_compared))
     if found.devices:
         lines.append(
             ("devices", f"{found.devices}; memory is told as for one, by python -m minillm.plan for each of them")
         )
-    return [*lines, ("steps", _steps(found)), ("rate", found.rate), *_memory(found)]
+    return [*lines, ("steps", _steps(found)), ("rate", found.rate), ("sizes", found.sizes), *_memory(found)]
 
 
 def _vocabulary(found: Preflight) -> str:

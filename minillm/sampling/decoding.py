@@ -14,7 +14,6 @@ from torch.profiler import record_function
 from transformers import DynamicCache
 
 from minillm.errors import check
-from minillm.losses import raise_half
 from minillm.models import LanguageModel, RollingCache
 from minillm.sampling.draw import Distribution, draw
 from minillm.sampling.repeats import Repeats
@@ -22,15 +21,25 @@ from minillm.seeding import row_uniforms
 from minillm.types import PromptBatch, Rollout
 
 _REFILL = 8  # a fraction 1 / _REFILL of the places is free before new prompts are read: a small prefill is a slow one
+_PREFILL = 2**14  # tokens of prompts, padding included, that are read in one pass
+
+
+def prefills(lengths: list[int]) -> list[slice]:
+    """Which prompts of these lengths are read in which pass, in their order. A pass has at most 2^14 tokens where one
+    prompt allows it, so that the memory of many long prompts has a limit."""
+    ends, longest = [0], 0
+    for at, length in enumerate(lengths):
+        longest = max(longest, length)
+        if at > ends[-1] and longest * (at + 1 - ends[-1]) > _PREFILL:
+            ends, longest = [*ends, at], length
+    return [slice(*pair) for pair in zip(ends, [*ends[1:], len(lengths)], strict=True)]
 
 
 class _Stream:
     """One model's side of decoding: its cache, and the hidden states that predict the next tokens."""
 
     def __init__(self, model: LanguageModel, cache: RollingCache, temperature: float):
-        self.model, self.cache, self.head = model, cache, model.head(temperature)
-        if torch.is_autocast_enabled(model.device.type):
-            self.head = self.head.to(torch.get_autocast_dtype(model.device.type))
+        self.model, self.cache, self.head = model, cache, model.head(temperature).ready()
         self.step = model.steps(cache)
         self.hidden_BH: Tensor | None = None
         self.starts_B: Tensor | None = None
@@ -50,7 +59,7 @@ class _Stream:
         self._note_starts()
 
     def logits(self) -> Tensor:
-        return raise_half(self.head.columns(self.hidden_BH))
+        return self.head.columns(self.hidden_BH)
 
     def advance(self, ids_B: Tensor) -> None:
         end = self.cache.end
@@ -127,6 +136,7 @@ def decode(
     no_repeat_ngram_size: int = 0,
     keep_hidden: bool = True,
     interrupt: Callable[[], None] | None = None,
+    observe: Callable[[str, Tensor, Tensor, Tensor], None] | None = None,
 ) -> Rollout:
     """Answer every prompt, token by token from alpha p + (1 - alpha) q, `batch_size` rows at a time.
 
@@ -138,7 +148,8 @@ def decode(
     `max_new_tokens` (of all rows, or a list with one limit a row); then it leaves the batch and a waiting prompt takes
     its place. Prompts are read in the order of their lengths. An answer depends on its row's stream alone, not on the
     batch, but for rounding: `near_edge_BR` marks the draws that it may turn. `interrupt` is called before each token
-    and may raise, which is how decoding ends early.
+    and may raise, which is how decoding ends early. `observe` is called at each step for each model: with its name
+    (student or teacher), the numbers of rows and tokens [B], and the logits [V, B] that these are drawn from.
 
     no_repeat_ngram_size: no n-gram of so many tokens comes twice in prompt and answer together (0: no limit, see
     `Repeats`). Each model's distribution loses the banned tokens before they are mixed, and the log-probs are of what
@@ -152,12 +163,16 @@ def decode(
     stops = torch.tensor(stop_ids, device=device)
     (ids_NP, lengths), numbers = prompts.flush_left(), prompts.records.tolist()
     n_slots = min(batch_size, n_rows)
+    for model in filter(None, (student, teacher)):
+        model.check_length(max(map(sum, zip(lengths, limits, strict=True))))
     streams = {
         name: _Stream(model, RollingCache(n_slots, max(lengths), longest, refills=n_slots < n_rows), temperature)
         for name, model in (("student", student), ("teacher", teacher))
         if model is not None
     }
     shares = [1 - alpha, alpha] if len(streams) == 2 else [1.0]
+    # Devices that share the layers round differently. If one drew another token, the others would wait for it forever.
+    split = (student or teacher).split
 
     places, repeats = _Places(n_slots, device), Repeats(no_repeat_ngram_size, ids_NP, lengths, longest)
     out = {"ids": torch.full((n_rows, longest), pad_id, device=device)}
@@ -171,22 +186,26 @@ def decode(
     waiting = sorted(range(n_rows), key=lengths.__getitem__)
     look_every, turn = _look_every(device), 0
     with _cast_once(device), ExitStack() as modes:
-    # Devices that share the layers round differently. If one drew another token, the others would wait for it forever.
-    split = (student or teacher).split
         for stream in streams.values():
             modes.enter_context(stream.model.caching())
         while places.rows or waiting:
             if interrupt is not None:
                 interrupt()
             if new := places.take(waiting):
-                width = max(lengths[row] for row in new)
-                for name, stream in streams.items():
-                    with record_function(f"rollout: prompts, {name}"):
-                        ids_BP = ids_NP[places.rows_B[-len(new) :], :width]
-                        stream.admit(ids_BP, [lengths[row] for row in new], [numbers[row] for row in new])
+                new_B = places.rows_B[-len(new) :]
+                for part in prefills([lengths[row] for row in new]):
+                    some, records = ([of[row] for row in new[part]] for of in (lengths, numbers))
+                    for name, stream in streams.items():
+                        with record_function(f"rollout: prompts, {name}"):
+                            stream.admit(ids_NP[new_B[part], : max(some)], some, records)
 
             with record_function("rollout: heads"):
-                each = {name: Distribution(repeats.ban(it.logits(), places.rows_B)) for name, it in streams.items()}
+                logits = {name: repeats.ban(stream.logits(), places.rows_B) for name, stream in streams.items()}
+                each = {name: Distribution(logits_VB) for name, logits_VB in logits.items()}
+            if observe is not None:
+                for name, logits_VB in logits.items():
+                    observe(name, places.rows_B, places.steps_B, logits_VB)
+            del logits
             with record_function("rollout: draw"):
                 if uniforms_NR is None:
                     (only,) = each.values()  # greedy decoding of a mixture has no use
@@ -194,6 +213,7 @@ def decode(
                 else:
                     parts = list(zip(each.values(), shares, strict=True))
                     ids_B, near_B = draw(parts, uniforms_NR[places.rows_B, places.steps_B])
+                ids_B = split.from_first(ids_B)
             store("ids", torch.where(places.alive_B, ids_B, pad_id))
             store("near", near_B & places.alive_B)
             for name, distribution in each.items():
@@ -213,7 +233,6 @@ def decode(
                 ids_B = ids_B[slots_B]
                 for stream in streams.values():
                     stream.keep(slots, slots_B)
-                ids_B = split.from_first(ids_B)
             if places.rows:
                 for name, stream in streams.items():
                     with record_function(f"rollout: {name}"):

@@ -45,9 +45,11 @@ def micro_batches(
 
     shares: number of devices that share the micro-batches; each is then small enough that no device waits.
     """
-    prompt, response = (mask.sum(-1).tolist() for mask in (rollout.prompt_mask_BP, rollout.response_mask_BR))
-    lengths = [p + r - 1 for p, r in zip(prompt, response, strict=True)]
-    rows = sorted(filter(response.__getitem__, range(len(rollout))), key=lengths.__getitem__)
+    prompt = rollout.prompt_mask_BP.sum(-1).tolist()
+    # By the mask itself: a token that does not count may stand before one that does.
+    counted = [[place for place, counts in enumerate(row) if counts] for row in rollout.response_mask_BR.tolist()]
+    lengths = [p + places[-1] if places else 0 for p, places in zip(prompt, counted, strict=True)]
+    rows = sorted(filter(counted.__getitem__, range(len(rollout))), key=lengths.__getitem__)
     groups = _groups(rows, lengths, max_tokens, max_rows)
     if shares > 1:
         rounds = -(-len(groups) // shares)
@@ -57,7 +59,7 @@ def micro_batches(
             fits = len(_groups(rows, lengths, middle, max_rows)) <= rounds * shares
             too_few, enough = (too_few, middle) if fits else (middle, enough)
         groups = _groups(rows, lengths, enough, max_rows)
-    return [_micro_batch(rollout, rows, prompt, response) for rows in groups]
+    return [_micro_batch(rollout, rows, prompt, counted) for rows in groups]
 
 
 def _groups(rows: list[int], lengths: list[int], max_tokens: int, max_rows: int | None) -> list[list[int]]:
@@ -72,18 +74,17 @@ def _groups(rows: list[int], lengths: list[int], max_tokens: int, max_rows: int 
     return groups
 
 
-def _micro_batch(rollout: Rollout, rows: list[int], prompt: list[int], response: list[int]) -> MicroBatch:
+def _micro_batch(rollout: Rollout, rows: list[int], prompt: list[int], counted: list[list[int]]) -> MicroBatch:
     device = rollout.response_ids_BR.device
     n_prompt, n_response = rollout.prompt_ids_BP.shape[1], rollout.response_ids_BR.shape[1]
-    width = max(prompt[row] + response[row] - 1 for row in rows)
+    width = max(prompt[row] + counted[row][-1] for row in rows)
     # Index arithmetic on the host, where the lengths are: nothing waits for an accelerator.
     column_BS = torch.tensor([[n_prompt - prompt[row]] for row in rows]) + torch.arange(width)
     column_BS = column_BS.clamp(max=n_prompt + n_response - 1).to(device, non_blocking=True)
     states, tokens = [], []
     for number, row in enumerate(rows):
-        start = number * width + prompt[row] - 1
-        states += range(start, start + response[row])
-        tokens += range(row * n_response, row * n_response + response[row])
+        states += [number * width + prompt[row] - 1 + place for place in counted[row]]
+        tokens += [row * n_response + place for place in counted[row]]
     rows_B, state_N, token_N = (
         torch.tensor(each, dtype=torch.long).to(device, non_blocking=True) for each in (rows, states, tokens)
     )

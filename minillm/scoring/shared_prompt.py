@@ -18,7 +18,7 @@ from minillm.types import Rollout
 
 @dataclass(frozen=True)
 class Branches:
-    """Rows of a rollout that have the same prompt; as `packing.MicroBatch` to those who score. Not for gradients."""
+    """Rows of a rollout that have the same prompt; as `MicroBatch` to those who score. Not for gradients."""
 
     prompt_P: Tensor
     ids_BR: Tensor
@@ -44,7 +44,8 @@ def branches(rollout: Rollout, records: list[int], max_tokens: int) -> list[Bran
     """All rows that have an answer; `records` tells which have the same prompt. At most `max_tokens` of answers go
     through a model together where a single row allows it."""
     device, width = rollout.response_ids_BR.device, rollout.response_ids_BR.shape[1]
-    lengths = rollout.response_mask_BR.sum(-1).tolist()
+    places_R = torch.arange(1, width + 1, device=device)
+    lengths = (rollout.response_mask_BR * places_R).amax(-1).tolist() if width else [0] * len(rollout)
     groups: list[list[int]] = []
     for row in sorted(filter(lengths.__getitem__, range(len(rollout))), key=lambda row: (records[row], lengths[row])):
         fits = groups and records[groups[-1][0]] == records[row] and (len(groups[-1]) + 1) * lengths[row] <= max_tokens

@@ -5,12 +5,13 @@ from __future__ import annotations
 from minillm.data import PromptSet
 from minillm.errors import check
 from minillm.models import Architecture, Pair, split_problems
+from minillm.models.families import too_long
 from minillm.modules import OnPolicy
 from minillm.settings.settings import Settings
 
 
 def check_lengths(settings: Settings, pair: Pair) -> None:
-    """Raise ConfigError where prompt and answer, or a corpus block, exceed a model's positions."""
+    """Raise ConfigError where prompt and answer, or a corpus block, are too long for a model, see `too_long`."""
     on_policy, validation = isinstance(settings.regime, OnPolicy), settings.callbacks.get("validation")
     answers = {
         "callbacks.validation.max_new_tokens": validation.max_new_tokens if validation else 0,
@@ -24,11 +25,11 @@ def check_lengths(settings: Settings, pair: Pair) -> None:
     if settings.regulariser.on:
         longest["data.block_size"] = settings.data.block_size
     networks = [pair.student] if pair.teacher is None else [pair.student, pair.teacher.network]
-    limits = [network.config.max_position_embeddings for network in networks]
     check(
         *(
-            (length <= min(limits), f"{name}={length}: the models have {min(limits)} positions; lower them")
+            (why is None, f"{name}={length}: {why}")
             for name, length in longest.items()
+            for why in dict.fromkeys(too_long(network.config, length) for network in networks)
         )
     )
 

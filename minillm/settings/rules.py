@@ -98,12 +98,18 @@ def cross_field_problems(built: dict, callbacks: dict, plain: dict) -> list[str]
         problems.append(
             f"trainer.precision={precision}: wanted auto, 32-true or bf16-mixed; the weights' type is model.dtype"
         )
-    if (
-        built["model"]
-        and built["model"].attention == "flash_attention_2"
-        and built["model"].dtype in ("auto", "float32")
-    ):
-        problems.append("model.attention=flash_attention_2: works in half types only; wanted model.dtype=bfloat16")
+    if model := built["model"]:
+        half = model.dtype in ("bfloat16", "float16")
+        if half and model.lora is None:
+            problems.append(
+                f"model.dtype={model.dtype}: the student's weights would be trained in it, and most of them are too "
+                "coarse there to move by a step of the learning rate; wanted auto (a float32 student, a bfloat16 "
+                "teacher on a GPU that has it) with trainer.precision=bf16-mixed, or lora"
+            )
+        if model.attention == "flash_attention_2" and not half and precision == "32-true":
+            problems.append(
+                "model.attention=flash_attention_2: works in half types only; wanted trainer.precision=bf16-mixed"
+            )
     teacher = getattr(built["model"], "teacher", None)
     if teacher and teacher.offload and getattr(regime, "teacher_states", "keep") == "recompute":
         problems.append(

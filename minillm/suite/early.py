@@ -12,6 +12,7 @@ from minillm.data import Record, Sources
 from minillm.errors import ConfigError, DataError, ModelError
 from minillm.evaluation.zero_shot import word_tokens
 from minillm.models import Checkpoint
+from minillm.models.families import too_long
 from minillm.models.vocabulary import compare_vocabularies
 
 
@@ -34,13 +35,10 @@ def model_problems(
             problems.append(str(error))
     for name, (config, tokenizer) in found.items():
         rows = _rows(config)
-        positions = getattr(config.get_text_config(), "max_position_embeddings", None)
         for key, length in lengths.items():
             longest = sources.max_prompt_tokens + length
-            if positions is not None and longest > positions:
-                problems.append(
-                    f"data.max_prompt_tokens + {key}={longest}: {name} has {positions} positions; lower them"
-                )
+            if why := too_long(config, longest):
+                problems.append(f"data.max_prompt_tokens + {key}={longest}, {name}: {why}")
         shared = rows
         if teacher in found and name != teacher:
             shared = min(rows, _rows(found[teacher][0]))

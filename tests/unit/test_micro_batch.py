@@ -1,10 +1,16 @@
 """Micro-batches for several devices: every row once, as many for each device as can be, none larger than allowed."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
+from minillm.linear_loss import LinearLoss
+from minillm.models import LanguageModel
+from minillm.scoring import rollout_divergence, rollout_reverse_kl
 from minillm.scoring.micro_batch import micro_batches
 from minillm.types import Rollout
+from tests.conftest import make_model
 
 
 def rollout(lengths, prompt=3):
@@ -34,3 +40,24 @@ def test_no_device_waits_where_rows_allow():
 def test_the_limit_on_rows_holds_too():
     micros = micro_batches(rollout([5] * 16), 1000, 3, shares=2)
     assert max(len(micro.rows_B) for micro in micros) == 3 and len(micros) % 2 == 0
+
+
+def test_a_mask_with_holes_takes_the_tokens_that_it_counts():
+    """What does not count is still there for what comes after it."""
+    torch.manual_seed(0)
+    model, teacher = make_model(seed=1), LanguageModel(make_model(seed=2)).frozen()
+    whole = Rollout(*(torch.randint(1, 31, (3, n)) if kind else torch.ones(3, n, dtype=torch.bool)
+                      for n in (4, 6) for kind in (True, False)))  # fmt: skip
+    holes = torch.tensor([[1, 0, 1, 1, 0, 0], [0, 1, 0, 0, 0, 1], [1, 1, 1, 0, 0, 0]]).bool()
+    holed = replace(whole, response_mask_BR=holes)
+    student = LanguageModel(model)
+    right, ours = (
+        rollout_reverse_kl(student, teacher, each, LinearLoss(), max_tokens=20) for each in (whole, holed)
+    )
+    torch.testing.assert_close(ours, right * holes)
+    shared = rollout_divergence(student, teacher, holed, LinearLoss(), max_tokens=20, records=[0, 1, 1])
+    alone = rollout_divergence(student, teacher, holed.rows(slice(0, 1)), LinearLoss(), max_tokens=20)
+    torch.testing.assert_close(shared.reverse_kl_BR[0], (right * holes)[0])
+    torch.testing.assert_close(alone.reverse_kl_BR[0], (right * holes)[0])
+    assert holed.trimmed().response_ids_BR.shape[1] == 6
+    assert holed.rows(slice(2, 3)).trimmed().response_ids_BR.shape[1] == 3

@@ -1,0 +1,109 @@
+"""What a transformers config says about decoding and training a family exactly: limits, noise, and what is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers.models.auto.auto_factory import _get_model_class
+
+_NOISE = ("drop", "jitter", "noise")
+_WINDOWS = ("sliding_window", "window_size", "attention_window_size", "local_attention")
+_LAYER_TYPES = {"full_attention", "sliding_attention", "attention", "global", "local"}  # a cache of keys and values
+
+
+def text_config(config: PretrainedConfig) -> PretrainedConfig:
+    """The part of a config that describes the language model: of a multimodal one its text config."""
+    return config.get_text_config(decoder=True)
+
+
+def model_class(config: PretrainedConfig) -> type[PreTrainedModel] | None:
+    """The class that AutoModelForCausalLM takes, None where transformers has none for this config."""
+    mapping = AutoModelForCausalLM._model_mapping
+    return _get_model_class(config, mapping) if type(config) in mapping else None
+
+
+def unsupported(config: PretrainedConfig) -> str | None:
+    """Why models of this family are refused, with the family's name; None where nothing is known against them."""
+    family = config.model_type
+    if config.is_encoder_decoder:
+        return f"{family} is an encoder-decoder; wanted a decoder-only language model"
+    kind = model_class(config)
+    if kind is None:
+        return f"{family} has no causal language model in transformers; wanted a decoder-only language model"
+    odd = sorted(set(getattr(text_config(config), "layer_types", None) or ()) - _LAYER_TYPES)
+    if odd or kind._is_stateful:
+        layers = f"layers of type {', '.join(odd)}" if odd else "recurrent layers"
+        return (
+            f"{family} has {layers}; decoding here needs the keys and values of all tokens in every layer. Wanted a "
+            "family with full or sliding attention"
+        )
+    return None
+
+
+def attention_for(config: PretrainedConfig, attention: str) -> str:
+    """The attention implementation to load with: eager where sdpa is asked for and the family has none."""
+    kind = model_class(config)
+    return "eager" if attention == "sdpa" and kind is not None and not kind._supports_sdpa else attention
+
+
+def positions(config: PretrainedConfig) -> int | None:
+    """Tokens of a row at most; None for families without a limit (BLOOM)."""
+    text = text_config(config)
+    names = ("max_position_embeddings", "max_seq_len")
+    return next((value for name in names if (value := getattr(text, name, None))), None)
+
+
+def exact_length(config: PretrainedConfig) -> int | None:
+    """Up to how many tokens a row is computed by itself; None: always.
+
+    Beyond the switch of `longrope`, and beyond all positions with `dynamic`, the rotary frequencies of every row follow
+    the longest row of the batch, and cached keys keep those of their own time.
+    """
+    text = text_config(config)
+    limits = []
+    for rope in _rope_parameters(text):
+        kind = rope.get("rope_type") or rope.get("type") or ""
+        if kind == "longrope":
+            original = rope.get("original_max_position_embeddings")
+            limits.append(original or getattr(text, "original_max_position_embeddings", None) or positions(text))
+        elif "dynamic" in kind:
+            limits.append(positions(text))
+    return min((limit for limit in limits if limit), default=None)
+
+
+def too_long(config: PretrainedConfig, n_tokens: int) -> str | None:
+    """Why rows of so many tokens are refused, or None."""
+    limit, exact = positions(config), exact_length(config)
+    if limit is not None and n_tokens > limit:
+        return f"{config.model_type} has {limit} positions; lower them"
+    if exact is not None and n_tokens > exact:
+        return (
+            f"beyond {exact} tokens the rotary embedding of {config.model_type} follows the longest row of a batch, so "
+            f"that the log-probs of one row depend on the others; wanted at most {exact}: lower them"
+        )
+    return None
+
+
+def _rope_parameters(text: PretrainedConfig) -> Iterator[dict[str, Any]]:
+    """One dict, or one for each type of layer."""
+    given = getattr(text, "rope_parameters", None) or getattr(text, "rope_scaling", None) or {}
+    yield from (each for each in given.values() if isinstance(each, dict))
+    yield given
+
+
+def windows(config: PretrainedConfig) -> list[int]:
+    """Widths of sliding windows, in tokens, in ascending order."""
+    text = text_config(config)
+    return sorted({value for name in _WINDOWS if isinstance(value := getattr(text, name, None), int) and value > 0})
+
+
+def without_noise(config: PretrainedConfig) -> None:
+    """Set every dropout and jitter to 0, as the published runs do: otherwise a rollout and its update would be of
+    different models."""
+    for name, value in vars(config).items():
+        if isinstance(value, PretrainedConfig):
+            without_noise(value)
+        elif isinstance(value, float) and any(part in name for part in _NOISE):
+            setattr(config, name, 0.0)
