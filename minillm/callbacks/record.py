@@ -116,7 +116,8 @@ class RunRecord(L.Callback):
         best = None if checkpoints is None else checkpoints.best
         which = f", of step {best['step']}" if self.export == "best" and best is not None else ""
         adapter = ", adapter/" if is_adapted(student) else ""
-        card = self.card | {"weights": self.export}
+        export = "last" if best is None else self.export
+        card = self.card | {"weights": export}
         try:
             export_student(module.pair, self.run_dir / "student", card=card, figures=exported, state=state)
             if adapter:
@@ -134,7 +135,7 @@ class RunRecord(L.Callback):
         write_whole(self.run_dir / "metrics.json", json.dumps(figures, indent=2) + "\n")
         say(
             f"Wrote {self.run_dir}: metrics.json, metrics.csv, samples/, checkpoints/{adapter}, "
-            f"student/ ({self.export} weights{which})"
+            f"student/ ({export} weights{which})"
         )
         if which and best["step"] == 0 and module.step:
             say(

@@ -12,7 +12,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from minillm.callbacks.boundary import BoundaryCallback
 from minillm.errors import Interrupted, StorageError, check
-from minillm.evaluation import Answer, answer_prompts, reference_loss, summarise
+from minillm.evaluation import Answer, answer_prompts, is_uniform, reference_loss, summarise
 from minillm.models import LanguageModel
 from minillm.runs.loggers import STEP
 from minillm.system.files import write_whole
@@ -34,6 +34,9 @@ class Validation(BoundaryCallback):
 
     The stream of random numbers is that of `seed` (eval_seed), the same for all seeds and stages. Where the prompts
     have no references there is no loss, and Rouge-L is against the teacher's greedy answers, if there is a teacher.
+
+    A student that gives all tokens the same probability has no figures but `uniform`: guessing can look better than it
+    began, and must not be chosen as the best.
 
     Args:
         every: optimizer steps between validations; None for raw, start and end only.
@@ -157,6 +160,13 @@ class Validation(BoundaryCallback):
         figures = summarise(answers, self._references)
         if self._prompts.has_references:
             figures["loss"] = self._loss(module.model)
+        if is_uniform(answers, self._pair.n_vocab):
+            say(
+                f"WARNING: the student gives all {self._pair.n_vocab} tokens the same probability, so that this "
+                "validation has no figures and cannot be the best. If it was not so before training, try a smaller "
+                "optim.learning_rate"
+            )
+            figures = {"uniform": 1.0}
         samples = [answer.answer for answer in answers[: self.n_samples]]
         for name in {stage, "end"} & {"raw", "start", "end"}:
             self._remember(name, figures, samples)

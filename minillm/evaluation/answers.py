@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 
@@ -24,7 +25,8 @@ _MAX_TOKENS = 2048  # through the models at a time when answers are scored
 
 @dataclass(frozen=True)
 class Answer:
-    """One model's answer to one prompt. `reverse_kl` is summed over its tokens, in nats; None without a teacher."""
+    """One model's answer to one prompt. `reverse_kl` is summed over its tokens, in nats; None without a teacher.
+    `logprobs`: the smallest and the largest log-prob of its tokens under the model."""
 
     id: str
     seed: int | None
@@ -33,10 +35,12 @@ class Answer:
     tokens: tuple[int, ...] = field(repr=False)
     truncated: bool
     reverse_kl: float | None = None
+    logprobs: tuple[float, float] | None = field(default=None, repr=False)
 
     def row(self) -> dict:
         """For JSON lines and tables."""
         row = asdict(self)
+        del row["logprobs"]
         row["n_tokens"] = len(row.pop("tokens"))
         return row
 
@@ -88,7 +92,10 @@ def answer_prompts(
         kl_B = rollout_reverse_kl(model, teacher, rollout, LinearLoss(), max_tokens=_MAX_TOKENS).sum(-1).tolist()
     answers = []
     for at, (seed, row) in enumerate(asked):
-        tokens = rollout.response_ids_BR[at][rollout.response_mask_BR[at]].tolist()
+        mask_R = rollout.response_mask_BR[at]
+        tokens, logprobs = (
+            values_BR[at][mask_R].tolist() for values_BR in (rollout.response_ids_BR, rollout.student_logprobs_BR)
+        )
         answer = Answer(
             id=prompts.records[row].id,
             seed=seed,
@@ -97,6 +104,7 @@ def answer_prompts(
             tokens=tuple(tokens),
             truncated=tokens[-1] not in stop_ids,
             reverse_kl=kl_B[at],
+            logprobs=(min(logprobs), max(logprobs)),
         )
         answers.append(answer)
     return group.join(answers)
@@ -120,6 +128,13 @@ def reference_loss(model: LanguageModel, prompts: PromptSet, group: Group = ALON
     """Language-modelling loss on the references (the first of each prompt), nats a token over all tokens."""
     losses, tokens = reference_losses(model, prompts, group)
     return sum(losses) / sum(tokens)
+
+
+def is_uniform(answers: Sequence[Answer], n_vocab: int) -> bool:
+    """Whether a model gave each token of its answers the probability 1 / n_vocab, as far as rounding tells. A network
+    whose hidden states have overflowed does; one with random weights does not."""
+    values = [value for answer in answers for value in answer.logprobs]
+    return max(values) - min(values) < 1e-3 and abs(values[0] + math.log(n_vocab)) < 0.05  # half-type logits
 
 
 def summarise(answers: Sequence[Answer], references: Sequence[Sequence[str]] | None) -> dict[str, float]:

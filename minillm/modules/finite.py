@@ -47,6 +47,7 @@ class Finite:
     def __init__(self):
         self.skipped = 0  # optimizer steps in this round
         self._in_a_row = self._saved = 0
+        self._zero = False  # gradients were, which is said once
 
     def metrics(self) -> dict[str, float]:
         """Of the round that ends; nothing where nothing was skipped."""
@@ -85,8 +86,12 @@ class Finite:
         """
         norm = module.optim.norm(optimizer)
         looked_at = {"optim/grad_norm": norm, **values}
-        if not _agreed(module, not all_finite(looked_at.values())):
+        bad, zero = torch.stack([~all_finite(looked_at.values()), norm == 0]).tolist()
+        if not _agreed(module, bad):
             self._in_a_row = 0
+            if zero and not self._zero:
+                self._zero = True
+                self._warn_zero(module)
             return norm
         found = [f"{name} is {value.item()}" for name, value in looked_at.items() if not value.isfinite()]
         gradients = [
@@ -105,6 +110,15 @@ class Finite:
             raise NonFiniteError(f"{message}. {self._in_a_row} in a row: optim.skip_limit={module.optim.skip_limit}")
         say(f"WARNING: {message}; skipped ({self._in_a_row} in a row)")
         return None
+
+    @staticmethod
+    def _warn_zero(module) -> None:
+        step, key = module.start_step + module.step, "start.learning_rate" if module.in_start else "optim.learning_rate"
+        say(
+            f"WARNING: all gradients are 0 at step {step}, so that nothing is learned from it. Likely causes: {key} is so "
+            "large that the student gives all tokens the same probability, or one token all of it; or the student equals "
+            "the teacher"
+        )
 
     def _tell(self, module, found: list[str], concerned: Callable[[], Concerned]) -> str:
         """One sentence, and the batch in files."""

@@ -7,7 +7,7 @@ import torch
 
 import minillm.evaluation.answers
 from minillm.data import PromptSet, Record
-from minillm.evaluation import answer_prompts, reference_loss, reference_losses
+from minillm.evaluation import answer_prompts, is_uniform, reference_loss, reference_losses
 from minillm.models import LanguageModel
 from minillm.types import Rollout
 from tests.conftest import make_model, make_tokenizer
@@ -46,8 +46,23 @@ def test_answers_are_the_text_of_their_tokens(monkeypatch, tokenizer, text):
     ids_BR = torch.tensor([[*encoded, tokenizer.eos_token_id]])
     prompts = PromptSet((Record("x", "x"),), ((3,),), ((),), 0, Counter())
     mask_BR = torch.ones_like(ids_BR, dtype=torch.bool)
-    rollout = Rollout(ids_BR[:, :1], mask_BR[:, :1], ids_BR, mask_BR)
+    rollout = Rollout(ids_BR[:, :1], mask_BR[:, :1], ids_BR, mask_BR, torch.zeros(ids_BR.shape))
     monkeypatch.setattr(minillm.evaluation.answers, "decode", lambda *args, **options: rollout)
     sizes = dict(seeds=None, max_new_tokens=9, batch_size=1, stop_ids=(tokenizer.eos_token_id,))
     (answer,) = answer_prompts(LanguageModel(make_model()), prompts, tokenizer, **sizes)
     assert answer.answer == text and not answer.truncated
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("logits", "uniform"), [("none", True), ("bias", False), ("random", False)])
+def test_a_model_that_guesses_is_told_from_random_weights(tokenizer, dtype, logits, uniform):
+    network = make_model(dtype=dtype) if logits == "random" else make_model("gpt2", dtype=dtype)
+    with torch.no_grad():
+        for weight in network.parameters():
+            weight.mul_(1 / 6 if logits == "random" else 0)  # as transformers initialises them: nearly uniform
+        if logits == "bias":
+            network.transformer.ln_f.bias.fill_(1)
+            network.lm_head.weight[7].fill_(0.05)  # one distribution, whatever the prompt
+    sizes = dict(seeds=[1], max_new_tokens=9, batch_size=3, stop_ids=(0,))
+    answers = answer_prompts(LanguageModel(network), prompt_set(), tokenizer, **sizes)
+    assert is_uniform(answers, 31) is uniform and "logprobs" not in answers[0].row()
