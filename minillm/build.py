@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -16,12 +16,13 @@ from minillm import preflight
 from minillm.callbacks import Interruption
 from minillm.config.checks import construct
 from minillm.config.stored import write_config
-from minillm.data import read_documents
+from minillm.data import PromptSet, read_documents
 from minillm.datamodule import DistillationDataModule, SupervisedDataModule
 from minillm.errors import ConfigError
 from minillm.models import ModelPair, Pair
 from minillm.modules import OnPolicyDistillation, Supervised, SupervisedDistillation
 from minillm.parallel import agree, barrier, check_shared, environment, lightning_strategy, on_first
+from minillm.planning import AutoSizes
 from minillm.runs.loggers import MetricsCSV
 from minillm.runs.read import read_settings
 from minillm.runs.saved import CheckpointFile, checkpoints_in, newest_good
@@ -38,10 +39,11 @@ from minillm.settings.resume import (
 )
 from minillm.settings.rules import check_writable
 from minillm.system.files import write_whole
-from minillm.system.machine import choose_precision
+from minillm.system.machine import choose_precision, usable_memory
 from minillm.terminal.console import say
 
 log = logging.getLogger(__name__)
+SIZES = "sizes.json"  # in the run directory
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,6 @@ def build(cfg: DictConfig, settings: Settings) -> Run:
         devices=strategy.devices_here,
         num_nodes=strategy.num_nodes,
         max_epochs=-1,
-        accumulate_grad_batches=settings.accumulated,
         logger=MetricsCSV(run_dir / "metrics.csv"),
         callbacks=[Interruption(), *settings.callbacks.values()],
         plugins=[CheckpointFile(), environment()],
@@ -96,6 +97,9 @@ def build(cfg: DictConfig, settings: Settings) -> Run:
     supervised = isinstance(settings.regime, Supervised)
     train_prompts, val_prompts = settings.data.prompts(*records, pair, answered=supervised)
     check_monitor(settings, pair, val_prompts)
+    sizes = on_first(partial(_sizes, run_dir if ckpt_path else None, settings, pair, train_prompts, precision, device))
+    settings = sizes.fill(settings)
+    trainer.accumulate_grad_batches = settings.accumulated
     corpus = None if documents is None else settings.data.corpus(documents, pair)
     digests = data_digests(train_prompts, val_prompts, corpus, pair.tokenizer.chat_template)
     if ckpt_path:
@@ -116,6 +120,7 @@ def build(cfg: DictConfig, settings: Settings) -> Run:
         write_config(run_dir / "config.yaml", plain)
         write_whole(run_dir / DATA, json.dumps(digests, indent=2) + "\n")
         write_whole(run_dir / NUMBERS, json.dumps(numbers, indent=2) + "\n")
+        write_whole(run_dir / SIZES, json.dumps(asdict(sizes), indent=2) + "\n")
         if page:
             preflight.write(page, run_dir)
 
@@ -135,6 +140,16 @@ def _go_on_from(run_dir: Path, plain: dict, numbers: dict[str, str]) -> Path | N
     file = newest_good(folder)
     say(f"The run goes on from {file}")
     return file
+
+
+def _sizes(
+    before: Path | None, settings: Settings, pair: Pair, train: PromptSet, precision: str, device: torch.device
+) -> AutoSizes:
+    """What `auto` stands for here; in a run that goes on what it stood for `before`, so that it rounds as it did."""
+    if before and (before / SIZES).is_file():
+        return AutoSizes(**json.loads((before / SIZES).read_text()))
+    memory = None if device.type == "cpu" else usable_memory(device)
+    return preflight.choose_sizes(settings, pair, train, precision, memory)
 
 
 def _on_policy(settings: Settings, pair: Pair, train_prompts, val_prompts, corpus, seed: int):

@@ -140,7 +140,7 @@ def _case(settings: Settings, shapes: dict[str, Architecture], precision: str) -
     networks = {name: (shape.config(), getattr(torch, dtypes[name])) for name, shape in shapes.items()}
     on_policy = isinstance(settings.regime, OnPolicy)
     return Case.of(
-        settings,
+        planning.CPU.fill(settings),
         networks["student"],
         networks.get("teacher"),
         prompt=data.max_prompt_tokens,
@@ -221,12 +221,20 @@ def make_plan(question: Question) -> page.Plan:
     needed = {}
     for layout in question.layouts:
         with planning.fake_device(question.case.with_layout(layout)) as device:
-            memory = device.memory()
+            memory = _measure(question, device)
             if memory.total <= budget:
                 return _plan(question, device, memory, budget)
             needed[layout] = memory.total
     with planning.fake_device(question.case.with_layout(min(needed, key=needed.get))) as device:
-        return _plan(question, device, device.memory(), budget)
+        return _plan(question, device, _measure(question, device), budget)
+
+
+def _measure(question: Question, device: planning.Device) -> planning.Memory:
+    """With sizes that are `auto` as a run on such a device would choose them."""
+    settings, case = question.settings, device.case
+    if not planning.left_open(settings):
+        return device.memory()
+    return planning.choose(settings, case, device.memory, question.keys["device_memory"])[1]
 
 
 def _plan(question: Question, device: planning.Device, memory: planning.Memory, budget: float) -> page.Plan:

@@ -15,22 +15,27 @@ class OnPolicy:
     epochs, 5,000 optimizer steps).
 
     `microbatch_tokens` (rows times columns) and at most `microbatch_size` rows go through the models at a time; they
-    change nothing but rounding. teacher_states: `keep` the teacher's hidden states of a rollout (tokens x width
-    numbers), so that inner epochs need its head only, or `recompute` them by a forward pass in each.
+    change nothing but rounding (in a config `auto` stands for a number, see `planning.AutoSizes`). teacher_states:
+    `keep` the teacher's hidden states of a rollout (tokens x width numbers), so that inner epochs need its head only,
+    or `recompute` them by a forward pass in each.
     """
 
     rollouts: int = 256
     minibatch_size: int = 64
-    microbatch_tokens: int = 2048
+    microbatch_tokens: int | Literal["auto"] = 2048
     microbatch_size: int | None = None
     inner_epochs: int = 4
     max_steps: int = 5000
     teacher_states: Literal["keep", "recompute"] = "keep"
 
     def __post_init__(self):
-        sizes = ("rollouts", "minibatch_size", "microbatch_tokens", "inner_epochs", "max_steps")
+        sizes = ("rollouts", "minibatch_size", "inner_epochs", "max_steps")
         check(
             *((getattr(self, name) > 0, f"{name}={getattr(self, name)}: wanted a positive number") for name in sizes),
+            (
+                self.microbatch_tokens == "auto" or self.microbatch_tokens > 0,
+                f"microbatch_tokens={self.microbatch_tokens}: wanted a positive number, or auto",
+            ),
             (
                 self.microbatch_size is None or self.microbatch_size > 0,
                 f"microbatch_size={self.microbatch_size}: wanted a positive number of rows, or null",
@@ -51,16 +56,17 @@ class OnPolicy:
 @dataclass(frozen=True)
 class Supervised:
     """Answers of the data: `minibatch_size` of them an optimizer step (global), `microbatch_size` through the models at
-    a time (of similar length; changes nothing but rounding), for `epochs` passes or `max_steps` optimizer steps."""
+    a time (of similar length; changes nothing but rounding; `auto` as in `OnPolicy`), for `epochs` passes or
+    `max_steps` optimizer steps."""
 
     minibatch_size: int = 32
-    microbatch_size: int = 8
+    microbatch_size: int | Literal["auto"] = 8
     epochs: float | None = 10
     max_steps: int | None = None
 
     def __post_init__(self):
         sizes = ("minibatch_size", "microbatch_size", "epochs", "max_steps")
-        given = {name: getattr(self, name) for name in sizes if getattr(self, name) is not None}
+        given = {name: value for name in sizes if (value := getattr(self, name)) not in (None, "auto")}
         check(
             *((value > 0, f"{name}={value}: wanted a positive number") for name, value in given.items()),
             (
@@ -71,7 +77,7 @@ class Supervised:
         )
         check(
             (
-                self.minibatch_size % self.microbatch_size == 0,
+                self.microbatch_size == "auto" or self.minibatch_size % self.microbatch_size == 0,
                 f"microbatch_size={self.microbatch_size} does not divide minibatch_size={self.minibatch_size}; use a "
                 "divisor",
             )

@@ -7,6 +7,8 @@ from minillm.planning.speed import Rates, Speed, speed
 
 __all__ = [
     "Blueprint",
+    "CPU",
+    "AutoSizes",
     "Case",
     "Device",
     "Memory",
@@ -18,4 +20,5 @@ __all__ = [
     "largest",
     "measure",
     "speed",
+    "left_open",
 ]

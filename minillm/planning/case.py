@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from transformers import PretrainedConfig
@@ -65,7 +66,8 @@ class Case:
         offload: bool,
         half: bool,
     ) -> Case:
-        """The sizes of a run of train.py on one device; what the settings leave open is given."""
+        """The sizes of a run of train.py on one device. The settings say no `auto`, see `AutoSizes.fill`; what they
+        leave open besides is given."""
         model, regime, regulariser = settings.model, settings.regime, settings.regulariser
         on_policy = isinstance(regime, OnPolicy)
         return cls(
@@ -73,20 +75,21 @@ class Case:
             teacher=None if teacher is None else Blueprint(*teacher, model.attention),
             objective=settings.objective,
             regulariser=regulariser,
-            linear_loss=settings.linear_loss,
             optim=settings.optim,
-            sampler=settings.sampler,
             prompt=prompt,
             answer=answer,
             block=settings.data.block_size if regulariser.on else 0,
             rollouts=regime.rollouts if on_policy else 0,
             minibatch=regime.minibatch_size,
-            microbatch_tokens=regime.microbatch_tokens if on_policy else regime.microbatch_size * settings.data.longest,
-            microbatch_rows=regime.microbatch_size,
             keep_states=on_policy and regime.teacher_states == "keep",
             offload=offload,
             half=half,
+            **_batches(settings),
         )
+
+    def sized(self, settings: Settings) -> Case:
+        """With the batches of these settings, which differ from those of the case in nothing else."""
+        return replace(self, **_batches(settings))
 
     def with_layout(self, layout: Parallel) -> Case:
         return replace(self, layout=layout)
@@ -148,3 +151,15 @@ class Case:
     @property
     def teacher_decodes(self) -> bool:
         return self.sampler.alpha > 0
+
+
+def _batches(settings: Settings) -> dict[str, Any]:
+    """What goes through the models at a time."""
+    regime, longest = settings.regime, settings.data.longest
+    tokens = regime.microbatch_tokens if isinstance(regime, OnPolicy) else regime.microbatch_size * longest
+    return dict(
+        sampler=settings.sampler,
+        linear_loss=settings.linear_loss,
+        microbatch_tokens=tokens,
+        microbatch_rows=regime.microbatch_size,
+    )

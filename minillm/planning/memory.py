@@ -40,8 +40,13 @@ class Device:
         models = {"student": self.updates.student, "teacher": self.updates.teacher}
         self.rollouts = FakeRollout(case, models, self.updates.moments) if case.rollouts else None
 
-    def memory(self) -> Memory:
-        """What the device needs with the micro-batches and rollout batches of the case."""
+    def memory(self, case: Case | None = None) -> Memory:
+        """What the device needs with the micro-batches and rollout batches of the case, or from now on of another that
+        differs in those only, see `Case.sized`."""
+        if case is not None:
+            self.case = self.updates.case = case
+            if self.rollouts:
+                self.rollouts.case = case
         rollout = self.rollouts.peak(self.case.decoding_rows) if self.rollouts else {}
         return Memory(_gb(rollout), _gb(self.updates.peak(self.case.rows)))
 

@@ -12,6 +12,7 @@ from minillm.losses import raise_half
 from minillm.models import LanguageModel, RollingCache
 from minillm.planning.case import Case
 from minillm.planning.ledger import HALF, Ledger
+from minillm.sampling.decoding import prefills
 from minillm.planning.networks import precision
 from minillm.sampling.draw import Distribution, draw
 
@@ -72,13 +73,15 @@ class FakeRollout:
             with ledger.purpose(HALF):
                 heads.append(head.to(torch.bfloat16) if case.half else head)
             cache = RollingCache(rows, case.prompt, case.answer, refills=rows < case.local_rollouts)
-            prompt = DynamicCache()
-            with ledger.purpose("activations"):
-                hidden_BPH = model.hidden(torch.zeros(rows, case.prompt, dtype=torch.long), prompt)
-            with ledger.purpose(CACHES):
-                ledger.claim((each for layer in prompt.layers for each in (layer.keys, layer.values)), CACHES)
-                cache.admit(prompt, lengths)
-            caches.append((cache, hidden_BPH[:, -1].clone()))
+            for number, part in enumerate(prefills(lengths)):
+                if number < 2:  # the first makes the cache, the second is beside it, others are like it
+                    prompt, hidden_BPH = DynamicCache(), None
+                    with ledger.purpose("activations"):
+                        hidden_BPH = model.hidden(torch.zeros(len(lengths[part]), case.prompt, dtype=torch.long), prompt)
+                    ledger.claim((each for layer in prompt.layers for each in (layer.keys, layer.values)), CACHES)
+                with ledger.purpose(CACHES):
+                    cache.admit(prompt, lengths[part])
+            caches.append((cache, hidden_BPH[:1, -1].repeat(rows, 1)))
             del prompt, hidden_BPH
         began = ledger.calls
         for _ in range(2):  # a step's distributions stay until those of the next are there

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 from minillm.errors import check
 from minillm.models import LanguageModel
@@ -14,19 +15,23 @@ from minillm.types import PromptBatch, Rollout
 @dataclass(frozen=True)
 class Sampler:
     """The config group `sampler`. `alpha` is the teacher's share in p~ = alpha p + (1 - alpha) q (paper, section 2.2;
-    0 samples from the student alone); lengths in tokens; `batch_size` rows are decoded at a time."""
+    0 samples from the student alone); lengths in tokens; `batch_size` rows are decoded at a time (in a config `auto`
+    stands for a number, see `planning.AutoSizes`)."""
 
     alpha: float = 0.2
     temperature: float = 1.0
     max_new_tokens: int = 256
-    batch_size: int = 32
+    batch_size: int | Literal["auto"] = 32
 
     def __post_init__(self):
         check(
             (0 <= self.alpha < 1, f"alpha={self.alpha}: wanted a number in [0, 1); 0 samples from the student alone"),
             (self.temperature > 0, f"temperature={self.temperature}: wanted a number above 0"),
             (self.max_new_tokens > 0, f"max_new_tokens={self.max_new_tokens}: wanted a positive number of tokens"),
-            (self.batch_size > 0, f"batch_size={self.batch_size}: wanted a positive number of rows"),
+            (
+                self.batch_size == "auto" or self.batch_size > 0,
+                f"batch_size={self.batch_size}: wanted a positive number of rows, or auto",
+            ),
         )
 
     def rollout(

@@ -164,7 +164,7 @@ def test_all_problems_come_in_one_message():
         (["~objective"], "objective=None: missing; wanted a config group"),
         (["profile=1"], "profile=1: wanted true or false"),
         (["preflight=1"], "preflight=1: wanted true or false"),
-        (["linear_loss.chunk_mb=-1"], "chunk_mb=-1: wanted a positive number of MiB, or null for the plain loss"),
+        (["linear_loss.chunk_mb=-1"], "chunk_mb=-1: wanted a positive number of MiB, auto, or null"),
         (
             ["regime.teacher_states=recompute", "model.teacher.offload=true"],
             "regime.teacher_states=recompute: the body",

@@ -110,6 +110,23 @@ def same_answers(one, other):
     assert torch.equal(one.response_ids_BR[:, :width], other.response_ids_BR[:, :width])
 
 
+def test_the_tokens_of_prompts_that_are_read_at_a_time_have_a_limit(monkeypatch):
+    """Whatever the batch; the answers are those of a smaller batch, whose prompts need no limit."""
+    pair, read = make_pair(), []
+    batch = prompt_batch([[7, 9, 12, 5, 30] * (180 + row) for row in range(20)])
+    options = OPTIONS | {"seeds": list(range(20)), "alpha": 0.3, "max_new_tokens": 3, "stop_ids": (99,)}
+    few = decode(LanguageModel(pair.student), pair.teacher, batch, **options | {"batch_size": 4})
+    real = LanguageModel.hidden
+    monkeypatch.setattr(
+        LanguageModel, "hidden", lambda self, ids, *rest: read.append(ids.shape) or real(self, ids, *rest)
+    )
+    many = decode(LanguageModel(pair.student), pair.teacher, batch, **options | {"batch_size": 20})
+    assert torch.equal(many.response_ids_BR, few.response_ids_BR)
+    assert torch.allclose(many.student_logprobs_BR, few.student_logprobs_BR)
+    assert sum(rows for rows, _ in read) == 2 * 20 and len(read) == 4  # two passes of each model
+    assert all(rows * columns <= 2**14 for rows, columns in read)
+
+
 @pytest.mark.parametrize("family", [*FAMILIES, "gemma2"])
 @pytest.mark.parametrize("batch_size", [1, 2, 5])
 def test_a_row_draws_the_same_answer_in_any_batch(family, batch_size):

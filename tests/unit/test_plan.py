@@ -108,7 +108,7 @@ def test_a_plan_is_shown_and_written(capsys, tmp_path):
         "ddp on 2 devices; 64 answers a mini-batch: 32 a group",
         "runs/opt_1b3_start/student runs/opt_13b_teacher/student",
         "32 rows of 11 tokens (all of a device's mini-batch): regime.microbatch_tokens=352; planned with 2 rows",
-        "sampler.batch_size=128 (all of a device's rollout); planned with 32",
+        "sampler.batch_size=128 (all of a device's rollout); planned with 128",
         "fits:",
         "peak_tflops 989",
         f"the run {duration(made.speed.days * 86400)}: ",
