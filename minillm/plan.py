@@ -16,6 +16,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
+from transformers import PretrainedConfig
 
 from minillm import cli, planning
 from minillm.config.checks import collect, describe, matches
@@ -80,16 +81,16 @@ def check_plan(cfg: DictConfig) -> Question:
         if keys["layout"] not in ("auto", *KINDS):
             problems.append(f"layout={keys['layout']}: wanted auto or one of {', '.join(KINDS)}")
     rates = collect(problems, "rates", rates_node)
-    settings = shapes = None
+    settings = configs = None
     try:
         settings = check_config(OmegaConf.create(plain), elsewhere=True)
-        shapes, missing = planning.architectures(settings.model)
+        configs, missing = planning.configs(settings.model)
         problems += missing
     except ConfigError as error:
         problems += error.problems
     if problems:
         raise ConfigError(problems)
-    case = _case(settings, shapes, plain["trainer"]["precision"])
+    case = _case(settings, configs, plain["trainer"]["precision"])
     layouts = _layouts(keys, rates, case, problems, shardable=_shardable(plain))
     case, scaled = _scaled(case, keys, layouts)
     rows = _shared_rows(settings, case)
@@ -133,11 +134,11 @@ def _shardable(plain: dict) -> bool:
     return True
 
 
-def _case(settings: Settings, shapes: dict[str, Architecture], precision: str) -> Case:
+def _case(settings: Settings, configs: dict[str, PretrainedConfig], precision: str) -> Case:
     model, data = settings.model, settings.data
     weights = "bfloat16" if model.dtype == "auto" else model.dtype  # on the GPUs this is for
     dtypes = {"student": "float32" if model.dtype == "auto" else weights, "teacher": weights}
-    networks = {name: (shape.config(), getattr(torch, dtypes[name])) for name, shape in shapes.items()}
+    networks = {name: (config, getattr(torch, dtypes[name])) for name, config in configs.items()}
     on_policy = isinstance(settings.regime, OnPolicy)
     return Case.of(
         planning.CPU.fill(settings),

@@ -2,23 +2,25 @@
 
 from minillm.planning.case import Case
 from minillm.planning.memory import Device, Memory, fake_device, largest, measure
-from minillm.planning.networks import Blueprint, Sizes, architectures
+from minillm.planning.networks import Blueprint, Sizes, configs
+from minillm.planning.sizes import CPU, AutoSizes, choose, left_open
 from minillm.planning.speed import Rates, Speed, speed
 
 __all__ = [
-    "Blueprint",
     "CPU",
     "AutoSizes",
+    "Blueprint",
     "Case",
     "Device",
     "Memory",
     "Rates",
     "Sizes",
     "Speed",
-    "architectures",
+    "choose",
+    "configs",
     "fake_device",
     "largest",
+    "left_open",
     "measure",
     "speed",
-    "left_open",
 ]

@@ -136,7 +136,7 @@ class Case:
         """Numbers (not bytes) in the teacher's hidden states of a whole rollout, which each device holds in updates."""
         if not self.rollouts or not self.keep_states or self.teacher is None:
             return 0
-        return self.rollouts * self.answer * self.teacher.config.hidden_size
+        return self.rollouts * self.answer * self.teacher.width
 
     @property
     def state_dtype(self) -> torch.dtype:

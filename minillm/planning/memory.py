@@ -9,9 +9,10 @@ from dataclasses import dataclass
 
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from minillm.errors import MinillmError, ModelError, first_line
 from minillm.parallel import DeviceMesh, fake_mesh
 from minillm.planning.case import Case
-from minillm.planning.networks import rows_alone
+from minillm.planning.networks import without_values
 from minillm.planning.rollout import FakeRollout
 from minillm.planning.update import FakeUpdate
 
@@ -61,10 +62,21 @@ class Device:
 
 @contextmanager
 def fake_device(case: Case) -> Iterator[Device]:
-    with fake_mesh(case.layout) as mesh, FakeTensorMode(), rows_alone(), warnings.catch_warnings():
-        # OPT's layers return a view; nobody writes into it.
-        warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view")
-        yield Device(case, mesh)
+    """Raises ModelError: a model cannot run on tensors without data."""
+    try:
+        with fake_mesh(case.layout) as mesh, FakeTensorMode(), without_values(), warnings.catch_warnings():
+            # OPT's layers return a view; nobody writes into it.
+            warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view")
+            yield Device(case, mesh)
+    except MinillmError:
+        raise
+    except Exception as error:  # of a family's code, which may fail in any way
+        sides = filter(None, (case.student, case.teacher))
+        families = ", ".join(dict.fromkeys(side.config.model_type for side in sides))
+        raise ModelError(
+            f"{families}: cannot be planned. The planner runs a model on tensors without data, which this one does not "
+            f"bear: {type(error).__name__}: {first_line(error)}. Plan with another family of the same size"
+        ) from error
 
 
 def measure(case: Case) -> Memory:

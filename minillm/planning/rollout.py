@@ -8,12 +8,11 @@ import torch
 from transformers import DynamicCache
 
 from minillm.linear_loss import Side
-from minillm.losses import raise_half
 from minillm.models import LanguageModel, RollingCache
 from minillm.planning.case import Case
 from minillm.planning.ledger import HALF, Ledger
-from minillm.sampling.decoding import prefills
 from minillm.planning.networks import precision
+from minillm.sampling.decoding import prefills
 from minillm.sampling.draw import Distribution, draw
 
 CACHES = "caches"
@@ -59,8 +58,8 @@ class FakeRollout:
         with self.ledger.purpose("teacher's states"):
             record = [torch.zeros(case.local_rollouts, case.answer, dtype=torch.long)]
             if case.keep_states:
-                width = case.teacher.config.hidden_size
-                record.append(torch.zeros(case.local_rollouts, case.answer, width, dtype=case.state_dtype))
+                shape = (case.local_rollouts, case.answer, case.teacher.width)
+                record.append(torch.zeros(shape, dtype=case.state_dtype))
         return record
 
     def _decode(self, rows: int) -> None:
@@ -87,7 +86,7 @@ class FakeRollout:
         for _ in range(2):  # a step's distributions stay until those of the next are there
             with ledger.purpose("loss"):  # as wide as the vocabulary
                 parts = [
-                    Distribution(raise_half(head.columns(hidden_BH)))
+                    Distribution(head.columns(hidden_BH))
                     for head, (_, hidden_BH) in zip(heads, caches, strict=True)
                 ]
                 shares = [1 - case.sampler.alpha, case.sampler.alpha][: len(parts)]

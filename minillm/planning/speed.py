@@ -156,7 +156,7 @@ def _rollout(case: Case, sizes: dict[str, Sizes], rates: Rates, prompt: float, a
     read = multiplied = exchanged = prompts = 0.0
     for each in models:
         size = 2 if case.half else each.itemsize
-        read += (each.products + rows * (prompt + answer / 2) * each.cached) * size / tensor
+        read += (each.read + rows * (prompt + answer / 2) * each.cached) * size / tensor
         multiplied += 2 * each.products * rows / tensor
         prompts += 2 * each.products * prompt * case.local_rollouts / tensor
         exchanged += _exchanged(case, each, 2 * rows, rates)

@@ -111,7 +111,7 @@ class FakeUpdate:
         teacher = None
         with torch.no_grad(), self.ledger.purpose("teacher's pass"):
             if wanted and case.states:
-                hidden_NH = torch.zeros(len(micro), case.teacher.config.hidden_size, dtype=case.state_dtype)
+                hidden_NH = torch.zeros(len(micro), case.teacher.width, dtype=case.state_dtype)
                 teacher = Side(hidden_NH, self.teacher.head())
             elif wanted:
                 teacher = micro.side(self.teacher)

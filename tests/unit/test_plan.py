@@ -1,15 +1,17 @@
 """The command: every key is read, wrong ones come all at once, the page and the file say what was planned."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import yaml
+from transformers import AutoModelForCausalLM, Lfm2Config, MambaConfig, MixtralConfig, Qwen3MoeConfig, T5Config
 
 from minillm import plan as module
-from minillm.errors import ConfigError
+from minillm.errors import ConfigError, ModelError
 from minillm.parallel import Parallel
 from minillm.plan import check_plan, make_plan
-from minillm.planning import page
+from minillm.planning import measure, page
 from minillm.terminal.numbers import duration
 from tests.conf.test_compose import CONF, composed, settings
 from tests.conftest import make_model
@@ -96,6 +98,70 @@ def test_a_directory_tells_its_own_shape(tmp_path):
     make_model("llama").save_pretrained(tmp_path)
     case = question("experiment=opt_1b3_minillm", f"model.teacher={tmp_path}").case
     assert case.teacher.config.hidden_size == 32 and case.student.config.hidden_size == 2048
+
+
+def saved(config, folder):
+    config.save_pretrained(folder)
+    return str(folder)
+
+
+def tiny(kind, **more):
+    sizes = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, vocab_size=50)
+    return kind(**sizes, intermediate_size=48, bos_token_id=None, eos_token_id=None, pad_token_id=None, **more)
+
+
+EXPERTS = {
+    "mixtral": lambda: tiny(MixtralConfig, num_local_experts=4, num_experts_per_tok=2),
+    "qwen3_moe": lambda: tiny(Qwen3MoeConfig, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=16, head_dim=8),
+}
+
+
+def pair_in(folder):
+    return ["experiment=opt_1b3_minillm", "devices=1", "data.max_prompt_tokens=6", "sampler.max_new_tokens=6",
+            "data.block_size=8", f"model.student={folder}", f"model.teacher={folder}"]  # fmt: skip
+
+
+@pytest.mark.parametrize("family", EXPERTS)
+def test_a_mixture_of_experts_is_planned_by_its_own_config(family, tmp_path, capfd):
+    folder, network = saved(EXPERTS[family](), tmp_path), AutoModelForCausalLM.from_config(EXPERTS[family]())
+    plan = make_plan(question(*pair_in(folder)))
+    assert plan.sizes["student"].parameters == sum(each.numel() for each in network.parameters())
+    assert plan.sizes["student"].products < plan.sizes["student"].read and plan.memory.update["activations"] > 0
+    out, err = capfd.readouterr()
+    assert not out and not err
+
+
+@pytest.mark.parametrize(
+    ("config", "text"),
+    [
+        (lambda: MambaConfig(hidden_size=32, num_hidden_layers=2, vocab_size=50), "mamba has layers of type"),
+        (lambda: tiny(Lfm2Config, layer_types=["conv", "full_attention"]), "lfm2 has layers of type conv"),
+        (lambda: T5Config(), "t5 is an encoder-decoder"),
+    ],
+)
+def test_a_family_that_cannot_run_is_refused_by_name(config, text, tmp_path):
+    folder = saved(config(), tmp_path)
+    with pytest.raises(ConfigError) as caught:
+        question(*pair_in(folder))
+    assert len(caught.value.problems) == 2  # of the teacher and of the student
+    assert all(f"source={folder}: {text}" in problem for problem in caught.value.problems)
+
+
+def test_a_model_that_decides_by_its_data_is_one_message(tmp_path, capfd):
+    """With a loop over the experts that got a token."""
+    config = EXPERTS["mixtral"]()
+    config._experts_implementation = "eager"
+    case = question(*pair_in(saved(config, tmp_path))).case
+    blueprint = replace(case.student, config=config)
+    with pytest.raises(ModelError, match="^mixtral: cannot be planned. .*DynamicOutputShape"):
+        measure(replace(case, student=blueprint, teacher=blueprint))
+    assert capfd.readouterr() == ("", "")
+
+
+def test_experts_that_nothing_tells_of_are_not_made_up():
+    experts = [f"model.{side}.architecture.type=mixtral" for side in ("student", "teacher")]
+    with pytest.raises(ConfigError, match="`architecture` does not say what experts mixtral has"):
+        question(*SMALL, *experts)
 
 
 def test_a_plan_is_shown_and_written(capsys, tmp_path):

@@ -16,9 +16,9 @@ RATES = Rates(
     product_utilisation=0.5, memory_utilisation=0.5, network_utilisation=0.5, launch_microseconds=1.0,
 )  # fmt: skip
 STUDENT = Sizes(
-    parameters=1000, trained=1000, products=900, head=200, body=700, cached=40, layers=2, width=8, itemsize=4
+    parameters=1000, trained=1000, products=900, read=900, head=200, body=700, cached=40, layers=2, width=8, itemsize=4
 )
-TEACHER = replace(STUDENT, parameters=3000, trained=0, products=2500, head=400, body=2000, cached=80)
+TEACHER = replace(STUDENT, parameters=3000, trained=0, products=2500, read=2500, head=400, body=2000, cached=80)
 SIZES = {"student": STUDENT, "teacher": TEACHER}
 
 
