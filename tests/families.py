@@ -44,6 +44,58 @@ SIZES = {
     "qwen2_moe": _EXPERTS | dict(shared_expert_intermediate_size=32, decoder_sparse_step=1),
     "gpt_oss": _EXPERTS | dict(head_dim=8, sliding_window=WINDOW),
 }
+_MOE = _KV | dict(n_routed_experts=4, num_experts_per_tok=2, moe_intermediate_size=16)
+MORE = {
+    "apertus": _KV,
+    "arcee": _KV,
+    "biogpt": _BASE | dict(intermediate_size=48, max_position_embeddings=256),
+    "bitnet": _KV,
+    "codegen": _OLD | dict(rotary_dim=4),
+    "cohere": _KV,
+    "ctrl": dict(n_embd=32, n_layer=4, n_head=4, dff=48, vocab_size=ROWS, n_positions=256),
+    "deepseek_v3": _MOE | dict(
+        num_key_value_heads=4, n_shared_experts=1, n_group=1, topk_group=1, q_lora_rank=16, kv_lora_rank=16,
+        qk_rope_head_dim=4, qk_nope_head_dim=4, v_head_dim=8, first_k_dense_replace=1,
+    ),
+    "diffllama": _KV,
+    "ernie4_5": _KV,
+    "exaone4": _SLIDING,
+    "falcon": _BASE | dict(alibi=False, new_decoder_architecture=False, multi_query=True),
+    "flex_olmo": _EXPERTS,
+    "gemma3n_text": _HEADS | dict(
+        sliding_window=WINDOW, vocab_size_per_layer_input=ROWS, hidden_size_per_layer_input=8, laurel_rank=8,
+        altup_num_inputs=2, num_kv_shared_layers=2, layer_types=["sliding_attention", "full_attention"] * 2,
+        activation_sparsity_pattern=[0.0] * 4,
+    ),
+    "gemma4_text": _HEADS | dict(sliding_window=WINDOW),
+    "glm": _HEADS,
+    "glm4": _HEADS,
+    "gpt_bigcode": _OLD | dict(n_positions=256),
+    "granitemoe": _EXPERTS,
+    "hunyuan_v1_dense": _HEADS,
+    "jetmoe": dict(
+        hidden_size=32, num_hidden_layers=2, num_key_value_heads=2, kv_channels=8, intermediate_size=48,
+        vocab_size=ROWS, num_local_experts=4, num_experts_per_tok=2,
+    ),
+    "nanochat": _KV,
+    "nemotron": _KV,
+    "olmo": _KV,
+    "olmo3": _SLIDING,
+    "olmoe": _EXPERTS,
+    "opt": dict(
+        hidden_size=32, num_hidden_layers=4, num_attention_heads=4, ffn_dim=48, word_embed_proj_dim=32,
+        vocab_size=ROWS, max_position_embeddings=256, bos_token_id=None, eos_token_id=None, pad_token_id=None,
+    ),
+    "persimmon": _KV,
+    "phimoe": _EXPERTS,
+    "qwen3_moe": _EXPERTS | dict(head_dim=8, decoder_sparse_step=1),
+    "seed_oss": _HEADS,
+    "stablelm": _KV,
+    "vaultgemma": _HEADS | dict(sliding_window=WINDOW),
+    "xglm": dict(
+        d_model=32, num_layers=4, attention_heads=4, ffn_dim=48, vocab_size=ROWS, max_position_embeddings=256
+    ),
+}  # fmt: skip
 # Families without keys and values of all tokens, or with another plan of attention.
 REFUSED = {
     "mamba": dict(hidden_size=32, num_hidden_layers=2, vocab_size=ROWS, state_size=8),
@@ -58,7 +110,7 @@ REFUSED = {
 
 
 def family_config(family, **more):
-    return AutoConfig.for_model(family, **(SIZES | REFUSED)[family] | more)
+    return AutoConfig.for_model(family, **(SIZES | MORE | REFUSED)[family] | more)
 
 
 def family_model(family, *, seed=0, dtype=torch.float32, noise=False, **more):

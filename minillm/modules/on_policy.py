@@ -15,6 +15,7 @@ from torch.profiler import record_function
 
 from minillm.linear_loss import LinearLoss, Objective, Side, TokenValues
 from minillm.models import LanguageModel, Pair
+from minillm.modules.figures import log_ratio, rollout_figures
 from minillm.modules.finite import Concerned
 from minillm.modules.joining import joined
 from minillm.modules.regime import OnPolicy
@@ -179,7 +180,8 @@ class OnPolicyDistillation(TrainingModule):
                     self.step += 1
                     n_steps += 1
         means = _means(self.group.total(sums) | own, n_steps - self.finite.skipped)
-        figures = self._rollout_metrics(rollout) | self._log_ratio(gaps)
+        figures = rollout_figures(rollout, self.pair.stop_ids, self.phases.seconds["rollout"])
+        figures |= log_ratio(gaps, self.group)
         return means | self.finite.metrics() | figures | self.phases.metrics()
 
     def _policy_gradients(self, minibatch: Experience, gaps: list[Tensor] | None = None) -> dict[str, Tensor]:
@@ -202,15 +204,6 @@ class OnPolicyDistillation(TrainingModule):
             output = self._gradients(micro, self.objective.wanted, objective, minibatch.temperature)
             _add(sums, {"train/loss": output.loss.detach()} | {f"train/{k}": v for k, v in output.parts.items()})
         return sums
-
-    def _log_ratio(self, gaps: list[Tensor]) -> dict[str, float]:
-        """Between decoding and the first optimizer step, where the weights are still the same: rounding, and nothing
-        else."""
-        gap_N = torch.cat([torch.zeros(1, device=self.device), *gaps])[1:]
-        sums = self.group.total({"gap": gap_N.sum(), "tokens": len(gap_N)})
-        largest = self.group.join([float(gap_N.abs().max()) if len(gap_N) else 0.0])
-        name = "rollout/log_ratio_first_step"
-        return {name: sums["gap"] / max(1, sums["tokens"]), f"{name}_max": max(largest)}
 
     def _corpus_gradients(self, blocks_ML: Tensor) -> dict[str, Tensor]:
         n_tokens = blocks_ML[:, 1:].numel()
@@ -286,22 +279,6 @@ class OnPolicyDistillation(TrainingModule):
             if norm is not None:
                 self.optim.step(optimizer, norm, rate)
         return norm
-
-    def _rollout_metrics(self, rollout: Rollout) -> dict[str, float]:
-        mask_BR = rollout.response_mask_BR
-        n_tokens = int(mask_BR.sum())
-        gap = (rollout.student_logprobs_BR - rollout.teacher_logprobs_BR)[mask_BR]
-        last_B = rollout.response_ids_BR.gather(1, mask_BR.sum(-1, keepdim=True) - 1).squeeze(1)
-        stops = torch.tensor(self.pair.stop_ids, device=last_B.device)
-        return {
-            "rollout/length": n_tokens / len(rollout),
-            "rollout/truncated": (~torch.isin(last_B, stops)).float().mean().item(),
-            # log q - log p of tokens drawn from the mixture: an estimate that alpha > 0 biases; val/ has the exact one.
-            "rollout/reverse_kl_sampled": gap.mean().item(),
-            # Draws that rounding may turn; see Rollout.near_edge_BR.
-            "rollout/near_edge": rollout.near_edge_BR[mask_BR].float().mean().item(),
-            "time/tokens_per_second": n_tokens / self.phases.seconds["rollout"],
-        }
 
 
 def _add(sums: dict, values: dict) -> None:

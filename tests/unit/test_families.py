@@ -1,9 +1,11 @@
 """Families of transformers: each computed as it computes itself, or refused by its name before any work."""
 
 import copy
+from pathlib import Path
 
 import pytest
 import torch
+import transformers
 from transformers import AutoConfig
 
 from minillm.data.prompts import pad
@@ -17,7 +19,7 @@ from minillm.scoring import rollout_reverse_kl
 from minillm.scoring.micro_batch import micro_batches
 from minillm.types import PromptBatch
 from tests.conftest import make_tokenizer
-from tests.families import REFUSED, ROWS, SIZES, family_config, family_model, longrope, model_of, multimodal
+from tests.families import MORE, REFUSED, ROWS, SIZES, family_config, family_model, longrope, model_of, multimodal
 
 PROMPTS = [[7, 9, 12], [5, 10, 8, 11, 30, 6, 10, 3, 4, 20, 21, 22], [14, 15, 16, 17, 18]]
 
@@ -38,7 +40,7 @@ def own_logprobs(network, rollout, row):
     return logits.log_softmax(-1)[len(prompt) - 1 : -1].gather(1, ids[len(prompt) :, None]).squeeze(1)
 
 
-@pytest.mark.parametrize("family", SIZES)
+@pytest.mark.parametrize("family", [*SIZES, *MORE])
 def test_decoding_gives_the_log_probs_of_the_families_own_forward_pass(family):
     """Answers run beyond every window."""
     network = family_model(family)
@@ -222,6 +224,12 @@ def test_layers_of_every_healthy_family_can_be_left_out(family):
 def test_layers_beyond_those_that_are_there_are_refused():
     with pytest.raises(ConfigError, match="layers"):
         PrunedTeacher(drop_layers=[4]).kept(4)
+
+
+def test_the_page_of_families_is_of_these_and_of_this_version():
+    page = (Path(__file__).parents[2] / "docs" / "families.md").read_text()
+    assert f"transformers {transformers.__version__}" in page
+    assert not [family for family in (*SIZES, *MORE, *REFUSED) if f"| {family} |" not in page]
 
 
 def test_a_pair_of_one_family_without_positions_loads():
