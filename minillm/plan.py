@@ -222,20 +222,12 @@ def make_plan(question: Question) -> page.Plan:
     needed = {}
     for layout in question.layouts:
         with planning.fake_device(question.case.with_layout(layout)) as device:
-            memory = _measure(question, device)
+            memory = planning.measure_chosen(question.settings, device, question.keys["device_memory"])
             if memory.total <= budget:
                 return _plan(question, device, memory, budget)
             needed[layout] = memory.total
     with planning.fake_device(question.case.with_layout(min(needed, key=needed.get))) as device:
-        return _plan(question, device, _measure(question, device), budget)
-
-
-def _measure(question: Question, device: planning.Device) -> planning.Memory:
-    """With sizes that are `auto` as a run on such a device would choose them."""
-    settings, case = question.settings, device.case
-    if not planning.left_open(settings):
-        return device.memory()
-    return planning.choose(settings, case, device.memory, question.keys["device_memory"])[1]
+        return _plan(question, device, planning.measure_chosen(question.settings, device, question.keys["device_memory"]), budget)
 
 
 def _plan(question: Question, device: planning.Device, memory: planning.Memory, budget: float) -> page.Plan:

@@ -3,7 +3,7 @@
 from minillm.planning.case import Case
 from minillm.planning.memory import Device, Memory, fake_device, largest, measure
 from minillm.planning.networks import Blueprint, Sizes, configs
-from minillm.planning.sizes import CPU, AutoSizes, choose, left_open
+from minillm.planning.sizes import CPU, AutoSizes, choose, left_open, measure_chosen
 from minillm.planning.speed import Rates, Speed, speed
 
 __all__ = [
@@ -22,5 +22,6 @@ __all__ = [
     "largest",
     "left_open",
     "measure",
+    "measure_chosen",
     "speed",
 ]

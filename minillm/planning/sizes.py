@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from minillm.modules import OnPolicy
 from minillm.planning.case import Case
-from minillm.planning.memory import Memory
+from minillm.planning.memory import Device, Memory
 from minillm.settings import Settings
 
 AUTO = "auto"
@@ -73,3 +73,8 @@ def choose(
         if smaller == sizes:
             return sizes, found
         sizes = smaller
+
+
+def measure_chosen(settings: Settings, device: Device, memory: float) -> Memory:
+    """What a device needs, and from now on has, with sizes that are `auto` as a run on it would choose them."""
+    return choose(settings, device.case, device.memory, memory)[1] if left_open(settings) else device.memory()
