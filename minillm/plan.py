@@ -218,16 +218,16 @@ def _uneven(rows: dict[str, int], layout: Parallel) -> list[str]:
 def make_plan(question: Question) -> page.Plan:
     """Plan with the first layout that fits or, where none does, with the one that needs least. It takes seconds to a
     minute."""
-    budget = question.keys["device_memory"] - question.keys["reserve"]
-    needed = {}
+    whole, needed = question.keys["device_memory"], {}
+    budget = whole - question.keys["reserve"]
     for layout in question.layouts:
         with planning.fake_device(question.case.with_layout(layout)) as device:
-            memory = planning.measure_chosen(question.settings, device, question.keys["device_memory"])
+            memory = planning.measure_chosen(question.settings, device, whole)
             if memory.total <= budget:
                 return _plan(question, device, memory, budget)
             needed[layout] = memory.total
     with planning.fake_device(question.case.with_layout(min(needed, key=needed.get))) as device:
-        return _plan(question, device, planning.measure_chosen(question.settings, device, question.keys["device_memory"]), budget)
+        return _plan(question, device, planning.measure_chosen(question.settings, device, whole), budget)
 
 
 def _plan(question: Question, device: planning.Device, memory: planning.Memory, budget: float) -> page.Plan:

@@ -7,7 +7,15 @@ from minillm.parallel.group import ALONE, Group
 from minillm.parallel.launch import agree, barrier, environment, join, launch, leave
 from minillm.parallel.notes import FAILED, FINISHED, INTERRUPTED, TRAINING, note
 from minillm.parallel.settings import KINDS, Parallel
-from minillm.parallel.sharding import SPLITTABLE, DeviceMesh, gathered, reduce_gradients, shard, tensor_group, whole_state
+from minillm.parallel.sharding import (
+    SPLITTABLE,
+    DeviceMesh,
+    gathered,
+    reduce_gradients,
+    shard,
+    tensor_group,
+    whole_state,
+)
 from minillm.parallel.strategies import Replicated, Sharded, group_of, lightning_strategy
 
 __all__ = [

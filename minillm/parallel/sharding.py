@@ -100,8 +100,8 @@ def _fewer_heads(layer: nn.Module, size: int) -> None:
 
 
 def _raise_norms(layers: nn.ModuleList) -> None:
-    """Let layer norms compute in float32 whatever the type of their weights, as autocast does it on CUDA. On a CPU torch
-    refuses weights in bfloat16 beside float32 states. (RMS norms of transformers do it themselves.)"""
+    """Let layer norms compute in float32 whatever the type of their weights, as autocast does it on CUDA. On a CPU
+    torch refuses weights in bfloat16 beside float32 states. (RMS norms of transformers do it themselves.)"""
     for norm in layers.modules():
         if isinstance(norm, nn.LayerNorm):
             norm.forward = partial(_norm_in_float32, norm)

@@ -75,8 +75,9 @@ class FakeRollout:
             for number, part in enumerate(prefills(lengths)):
                 if number < 2:  # the first makes the cache, the second is beside it, others are like it
                     prompt, hidden_BPH = DynamicCache(), None
+                    ids_BP = torch.zeros(len(lengths[part]), case.prompt, dtype=torch.long)
                     with ledger.purpose("activations"):
-                        hidden_BPH = model.hidden(torch.zeros(len(lengths[part]), case.prompt, dtype=torch.long), prompt)
+                        hidden_BPH = model.hidden(ids_BP, prompt)
                     ledger.claim((each for layer in prompt.layers for each in (layer.keys, layer.values)), CACHES)
                 with ledger.purpose(CACHES):
                     cache.admit(prompt, lengths[part])

@@ -112,7 +112,9 @@ def tiny(kind, **more):
 
 EXPERTS = {
     "mixtral": lambda: tiny(MixtralConfig, num_local_experts=4, num_experts_per_tok=2),
-    "qwen3_moe": lambda: tiny(Qwen3MoeConfig, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=16, head_dim=8),
+    "qwen3_moe": lambda: tiny(
+        Qwen3MoeConfig, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=16, head_dim=8
+    ),
 }
 
 
