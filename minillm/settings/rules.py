@@ -106,9 +106,9 @@ def cross_field_problems(built: dict, callbacks: dict, plain: dict) -> list[str]
                 "coarse there to move by a step of the learning rate; wanted auto (a float32 student, a bfloat16 "
                 "teacher on a GPU that has it) with trainer.precision=bf16-mixed, or lora"
             )
-        if model.attention == "flash_attention_2" and not half and precision == "32-true":
+        if model.attention == "flash_attention_2" and not half:
             problems.append(
-                "model.attention=flash_attention_2: works in half types only; wanted trainer.precision=bf16-mixed"
+                "model.attention=flash_attention_2: works in half types only; wanted model.dtype=bfloat16 and lora"
             )
     teacher = getattr(built["model"], "teacher", None)
     if teacher and teacher.offload and getattr(regime, "teacher_states", "keep") == "recompute":

@@ -161,6 +161,7 @@ def test_all_problems_come_in_one_message():
         (["trainer.precision=16-mixed"], "trainer.precision=16-mixed: wanted auto, 32-true or bf16-mixed"),
         (["callbacks.record=null"], "callbacks.record=null: it writes metrics.json"),
         (["model.attention=flash_attention_2"], "works in half types only"),
+        (["model.dtype=bfloat16"], "model.dtype=bfloat16: the student's weights would be trained in it"),
         (["~objective"], "objective=None: missing; wanted a config group"),
         (["profile=1"], "profile=1: wanted true or false"),
         (["preflight=1"], "preflight=1: wanted true or false"),
@@ -201,7 +202,7 @@ def test_answers_longer_than_the_models_positions_are_refused():
     made = settings("data.max_prompt_tokens=800", "sampler.max_new_tokens=300", "data.block_size=2048")
     with pytest.raises(ConfigError) as caught:
         check_lengths(made, pair)
-    assert "data.max_prompt_tokens + sampler.max_new_tokens=1100: the models have 1024 positions" in str(caught.value)
+    assert "data.max_prompt_tokens + sampler.max_new_tokens=1100: gpt2 has 1024 positions" in str(caught.value)
     assert "data.block_size=2048" in str(caught.value)
     check_lengths(settings("data.block_size=1024"), pair)
 

@@ -109,3 +109,10 @@ def test_memory_that_runs_out_is_no_lack_of_graphs(monkeypatch):
 
     with pytest.raises(torch.OutOfMemoryError):
         replayed(monkeypatch, make_pair(), capture)
+
+
+def test_a_factor_on_replayed_steps_is_noticed_in_a_half_type(monkeypatch, capsys):
+    pair = make_pair(dtype=torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        replayed(monkeypatch, pair, lambda forward: lambda: forward() * 1.04, max_new_tokens=8, batch_size=N)
+    assert "without CUDA graphs" in capsys.readouterr().out
