@@ -36,6 +36,7 @@ from minillm.settings.resume import (
     compare_settings,
     data_digests,
     numbers_of,
+    read_json,
 )
 from minillm.settings.rules import check_writable
 from minillm.system.files import write_whole
@@ -146,8 +147,8 @@ def _sizes(
     before: Path | None, settings: Settings, pair: Pair, train: PromptSet, precision: str, device: torch.device
 ) -> AutoSizes:
     """What `auto` stands for here; in a run that goes on what it stood for `before`, so that it rounds as it did."""
-    if before and (before / SIZES).is_file():
-        return AutoSizes(**json.loads((before / SIZES).read_text()))
+    if before and (stored := read_json(before / SIZES)):
+        return AutoSizes.of(stored, before / SIZES)
     memory = None if device.type == "cpu" else usable_memory(device)
     return preflight.choose_sizes(settings, pair, train, precision, memory)
 

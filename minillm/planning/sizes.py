@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
 
+from minillm.errors import check
 from minillm.modules import OnPolicy
 from minillm.planning.case import Case
 from minillm.planning.memory import Device, Memory
@@ -23,6 +26,14 @@ class AutoSizes:
     tokens: int
     answers: int
     chunk_mb: float
+
+    @classmethod
+    def of(cls, stored: dict[str, Any], file: Path) -> AutoSizes:
+        """What a run's file says. Raises ConfigError: damaged."""
+        positive = all(type(value) in (int, float) and value > 0 for value in stored.values())
+        whole = stored.keys() == {field.name for field in fields(cls)} and positive
+        check((whole, f"{file}: damaged; wanted a positive number for each size. Delete it to have them chosen anew"))
+        return cls(**stored)
 
     def smaller(self, *, rollout: bool, update: bool) -> AutoSizes:
         """Half of what one of the phases, or both, depend on."""

@@ -74,7 +74,8 @@ def begin(
         sizes = dict(seed=plain["seed"], max_new_tokens=case.answer, max_tokens=case.microbatch_tokens)
         temperature = work.sampler.temperature if work.sampler else 1.0
         with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16-mixed"):
-            same = consistency(pair, train, longest=longest + case.answer, temperature=temperature, **sizes)
+            reach = longest + case.answer if work.sampler else min(longest + case.answer, settings.data.longest)
+            same = consistency(pair, train, longest=reach, temperature=temperature, **sizes)
         found = replace(found, consistency=same)
         if pair.teacher is not None:
             found = found.with_agreement(agreement(pair, train, **sizes))

@@ -43,7 +43,7 @@ def compare_settings(run_dir: Path, plain: dict, numbers: dict[str, str]) -> Non
         raise ConfigError(
             f"{error}; the settings cannot be compared: put it back, or choose another run.name"
         ) from error
-    made = _json(run_dir / NUMBERS)
+    made = read_json(run_dir / NUMBERS)
     found = [each for each in changes(before, now) if each.key not in made]
     check(
         *(
@@ -88,7 +88,7 @@ def data_digests(
 
 def compare_data(run_dir: Path, digests: dict[str, str]) -> None:
     """Raises ConfigError: a file that the run was begun with holds other rows now, or another template writes them."""
-    before = _json(run_dir / DATA)
+    before = read_json(run_dir / DATA)
     other = {key for key, digest in digests.items() if before.get(key, digest) != digest}
     if _TEMPLATE in other and len(other) > 1:
         raise ConfigError(
@@ -107,7 +107,7 @@ def compare_data(run_dir: Path, digests: dict[str, str]) -> None:
     )
 
 
-def _json(file: Path) -> dict[str, str]:
+def read_json(file: Path) -> dict[str, str]:
     """Empty where it is not there, as in runs of older versions. Raises ConfigError: damaged."""
     if not file.exists():
         return {}

@@ -257,6 +257,10 @@ def test_sizes_that_were_auto_stay_what_they_were(tmp_path, overrides):
     file = tmp_path / "sizes.json"
     sizes = json.loads(file.read_text())
     assert sizes == {"rows": 32, "tokens": 2048, "answers": 8, "chunk_mb": 64.0}
+    for damaged in ('{"rows": -1}', json.dumps(sizes | {"rows": "3"}), "[" * 9999):
+        file.write_text(damaged)
+        with pytest.raises(ConfigError, match=r"sizes.json: damaged"):
+            train(tmp_path, overrides, resume="auto")
     file.write_text(json.dumps(sizes | {"rows": 3, "chunk_mb": 16.0}))
     run = train(tmp_path, overrides, resume="auto")
     assert run.module.sampler.batch_size == 3 and run.module.linear_loss.chunk_mb == 16.0
