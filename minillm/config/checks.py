@@ -71,10 +71,14 @@ def node_problems(node: Any, path: str, *, supplied: tuple[str, ...] = ()) -> li
             names = [name for name in parameters if name not in supplied and name != "self"]
             problems.append(f"{path}.{key}: no such key; {nearest(key, names)}")
         elif isinstance(value, Mapping) and "_target_" in value:
-            below = node_problems(value, f"{path}.{key}")
-            if not below and _misplaced(get_object(value["_target_"]), hint := hints.get(key, Any)):
-                below = [f"{path}.{key}._target_={value['_target_']}: wanted {describe(hint)}"]
-            problems += below
+            hint, place = hints.get(key, Any), f"{path}.{key}"
+            if (get_origin(hint) or hint) is dict:  # plain values, such as arguments of a template
+                problems.append(f"{place}._target_={value['_target_']!r}: no such key; wanted plain values")
+                continue
+            below, problem = _found(value["_target_"], place)
+            if not problem and _misplaced(below, hint):
+                problem = f"{place}._target_={value['_target_']}: wanted {describe(hint)}"
+            problems += [problem] if problem else node_problems(value, place)
         elif target.__module__.startswith("minillm") and not matches(value, hints.get(key, Any)):
             problems.append(f"{path}.{key}={value!r}: wanted {describe(hints[key])}")
     empty = inspect.Parameter.empty

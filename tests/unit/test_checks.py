@@ -128,3 +128,25 @@ def test_construct_puts_the_path_below_before_a_wrong_value():
     with pytest.raises(ConfigError) as caught:
         construct(node)
     assert caught.value.problems == ["student.keep_layers=None, drop_layers=None: wanted exactly one of the two"]
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("no.such", "cannot be imported"),
+        ("minillm.models.Chekpoint", "cannot be imported"),
+        (3, "cannot be imported"),
+        ("", "cannot be imported"),
+        ("minillm.models", "wanted a class by its path"),
+        ("minillm.models.Lora", "wanted Checkpoint or FromScratch or PrunedTeacher or text"),
+    ],
+)
+def test_a_target_that_is_none_is_one_problem(name, said):
+    node = {"_target_": PAIR, "student": {"_target_": name}, "teacher": "t"}
+    (problem,) = node_problems(node, "model")
+    assert problem.startswith("model.student._target_=") and said in problem
+
+
+def test_plain_values_are_not_constructed():
+    node = {"_target_": "minillm.data.Sources", "template_arguments": {"_target_": "no.such"}}
+    assert "data.template_arguments._target_='no.such': no such key; wanted plain values" in node_problems(node, "data")
