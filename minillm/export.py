@@ -24,7 +24,6 @@ from minillm.settings import made_by
 from minillm.system.folders import vacant
 from minillm.terminal.console import say
 
-
 # All that an export constructs: a file on disk must not name code that is run.
 _CLASSES = tuple(
     f"minillm.models.{name}"

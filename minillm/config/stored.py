@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
@@ -28,7 +28,7 @@ _FLOAT = re.compile(
 class _Loader(yaml.SafeLoader):
     """Mappings, lists and plain values; no dates, no merging. Without aliases a file cannot be larger than it looks."""
 
-    yaml_constructors = {
+    yaml_constructors: ClassVar = {
         tag: make
         for tag, make in yaml.SafeLoader.yaml_constructors.items()
         if tag is None or tag.rpartition(":")[2] in _CORE
@@ -81,7 +81,9 @@ def other_targets(node: Any, known: Sequence[str], path: str) -> list[str]:
         target, children = node.get("_target_"), {f"{path}.{key}": each for key, each in node.items()}
     else:
         target, children = None, {f"{path}[{i}]": each for i, each in enumerate(node if isinstance(node, list) else ())}
-    problems = [] if target is None or target in known else [f"{path}._target_={target!r}: wanted one of {', '.join(known)}"]
+    problems = (
+        [] if target is None or target in known else [f"{path}._target_={target!r}: wanted one of {', '.join(known)}"]
+    )
     return problems + [problem for key, each in children.items() for problem in other_targets(each, known, key)]
 
 

@@ -94,9 +94,9 @@ def calibration_figures(
 
 
 def _ece_interval(gap_C: np.ndarray, drawn_MC: np.ndarray, tail: float) -> tuple[float, float]:
-    """A sum of absolute values is too large by the noise in each of them, and in a resample twice. So a test is inverted:
-    the interval holds each true ECE under which the one found is between the tails. Its gaps are the most likely ones:
-    those found, moved to or from 0 in proportion to their variances. (Test inversion: Carpenter 1999.)"""
+    """A sum of absolute values is too large by the noise in each of them, and in a resample twice. So a test is
+    inverted: the interval holds each true ECE under which the one found is between the tails. Its gaps are the most
+    likely ones: those found, moved to or from 0 in proportion to their variances. (Test inversion: Carpenter 1999.)"""
     noise_MC = drawn_MC - gap_C
     ece, variance_C = float(np.abs(gap_C).sum()), noise_MC.var(0)
     noisy_C = variance_C > 1e-20  # else what floating point leaves of none

@@ -62,8 +62,8 @@ def over_seeds(values_SN: ArrayLike, weights_SN: ArrayLike | None = None, **opti
 def bootstrap(
     n: int, statistic: Callable[[np.ndarray], np.ndarray], *, level: float = 0.95, **options
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Percentile interval (Efron 1979) of a statistic of n prompts: (low, high), each shaped as one figure. NaN says that
-    a resample has no value: it is left out. Other arguments and errors: see `resampled`."""
+    """Percentile interval (Efron 1979) of a statistic of n prompts: (low, high), each shaped as one figure. NaN says
+    that a resample has no value: it is left out. Other arguments and errors: see `resampled`."""
     tail = (1 - level) / 2
     low, high = np.nanquantile(resampled(n, statistic, **options), [tail, 1 - tail], axis=0)
     return low, high

@@ -128,4 +128,3 @@ def split_problems(shape: Architecture, size: int) -> list[str]:
         return [f"layers of {shape.type} cannot be split by torch's plans; wanted one of {families}, or fsdp"]
     parts = (("heads", shape.heads), ("key-value heads", shape.kv_heads), ("feed-forward columns", shape.ffn))
     return [f"{size} does not divide its {n} {what}; use a divisor" for what, n in parts if n % size]
-

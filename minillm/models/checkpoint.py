@@ -143,7 +143,10 @@ class Checkpoint:
         without_noise(config)
         wanted, attention = attention, attention_for(config, attention)
         if attention != wanted:
-            say(f"{self.source}: {config.model_type} has no {wanted} attention in transformers; it runs with {attention}")
+            say(
+                f"{self.source}: {config.model_type} has no {wanted} attention in transformers; it runs with "
+                f"{attention}"
+            )
         path, revision = self.resolve()
         try:
             network = AutoModelForCausalLM.from_pretrained(

@@ -94,7 +94,9 @@ def _read(file: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
             file.parent, gguf_file=file.name, output_loading_info=True
         )
     except Exception as error:  # what readers raise of cut or unknown bytes is open
-        raise ModelError(f"{file}: cannot be converted ({type(error).__name__}: {first_line(error)}); {_WANTED}") from error
+        raise ModelError(
+            f"{file}: cannot be converted ({type(error).__name__}: {first_line(error)}); {_WANTED}"
+        ) from error
     if wrong := sorted(found["missing_keys"]) or sorted(map(str, found["mismatched_keys"])):
         raise ModelError(f"{file}: cannot be converted ({len(wrong)} weights are missing, {wrong[0]}); {_WANTED}")
     # Otherwise save_pretrained refuses: it takes the dequantised weights for quantised ones.

@@ -89,7 +89,9 @@ def _outside(network: PreTrainedModel, body: PreTrainedModel) -> list[str] | Non
     if body is network.base_model:
         return None
     inside = {id(module) for module in body.modules()}
-    linear = (name for name, module in network.named_modules() if id(module) not in inside and hasattr(module, "weight"))
+    linear = (
+        name for name, module in network.named_modules() if id(module) not in inside and hasattr(module, "weight")
+    )
     return list(linear)
 
 

@@ -177,8 +177,9 @@ class ModelPair:
         return replace(pair, n_vocab=n_vocab, stop_ids=stops)
 
     def dtypes(self, device: torch.device) -> dict[str, torch.dtype]:
-        """Types of `student` and `teacher`. With `auto` trained weights are float32: a step of 5e-6 is lost in bfloat16;
-        trainer.precision=bf16-mixed makes products fast. Under adapters the student is frozen, as the teacher is."""
+        """Types of `student` and `teacher`. With `auto` trained weights are float32: a step of 5e-6 is lost in
+        bfloat16; trainer.precision=bf16-mixed makes products fast. Under adapters the student is frozen, as the teacher
+        is."""
         frozen = choose_dtype(self.dtype, device)
         return {"student": torch.float32 if self.dtype == "auto" and self.lora is None else frozen, "teacher": frozen}
 

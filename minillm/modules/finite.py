@@ -115,9 +115,9 @@ class Finite:
     def _warn_zero(module) -> None:
         step, key = module.start_step + module.step, "start.learning_rate" if module.in_start else "optim.learning_rate"
         say(
-            f"WARNING: all gradients are 0 at step {step}, so that nothing is learned from it. Likely causes: {key} is so "
-            "large that the student gives all tokens the same probability, or one token all of it; or the student equals "
-            "the teacher"
+            f"WARNING: all gradients are 0 at step {step}, so that nothing is learned from it. Likely causes: {key} is "
+            "so large that the student gives all tokens the same probability, or one token all of it; or the student "
+            "equals the teacher"
         )
 
     def _tell(self, module, found: list[str], concerned: Callable[[], Concerned]) -> str:

@@ -87,8 +87,7 @@ class FakeRollout:
         for _ in range(2):  # a step's distributions stay until those of the next are there
             with ledger.purpose("loss"):  # as wide as the vocabulary
                 parts = [
-                    Distribution(head.columns(hidden_BH))
-                    for head, (_, hidden_BH) in zip(heads, caches, strict=True)
+                    Distribution(head.columns(hidden_BH)) for head, (_, hidden_BH) in zip(heads, caches, strict=True)
                 ]
                 shares = [1 - case.sampler.alpha, case.sampler.alpha][: len(parts)]
                 ids_B, _ = draw(list(zip(parts, shares, strict=True)), torch.zeros(rows, dtype=torch.float64))

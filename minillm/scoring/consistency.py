@@ -26,7 +26,8 @@ _BIAS, _KL = 2e-3, 1e-6  # what is rounding in float32
 
 @dataclass(frozen=True)
 class Consistency:
-    """`mean`, `largest`: of log q(update) - log q(rollout) over `tokens` sampled tokens, nats, with unchanged weights."""
+    """`mean`, `largest`: of log q(update) - log q(rollout) over `tokens` sampled tokens, in nats, with unchanged
+    weights."""
 
     mean: float
     largest: float
@@ -147,9 +148,7 @@ class _Passes:
             network.train(before)
 
 
-def _describe(
-    model: LanguageModel, passes: _Passes, update: _Found, rounding: LogitGap, *, training: bool
-) -> str:
+def _describe(model: LanguageModel, passes: _Passes, update: _Found, rounding: LogitGap, *, training: bool) -> str:
     """What is apart, by how much, and why."""
     gap_N, ends_N = torch.cat(update.gaps), torch.cat(update.ends)
     odd_N = gap_N.abs() > gap_N.abs().max() / 10
@@ -166,7 +165,8 @@ def _describe(
     return (
         f"{model.network.config.model_type}: decoding and training are two models. With unchanged weights the "
         f"log-probs of {len(gap_N)} sampled tokens differ by {gap_N.mean():+.2g} nats on average and "
-        f"{gap_N.abs().max():.2g} at most; slope of the logits {update.slope:.4f}, wanted 1 within {_BIAS + _TIMES * rounding.bias:.2g}; KL "
+        f"{gap_N.abs().max():.2g} at most; slope of the logits {update.slope:.4f}, wanted 1 within "
+        f"{_BIAS + _TIMES * rounding.bias:.2g}; KL "
         f"{update.kl:.2g}, wanted at most {_KL + _TIMES * rounding.kl:.2g}. Cause: {cause}. Use another model, other "
         "limits of length (data.max_prompt_tokens, sampler.max_new_tokens), or model.attention=eager"
     )
@@ -178,11 +178,15 @@ def _in_float32(network: nn.Module) -> Iterator[None]:
     those of one module only."""
     hooks: list[RemovableHandle] = []
     for module in network.modules():
-        own = [each for each in module.parameters(recurse=False) if each.is_floating_point() and each.dtype.itemsize < 4]
+        own = [
+            each for each in module.parameters(recurse=False) if each.is_floating_point() and each.dtype.itemsize < 4
+        ]
         if own:
             kept: list[Tensor] = []
             hooks.append(module.register_forward_pre_hook(lambda *_, own=own, kept=kept: _raise(own, kept)))
-            hooks.append(module.register_forward_hook(lambda *_, own=own, kept=kept: _put_back(own, kept), always_call=True))
+            hooks.append(
+                module.register_forward_hook(lambda *_, own=own, kept=kept: _put_back(own, kept), always_call=True)
+            )
     try:
         yield
     finally:

@@ -49,9 +49,9 @@ def compare_settings(run_dir: Path, plain: dict, numbers: dict[str, str]) -> Non
         *(
             (
                 not _own_class(each),
-                f"{each.key}: the run was made with {each.was!r}, which is not of minillm. A run's own file is not asked "
-                f"for code: name it again, {'' if each.key in now else '+'}{override(each.key, each.was)}, or choose "
-                "another run.name",
+                f"{each.key}: the run was made with {each.was!r}, which is not of minillm. A run's own file is not "
+                f"asked for code: name it again, {'' if each.key in now else '+'}{override(each.key, each.was)}, "
+                "or choose another run.name",
             )
             for each in found
         )

@@ -69,7 +69,9 @@ def test_no_class_at_any_place_is_imported(copied, tmp_path):
         (copied / "config.yaml").write_text(yaml.safe_dump(bad))
         out = tmp_path / f"out{number}"
         if place[:1] == ("model",):
-            with pytest.raises(ConfigError, match=r"config.yaml: model\S*\._target_='evil.call': wanted one of minillm"):
+            with pytest.raises(
+                ConfigError, match=r"config.yaml: model\S*\._target_='evil.call': wanted one of minillm"
+            ):
                 export(copied, out)
         else:
             export(copied, out)
@@ -133,7 +135,9 @@ def test_nothing_in_a_stored_config_is_resolved(copied, tmp_path, monkeypatch):
     assert "${oc.env:HF_TOKEN}" in (tmp_path / "out" / "README.md").read_text()
 
 
-@pytest.mark.parametrize("text", ["[" * 5000, "a: &x [1]\nb: [*x, *x]", "a: !!python/object/apply:os.system [ls]", "- 1"])
+@pytest.mark.parametrize(
+    "text", ["[" * 5000, "a: &x [1]\nb: [*x, *x]", "a: !!python/object/apply:os.system [ls]", "- 1"]
+)
 def test_a_config_that_cannot_be_read_is_one_message(copied, tmp_path, text):
     plain = read_config(copied / "config.yaml")
     (copied / "config.yaml").write_text(text)

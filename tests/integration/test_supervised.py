@@ -35,7 +35,9 @@ def plain_loop(world, kd_ratio, *, steps=6, rate=1e-3, smallest=1e-7):
     data = [json.loads(line) for line in (world / "train.jsonl").read_text().splitlines()]
     norms = [each for name, each in student.named_parameters() if "norm" in name]  # it has no biases
     others = [each for name, each in student.named_parameters() if "norm" not in name]
-    optimizer = torch.optim.AdamW([{"params": others}, {"params": norms, "weight_decay": 0}], lr=rate, weight_decay=1e-2)
+    optimizer = torch.optim.AdamW(
+        [{"params": others}, {"params": norms, "weight_decay": 0}], lr=rate, weight_decay=1e-2
+    )
     for step in range(steps):
         rows = [data[row] for row in rows_at(seed_for(0, "prompts"), step * 4, 4, len(data))]
         losses, n_tokens = [], 0

@@ -1,4 +1,4 @@
-"""A learning rate that is far too large: a student that guesses, and whose gradients are 0, is told and never the best."""
+"""A learning rate that is far too large: a student that guesses, and whose gradients are 0, is never the best."""
 
 import json
 import shutil

@@ -159,4 +159,4 @@ def test_gradients_are_summed_once_a_step(ranks):
 def test_ranks_that_share_layers_take_the_tokens_of_the_first(ranks, mode):
     (ids, mask), (others, other_mask) = ranks[0][mode], ranks[1][mode]
     assert torch.equal(ids, others) and torch.equal(mask, other_mask)
-    assert 0 < mask.sum() and len(set(mask.sum(-1).tolist())) > 1  # rows end at different steps
+    assert mask.sum() > 0 and len(set(mask.sum(-1).tolist())) > 1  # rows end at different steps

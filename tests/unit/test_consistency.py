@@ -62,7 +62,9 @@ def test_noise_of_the_training_mode_is_named(half):
 def test_a_window_that_decoding_does_not_know_is_named_with_its_place(half, monkeypatch):
     network = family_model("mistral")
     monkeypatch.setattr(LanguageModel, "_plain_mask", lambda model, cache: True)
-    with pytest.raises(ModelError, match=rf"mistral: .*(.|\n)*from token \d+ of a row on \(its windows: {WINDOW} tokens"):
+    with pytest.raises(
+        ModelError, match=rf"mistral: .*(.|\n)*from token \d+ of a row on \(its windows: {WINDOW} tokens"
+    ):
         check(network, half)
 
 

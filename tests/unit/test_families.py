@@ -77,7 +77,9 @@ def test_a_family_without_sdpa_runs_with_eager_attention_and_says_so(tmp_path, c
     make_tokenizer().save_pretrained(tmp_path)
     network, _ = Checkpoint(str(tmp_path)).load()
     assert network.config._attn_implementation == "eager"
-    assert "gemma2 has no sdpa attention in transformers; it runs with eager" in " ".join(capsys.readouterr().out.split())
+    assert "gemma2 has no sdpa attention in transformers; it runs with eager" in " ".join(
+        capsys.readouterr().out.split()
+    )
 
 
 def test_positions_are_found_wherever_a_family_keeps_them():
@@ -86,7 +88,7 @@ def test_positions_are_found_wherever_a_family_keeps_them():
     assert positions(multimodal().config) == 256 and too_long(family_config("bloom"), 10**6) is None
 
 
-# -- rotary embeddings that follow the longest row -----------------------------------------------------------------------
+# -- rotary embeddings that follow the longest row ---------------------------------------------------------------------
 
 
 def test_rows_up_to_the_switch_do_not_depend_on_one_another():
@@ -131,7 +133,7 @@ def test_a_rope_of_one_type_of_layers_counts():
     assert exact_length(family_config("gemma3_text", rope_parameters=rope)) == 256
 
 
-# -- multimodal models ---------------------------------------------------------------------------------------------------
+# -- multimodal models -------------------------------------------------------------------------------------------------
 
 
 def test_a_nested_window_is_seen_in_decoding_and_training():
@@ -157,7 +159,7 @@ def test_only_the_language_model_of_a_multimodal_student_is_trained(tmp_path):
     assert not any("vision" in name for name, each in adapted.named_parameters() if each.requires_grad)
 
 
-# -- noise ---------------------------------------------------------------------------------------------------------------
+# -- noise -------------------------------------------------------------------------------------------------------------
 
 
 def test_all_noise_of_the_training_mode_is_turned_off():
@@ -171,7 +173,7 @@ def test_all_noise_of_the_training_mode_is_turned_off():
     assert nested.text_config.attention_dropout == nested.vision_config.attention_dropout == 0
 
 
-# -- students made of layers of their teacher ----------------------------------------------------------------------------
+# -- students made of layers of their teacher --------------------------------------------------------------------------
 
 
 @torch.no_grad()
@@ -211,7 +213,9 @@ def test_a_pruned_student_keeps_what_is_said_of_its_layers(family, more):
     ],
 )
 def test_a_student_that_would_compute_something_else_is_refused(family, more, kept):
-    with pytest.raises(ModelError, match=rf"{family}: a student of the layers \[0, 2, 3\] cannot be made: .*keep_layers"):
+    with pytest.raises(
+        ModelError, match=rf"{family}: a student of the layers \[0, 2, 3\] cannot be made: .*keep_layers"
+    ):
         keep_layers(family_model(family, **more), kept)
 
 

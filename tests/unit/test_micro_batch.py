@@ -51,9 +51,7 @@ def test_a_mask_with_holes_takes_the_tokens_that_it_counts():
     holes = torch.tensor([[1, 0, 1, 1, 0, 0], [0, 1, 0, 0, 0, 1], [1, 1, 1, 0, 0, 0]]).bool()
     holed = replace(whole, response_mask_BR=holes)
     student = LanguageModel(model)
-    right, ours = (
-        rollout_reverse_kl(student, teacher, each, LinearLoss(), max_tokens=20) for each in (whole, holed)
-    )
+    right, ours = (rollout_reverse_kl(student, teacher, each, LinearLoss(), max_tokens=20) for each in (whole, holed))
     torch.testing.assert_close(ours, right * holes)
     shared = rollout_divergence(student, teacher, holed, LinearLoss(), max_tokens=20, records=[0, 1, 1])
     alone = rollout_divergence(student, teacher, holed.rows(slice(0, 1)), LinearLoss(), max_tokens=20)

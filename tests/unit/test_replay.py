@@ -65,7 +65,9 @@ def test_a_step_that_repeats_its_old_column_is_noticed(monkeypatch, capsys):
     assert_same(ours, answers(pair))
     assert not any(steps.model.replay or steps.made for steps in made)
     said = capsys.readouterr().out
-    assert said.count("llama: decoding without CUDA graphs from now on, which is slower. Cause: hidden states differ") == 2
+    assert (
+        said.count("llama: decoding without CUDA graphs from now on, which is slower. Cause: hidden states differ") == 2
+    )
 
 
 def test_where_nothing_can_be_captured_the_plain_steps_go_on(monkeypatch, capsys):

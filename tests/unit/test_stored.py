@@ -11,8 +11,9 @@ from minillm.config.stored import composed_of, read_config, write_config
 from minillm.errors import ConfigError
 
 TEXTS = [
-    *["${x}", "a\\${x}", "a\\\\${x} \\", "${", "1e-6", "1.", ".5", "2026-01-01", "1:30", "1_000", "0x1f", "true", "yes", "null"],
-    *["~", "", "<<", "=", "a: b", "# c", "\x00\x07", "\x85\u2028", "é", "-", "line\n  two\n", "\ttab", "*a", "!!x", "[1"],
+    *["${x}", "a\\${x}", "a\\\\${x} \\", "${", "1e-6", "1.", ".5", "2026-01-01", "1:30", "1_000", "0x1f", "true"],
+    *["yes", "null", "~", "", "<<", "=", "a: b", "# c", "\x00\x07", "\x85\u2028", "é", "-", "line\n  two\n", "\ttab"],
+    *["*a", "!!x", "[1"],
 ]  # fmt: skip
 VALUES = [1, -1, 1e-6, 5e-6, 1 / 3, math.inf, True, None, [], {}, [[1, [2]]], {"a": {"b": [1, {"c": "${"}]}}]
 

@@ -158,7 +158,7 @@ ASK = [("user", "b")]
         (STRICT, {}, ASK * 2, DataError, r"f:7: .*must alternate\); its turns: user, user;"),
         (STRICT, {}, [("system", "a"), *ASK], DataError, r"f:7: .*\(turns must alternate\)"),
         (STRICT, {"system": "s"}, ASK, ConfigError, r"data.system: .*alternate\) at f:7.*data.system=null"),
-        ("{{ messages[0].content + 1 }}", {}, ASK, ConfigError, "data.template=chat: .*not \"int\""),
+        ("{{ messages[0].content + 1 }}", {}, ASK, ConfigError, 'data.template=chat: .*not "int"'),
         ("{{ 1 / none }}", {}, ASK, ConfigError, "data.template=chat: .*at f:7 and at a plain question"),
         ("{{ messages.0.content }}{{ a.b.c }}", {}, ASK, ConfigError, "data.template=chat: .*'a' is undefined"),
         ("{% if %}", {}, ASK, ConfigError, "data.template=chat: .*Expected an expression"),
