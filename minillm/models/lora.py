@@ -20,7 +20,6 @@ from minillm.errors import ConfigError, check
 from minillm.models.architecture import body_of
 from minillm.seeding import seed_for
 from minillm.system.folders import whole_directory
-from minillm.terminal.console import say
 
 _NAME = "default"  # peft's own for the only adapter
 
@@ -80,8 +79,6 @@ class Lora:
             torch.manual_seed(seed_for(seed, "lora"))
             inject_adapter_in_model(config, network, _NAME)
         cast_adapter_dtype(network, _NAME)
-        if missed := _missed(body):
-            say(f"LoRA does not reach weights that are no linear layers, such as fused experts: {', '.join(missed)}")
 
 
 def _outside(network: PreTrainedModel, body: PreTrainedModel) -> list[str] | None:
@@ -95,11 +92,12 @@ def _outside(network: PreTrainedModel, body: PreTrainedModel) -> list[str] | Non
     return list(linear)
 
 
-def _missed(body: nn.Module) -> list[str]:
-    """Weights of products that have no adapter, with a * for the number of the layer."""
+def not_adapted(network: PreTrainedModel) -> list[str]:
+    """Weights of products in the body of an adapted network that have no adapter because they are no linear layers,
+    such as fused experts; with a * for the number of the layer."""
     found = {
         re.sub(r"\b\d+\b", "*", f"{path}.{name}")
-        for path, module in body.named_modules()
+        for path, module in body_of(network).named_modules()
         if not isinstance(module, nn.Linear | Conv1D | nn.Embedding | LoraLayer)
         for name, each in module.named_parameters(recurse=False)
         if each.dim() > 1 and not name.endswith("bias")

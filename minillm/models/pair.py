@@ -13,7 +13,7 @@ from minillm.models.architecture import body_of
 from minillm.models.checkpoint import Attention, Checkpoint, Dtype, choose_dtype
 from minillm.models.families import text_config
 from minillm.models.language_model import LanguageModel
-from minillm.models.lora import Lora
+from minillm.models.lora import Lora, not_adapted
 from minillm.models.prune import keep_layers
 from minillm.models.quantise import missing_for
 from minillm.models.recompute import recompute_activations
@@ -192,6 +192,8 @@ class ModelPair:
     def _adapt(self, student: PreTrainedModel, base: str, seed: int) -> None:
         try:
             self.lora.onto(student, base=base, seed=seed)
+            if missed := not_adapted(student):
+                say(f"lora: no adapters on weights that are no linear layers: {', '.join(missed)}")
         except ConfigError as error:
             raise ConfigError(error.prefixed("model")) from error
 

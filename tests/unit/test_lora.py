@@ -10,13 +10,14 @@ from transformers import AutoModelForCausalLM
 from minillm.errors import ConfigError
 from minillm.models import Architecture, FromScratch, LanguageModel, Lora, ModelPair, Pair
 from minillm.models.export import export_student
-from minillm.models.lora import is_adapted, merged_weights, save_adapter
+from minillm.models.lora import is_adapted, merged_weights, not_adapted, save_adapter
 from minillm.modules import OnPolicy, OnPolicyDistillation, SupervisedStart
 from minillm.objectives import MiniLLM, PretrainLoss
 from minillm.optim import Optim
 from minillm.sampling import Sampler
 from minillm.types import TrainBatch
 from tests.conftest import FAMILIES, make_model, make_pair, make_tokenizer
+from tests.families import family_model
 from tests.helpers import PROMPTS, ROAD_NAMES, ROADS, prompt_batch
 
 IDS = torch.arange(1, 9)[None]
@@ -219,3 +220,13 @@ def test_an_adapter_that_cannot_be_written_leaves_the_one_before(tmp_path, monke
         save_adapter(adapted(seed=4), tmp_path / "adapter")
     assert {file.name: file.read_bytes() for file in (tmp_path / "adapter").iterdir()} == before
     assert [each.name for each in tmp_path.iterdir()] == ["adapter"]
+
+
+def test_fused_experts_that_have_no_adapters_are_named():
+    network = family_model("mixtral")
+    Lora(rank=2).onto(network, base="x")
+    names = ["experts.down_proj", "experts.gate_up_proj", "gate.weight"]
+    assert not_adapted(network) == [f"layers.*.mlp.{name}" for name in names]
+    dense = family_model("llama")
+    Lora(rank=2).onto(dense, base="x")
+    assert not_adapted(dense) == []

@@ -11,6 +11,7 @@ from minillm.models import (
     Architecture,
     Checkpoint,
     LanguageModel,
+    Lora,
     ModelPair,
     PrunedTeacher,
     keep_layers,
@@ -313,3 +314,9 @@ def test_decoding_beside_compiled_passes_is_not_compiled(monkeypatch):
     model = LanguageModel(network, compile=True)
     with model.caching():
         model.hidden(torch.arange(6)[None], DynamicCache())
+
+
+def test_under_adapters_the_students_frozen_weights_are_as_small_as_the_teachers(monkeypatch):
+    monkeypatch.setattr("minillm.models.checkpoint.has_bfloat16", lambda device: True)
+    found = ModelPair(student="s", teacher="t", lora=Lora()).dtypes(torch.device("cpu"))
+    assert set(found.values()) == {torch.bfloat16}
