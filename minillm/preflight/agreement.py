@@ -83,7 +83,7 @@ def consistency(
             model,
             PromptBatch(ids_BP, mask_BP, torch.arange(len(ids_BP))).to(model.device),
             seeds=[seed_for(seed, "consistency", row) for row in range(len(ids_BP))],
-            stop_ids=pair.stop_ids,
+            stop_ids=(pair.n_vocab,),  # none: few tokens would leave the mean KL to chance
             pad_id=pair.pad_id,
             max_new_tokens=n_new,
             max_tokens=max_tokens,
