@@ -24,11 +24,12 @@ from minillm.modules import OnPolicyDistillation, Supervised, SupervisedDistilla
 from minillm.parallel import agree, barrier, check_shared, environment, lightning_strategy, on_first
 from minillm.planning import AutoSizes
 from minillm.runs.loggers import MetricsCSV
-from minillm.runs.read import read_settings
+from minillm.runs.read import read_json, read_settings
 from minillm.runs.saved import CheckpointFile, checkpoints_in, newest_good
 from minillm.settings import Settings
 from minillm.settings.loaded import check_lengths, check_monitor, check_split
 from minillm.settings.resume import (
+    BACK,
     DATA,
     NUMBERS,
     check_weights,
@@ -36,7 +37,6 @@ from minillm.settings.resume import (
     compare_settings,
     data_digests,
     numbers_of,
-    read_json,
 )
 from minillm.settings.rules import check_writable
 from minillm.system.files import write_whole
@@ -147,7 +147,7 @@ def _sizes(
     before: Path | None, settings: Settings, pair: Pair, train: PromptSet, precision: str, device: torch.device
 ) -> AutoSizes:
     """What `auto` stands for here; in a run that goes on what it stood for `before`, so that it rounds as it did."""
-    if before and (stored := read_json(before / SIZES)):
+    if before and (stored := read_json(before / SIZES, BACK)):
         return AutoSizes.of(stored, before / SIZES)
     memory = None if device.type == "cpu" else usable_memory(device)
     return preflight.choose_sizes(settings, pair, train, precision, memory)

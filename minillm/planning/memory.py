@@ -12,7 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from minillm.errors import MinillmError, ModelError, first_line
 from minillm.parallel import DeviceMesh, fake_mesh
 from minillm.planning.case import Case
-from minillm.planning.networks import without_values
+from minillm.planning.networks import fake_experts
 from minillm.planning.rollout import FakeRollout
 from minillm.planning.update import FakeUpdate
 
@@ -64,7 +64,7 @@ class Device:
 def fake_device(case: Case) -> Iterator[Device]:
     """Raises ModelError: a model cannot run on tensors without data."""
     try:
-        with fake_mesh(case.layout) as mesh, FakeTensorMode(), without_values(), warnings.catch_warnings():
+        with fake_mesh(case.layout) as mesh, FakeTensorMode(), fake_experts(), warnings.catch_warnings():
             # OPT's layers return a view; nobody writes into it.
             warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view")
             yield Device(case, mesh)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
-from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel, masking_utils
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.integrations import moe
 
 from minillm.errors import first_line
@@ -175,26 +175,19 @@ class _AsOnCuda(TorchFunctionMode):
 
 
 @contextmanager
-def without_values() -> Iterator[None]:
-    """Keep transformers from looking at the values of fake tensors, which have none.
-
-    It looks at positions to find out whether several sequences are packed into a row, and where it cannot look it
-    assumes that they are, with a mask that no real run has. And torch's products of grouped experts have no fake
-    version but for bfloat16; transformers' own operation of the same sizes has one.
-    """
-    changed = ((masking_utils, "find_packed_sequence_indices", None), (moe, "_can_use_grouped_mm", False))
-    before = [getattr(module, name) for module, name, _ in changed]
+def fake_experts() -> Iterator[None]:
+    """Run grouped experts by transformers' own operation. torch's products of them have no fake version but for
+    bfloat16."""
+    before = moe._can_use_grouped_mm
     log = logging.getLogger("torch._subclasses.fake_tensor")  # it prints the traceback of an error that we handle
     level = log.level
     log.setLevel(logging.CRITICAL)
     try:
-        for module, name, answer in changed:
-            setattr(module, name, lambda *_, answer=answer, **__: answer)
+        moe._can_use_grouped_mm = lambda *args, **kwargs: False
         yield
     finally:
         log.setLevel(level)
-        for (module, name, _), function in zip(changed, before, strict=True):
-            setattr(module, name, function)
+        moe._can_use_grouped_mm = before
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from typing import Any
 
 from minillm.config.changes import flat
 from minillm.config.stored import read_config
-from minillm.errors import ConfigError
+from minillm.errors import ConfigError, first_line
 
 SETTINGS = "settings.json"  # what minillm.generate or evaluate.py was begun with
 STOPPED = "stopped_early"  # in metrics.json: the optimizer step at which the median rule ended the run
@@ -83,15 +83,20 @@ def read_job_settings(folder: Path) -> dict[str, Any] | None:
     Raises:
         ConfigError: it is damaged.
     """
-    file = folder / SETTINGS
+    return read_json(folder / SETTINGS, f"delete {folder} or choose another run.name")
+
+
+def read_json(file: Path, remedy: str) -> dict[str, Any] | None:
+    """A mapping in one of a run's own files, or None where there is none. Raises ConfigError with the remedy: it is
+    damaged."""
     if not file.exists():
         return None
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise ConfigError([f"{file}: damaged ({error}); delete {folder} or choose another run.name"]) from error
+        raise ConfigError([f"{file}: damaged ({first_line(error)}); {remedy}"]) from error
     if not isinstance(found, dict):
-        raise ConfigError([f"{file}: damaged (no settings by name); delete {folder} or choose another run.name"])
+        raise ConfigError([f"{file}: damaged (no settings by name); {remedy}"])
     return found
 
 

@@ -12,13 +12,15 @@ from minillm.config.changes import ABSENT, Change, changes, flat, within
 from minillm.config.overrides import override
 from minillm.config.stored import read_config
 from minillm.data import Corpus, PromptSet
-from minillm.errors import ConfigError, ModelError, check, first_line
+from minillm.errors import ConfigError, ModelError, check
 from minillm.models import ModelPair
 from minillm.modules import StudentModule
 from minillm.parallel.gradients import DECAYED
+from minillm.runs.read import read_json
 from minillm.runs.saved import differences, load_saved
 from minillm.terminal.console import say
 
+BACK = "put it back, or choose another run.name"
 DATA, NUMBERS = "data.json", "numbers.json"  # in the run directory
 _TEMPLATE = "data.template"
 
@@ -43,7 +45,7 @@ def compare_settings(run_dir: Path, plain: dict, numbers: dict[str, str]) -> Non
         raise ConfigError(
             f"{error}; the settings cannot be compared: put it back, or choose another run.name"
         ) from error
-    made = read_json(run_dir / NUMBERS)
+    made = read_json(run_dir / NUMBERS, BACK) or {}
     found = [each for each in changes(before, now) if each.key not in made]
     check(
         *(
@@ -88,7 +90,7 @@ def data_digests(
 
 def compare_data(run_dir: Path, digests: dict[str, str]) -> None:
     """Raises ConfigError: a file that the run was begun with holds other rows now, or another template writes them."""
-    before = read_json(run_dir / DATA)
+    before = read_json(run_dir / DATA, BACK) or {}
     other = {key for key, digest in digests.items() if before.get(key, digest) != digest}
     if _TEMPLATE in other and len(other) > 1:
         raise ConfigError(
@@ -105,19 +107,6 @@ def compare_data(run_dir: Path, digests: dict[str, str]) -> None:
             if key != _TEMPLATE
         )
     )
-
-
-def read_json(file: Path) -> dict[str, str]:
-    """Empty where it is not there, as in runs of older versions. Raises ConfigError: damaged."""
-    if not file.exists():
-        return {}
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise ConfigError(f"{file}: damaged ({first_line(error)}); put it back, or choose another run.name") from error
-    if not isinstance(found, dict):
-        raise ConfigError(f"{file}: damaged (no values by name); put it back, or choose another run.name")
-    return found
 
 
 def check_weights(file: Path, module: StudentModule) -> None:

@@ -250,23 +250,6 @@ def test_a_checkpoint_of_another_model_is_refused(cut, overrides, world, tmp_pat
         file.write_bytes(before)
 
 
-def test_sizes_that_were_auto_stay_what_they_were(tmp_path, overrides):
-    """So that a run that goes on elsewhere rounds as it did."""
-    with pytest.raises(Killed):
-        train(tmp_path, overrides, kill_after=2)
-    file = tmp_path / "sizes.json"
-    sizes = json.loads(file.read_text())
-    assert sizes == {"rows": 32, "tokens": 2048, "answers": 8, "chunk_mb": 64.0}
-    for damaged in ('{"rows": -1}', json.dumps(sizes | {"rows": "3"}), "[" * 9999):
-        file.write_text(damaged)
-        with pytest.raises(ConfigError, match=r"sizes.json: damaged"):
-            train(tmp_path, overrides, resume="auto")
-    file.write_text(json.dumps(sizes | {"rows": 3, "chunk_mb": 16.0}))
-    run = train(tmp_path, overrides, resume="auto")
-    assert run.module.sampler.batch_size == 3 and run.module.linear_loss.chunk_mb == 16.0
-    assert json.loads(file.read_text())["rows"] == 3
-
-
 def test_what_does_not_change_the_numbers_may_change_and_is_said(tmp_path, overrides, whole, capsys):
     with pytest.raises(Killed):
         train(tmp_path, overrides, kill_after=2)

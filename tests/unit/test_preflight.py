@@ -17,7 +17,6 @@ from minillm.preflight import Work, agreement, collect, show, write
 from minillm.sampling import Sampler
 from minillm.seeding import row_uniforms, seed_for
 from tests.conftest import WORDS, make_model, make_tokenizer
-from tests.tokenizers import byte_level
 
 RECORDS = [
     Record(f"r:{i}", f"{WORDS[i]} {WORDS[i + 3]}", references=(" ".join(WORDS[i : i + 1 + i % 6]),)) for i in range(12)
@@ -265,21 +264,6 @@ def test_a_model_alone_has_a_page_without_what_is_not_there(tmp_path, capsys):
         assert "30 optimizer steps of 4 answers; 10 passes over the prompts" in " ".join(text.split())
         assert "31 rows; an answer stops at id 0" in text
         assert not any(word in text for word in ("teacher", "rollout", "agreement"))
-
-
-@pytest.mark.parametrize(
-    ("sources", "line"),
-    [
-        ({"template": "paper"}, "the paper's, with <bos> in front (data.bos)"),
-        ({"template": "paper", "bos": False}, "the paper's, with nothing in front (data.bos)"),
-        ({"date": "2024-02-29"}, "the student's own chat template, dated 2024-02-29 (data.date)"),
-    ],
-)
-def test_the_page_shows_what_is_in_front_of_a_prompt_and_its_date(sources, line, tmp_path):
-    tokenizer = byte_level(begins_with_bos=True)
-    alone = solo(make_model(vocabulary=260), tokenizer)
-    write(gathered(alone, max_prompt_tokens=900, **sources)[0], tmp_path)
-    assert line in (tmp_path / "preflight.md").read_text().replace("&lt;", "<")
 
 
 def test_the_page_is_short_and_says_it_all(pair, found, tmp_path, capsys):
