@@ -110,10 +110,16 @@ def build(cfg: DictConfig, settings: Settings) -> Run:
     if ckpt_path:
         check_weights(ckpt_path, module)
 
-    def begin() -> None:
+    def compared(page: preflight.Preflight) -> preflight.Comparison:
+        return preflight.Comparison(page, settings, pair, train_prompts, plain["seed"], run_dir)
+
+    def begin() -> preflight.Preflight | None:
         page = None
         if ckpt_path is None:
-            page = preflight.begin(settings, plain, pair, train_prompts, val_prompts, corpus, precision, device)
+            page = preflight.begin(settings, plain, pair, train_prompts, val_prompts, corpus, precision)
+        if page and not strategy.sharded:
+            page = compared(page).now(precision)
+            preflight.show(page)
         if plain["logger"].get("_target_"):
             name = plain["run"]["name"]
             trainer.loggers = [*trainer.loggers, construct(plain["logger"], run_dir=run_dir, name=name, settings=plain)]
@@ -122,13 +128,15 @@ def build(cfg: DictConfig, settings: Settings) -> Run:
         write_whole(run_dir / DATA, json.dumps(digests, indent=2) + "\n")
         write_whole(run_dir / NUMBERS, json.dumps(numbers, indent=2) + "\n")
         write_whole(run_dir / SIZES, json.dumps(asdict(sizes), indent=2) + "\n")
-        if page:
+        if page and not strategy.sharded:
             preflight.write(page, run_dir)
+        return page
 
     # Only now, with everything loaded, is the run directory taken: a mistake can be mended under the same run.name. All
     # ranks have looked into it by then.
     barrier()
-    on_first(begin)
+    if (page := on_first(begin)) and strategy.sharded:
+        trainer.callbacks.append(compared(page))
     return Run(module, datamodule, trainer, ckpt_path)
 
 

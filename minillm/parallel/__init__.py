@@ -15,6 +15,7 @@ from minillm.parallel.sharding import (
     shard,
     tensor_group,
     whole_state,
+    without_autocast,
 )
 from minillm.parallel.strategies import Replicated, Sharded, group_of, lightning_strategy
 
@@ -53,4 +54,5 @@ __all__ = [
     "shard",
     "tensor_group",
     "whole_state",
+    "without_autocast",
 ]

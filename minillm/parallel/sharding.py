@@ -112,6 +112,21 @@ def _norm_in_float32(norm: nn.LayerNorm, states: Tensor) -> Tensor:
     return functional.layer_norm(states.float(), norm.normalized_shape, weight, bias, norm.eps)
 
 
+@contextmanager
+def without_autocast(network: nn.Module) -> Iterator[None]:
+    """Autocast is off within this context, in layers that were shared out as `half` too."""
+    layers = [each for each in network.modules() if isinstance(each, FSDPModule) and "forward" in vars(each)]
+    halved = {layer: layer.forward for layer in layers}
+    for layer, forward in halved.items():
+        layer.forward = forward.__wrapped__
+    try:
+        with torch.autocast(next(network.parameters()).device.type, enabled=False):
+            yield
+    finally:
+        for layer, forward in halved.items():
+            layer.forward = forward
+
+
 def reduce_gradients(trunk: nn.Module, now: bool) -> None:
     """Whether backward passes from now on sum gradients over the data dimension. Without that each device keeps whole
     gradients; the next pass with it sums them too."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -31,14 +32,21 @@ class Agreement:
     tokens: int
 
 
-def agreement(pair: Pair, prompts: PromptSet, *, seed: int, max_new_tokens: int, max_tokens: int) -> Agreement:
+def agreement(
+    student: LanguageModel,
+    teacher: LanguageModel,
+    pair: Pair,
+    prompts: PromptSet,
+    *,
+    seed: int,
+    max_new_tokens: int,
+    max_tokens: int,
+) -> Agreement:
     """Sample up to 8 answers of at most 32 tokens and compare. No global random state is read or changed.
 
     Args:
         max_new_tokens: a lower limit on answers, if the run has one. max_tokens: through the models at a time.
     """
-    # Without compilation, which would be for these few shapes and change those that follow.
-    student, teacher = (LanguageModel(each, pair.n_vocab) for each in (pair.student, pair.teacher.network))
     rows = rows_at(seed_for(seed, "preflight prompts"), 0, min(SAMPLES, len(prompts)), len(prompts))
     rollout = decode(
         student,
@@ -59,10 +67,19 @@ def agreement(pair: Pair, prompts: PromptSet, *, seed: int, max_new_tokens: int,
 
 
 def consistency(
-    pair: Pair, prompts: PromptSet, *, seed: int, longest: int, max_new_tokens: int, max_tokens: int, temperature: float
+    models: Mapping[str, LanguageModel],
+    pair: Pair,
+    prompts: PromptSet,
+    *,
+    seed: int,
+    longest: int,
+    max_new_tokens: int,
+    max_tokens: int,
+    temperature: float,
 ) -> dict[str, Consistency]:
-    """By side, whether decoding and update are one model: see `check_consistency`. On some training prompts and a row
-    that is longer than every window that a row of `longest` tokens, prompt and answer, can reach.
+    """By side (`student`, `teacher`), whether decoding and update are one model: see `check_consistency`. On some
+    training prompts and a row that is longer than every window that a row of `longest` tokens, prompt and answer, can
+    reach.
 
     Raises:
         ModelError: see `check_consistency`.
@@ -70,10 +87,7 @@ def consistency(
     n_new = min(_ANSWER, max_new_tokens)
     rows = rows_at(seed_for(seed, "consistency"), 0, min(_ROWS - 1, len(prompts)), len(prompts))
     found = {}
-    for side, network in (("student", pair.student), ("teacher", pair.teacher and pair.teacher.network)):
-        if network is None:
-            continue
-        model = LanguageModel(network, pair.n_vocab)  # without compilation, as above
+    for side, model in models.items():
         reachable = [window + _ANSWER for window in model.windows if window < longest]
         n_long = max(1, min(longest - n_new, max([_LONG, *reachable])))
         text = max(prompts.prompt_ids, key=len)

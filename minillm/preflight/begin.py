@@ -1,19 +1,22 @@
-"""Before the first step of a run: collect, compare a few answers, show."""
+"""Before the first step of a run: collect, compare a few answers."""
 
 from __future__ import annotations
 
 import logging
 from dataclasses import replace
+from pathlib import Path
 
+import lightning as L
 import torch
 
 from minillm.data import Corpus, PromptSet
-from minillm.models import Pair
+from minillm.models import LanguageModel, Pair
 from minillm.modules import OnPolicy, Supervised
+from minillm.modules.student import TrainingModule
 from minillm.preflight.agreement import agreement, consistency
 from minillm.preflight.facts import Preflight, collect
 from minillm.preflight.memory import case_of, estimate
-from minillm.preflight.page import show
+from minillm.preflight.page import show, write
 from minillm.preflight.work import Work
 from minillm.settings import Settings
 
@@ -28,13 +31,13 @@ def begin(
     validation: PromptSet,
     corpus: Corpus | None,
     precision: str,
-    device: torch.device,
 ) -> Preflight | None:
-    """The page of a run that begins, shown; with preflight=false None, and only warnings that take no time are logged.
+    """The page of a run that begins, without what `Comparison` adds; with preflight=false None, and only warnings that
+    take no time are logged.
 
     Args:
-        settings, plain: the run's, as objects and as plain values. precision, device: the trainer's. The rest is what
-            they have loaded.
+        settings, plain: the run's, as objects and as plain values. precision: the trainer's. The rest is what they have
+            loaded.
     """
     if isinstance(settings.regime, Supervised):
         answer = min(settings.data.longest, settings.data.max_response_tokens)
@@ -69,23 +72,53 @@ def begin(
         return None
     if settings.strategy.world_size > 1:
         found = replace(found, devices=str(settings.strategy))
-    # Weights that are shared out later are on the CPU until then, where large models would answer for an hour.
-    if pair.student.device.type == device.type:
-        sizes = dict(seed=plain["seed"], max_new_tokens=case.answer, max_tokens=case.microbatch_tokens)
-        temperature = work.sampler.temperature if work.sampler else 1.0
-        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16-mixed"):
-            reach = longest + case.answer if work.sampler else min(longest + case.answer, settings.data.longest)
-            same = consistency(pair, train, longest=reach, temperature=temperature, **sizes)
-        found = replace(found, consistency=same)
-        if pair.teacher is not None:
-            found = found.with_agreement(agreement(pair, train, **sizes))
-    elif pair.teacher is not None:
-        text = (
-            f"not compared: the weights wait on the CPU until they are shared out (strategy={settings.strategy.kind})"
-        )
-        found = replace(found, not_compared=text)
-    show(found)
     return found
+
+
+class Comparison(L.Callback):
+    """A few answers of the models, for the `page`. Whole weights are compared before the run's directory is taken, by
+    `now`; weights in parts are there only once the trainer begins, which then shows the page and writes it."""
+
+    def __init__(self, page: Preflight, settings: Settings, pair: Pair, train: PromptSet, seed: int, run_dir: Path):
+        self.page, self.settings, self.pair, self.train, self.seed = page, settings, pair, train, seed
+        self.run_dir = run_dir
+
+    def on_fit_start(self, trainer: L.Trainer, module: TrainingModule) -> None:
+        with module.whole_weights():
+            found = self.compare(module.model, self.pair.teacher, trainer.precision)
+        if trainer.is_global_zero:
+            show(found)
+            write(found, self.run_dir)
+
+    def now(self, precision: str) -> Preflight:
+        """See `compare`."""
+        # Without compilation, which would be for these few shapes and change those that follow.
+        student, teacher = (
+            network and LanguageModel(network, self.pair.n_vocab)
+            for network in (self.pair.student, self.pair.teacher and self.pair.teacher.network)
+        )
+        return self.compare(student, teacher, precision)
+
+    def compare(self, student: LanguageModel, teacher: LanguageModel | None, precision: str) -> Preflight:
+        """The page with what was found.
+
+        Raises:
+            ModelError: see `check_consistency`.
+        """
+        settings, work = self.settings, self.page.work
+        reach = max(map(len, self.train.prompt_ids)) + work.answer_tokens
+        reach = reach if work.sampler else min(reach, settings.data.longest)
+        temperature = work.sampler.temperature if work.sampler else 1.0
+        regime = settings.regime
+        tokens = regime.microbatch_tokens if isinstance(regime, OnPolicy) else regime.microbatch_size * reach
+        sizes = dict(seed=self.seed, max_new_tokens=work.answer_tokens, max_tokens=tokens)
+        models = {"student": student} | ({} if teacher is None else {"teacher": teacher})
+        with torch.autocast(student.device.type, torch.bfloat16, enabled=precision == "bf16-mixed"):
+            same = consistency(models, self.pair, self.train, longest=reach, temperature=temperature, **sizes)
+            found = replace(self.page, consistency=same)
+            if teacher is not None:
+                found = found.with_agreement(agreement(student, teacher, self.pair, self.train, **sizes))
+        return found
 
 
 def _sizes(settings: Settings, plain: dict) -> str:

@@ -90,7 +90,6 @@ class Preflight:
     devices: str | None = None  # where they are several
     agreement: Agreement | None = None
     consistency: dict[str, Consistency] = field(default_factory=dict)  # of decoding and update, by side
-    not_compared: str | None = None  # why there is no agreement although there is a teacher
     warnings: tuple[str, ...] = ()
 
     def with_agreement(self, found: Agreement) -> Preflight:

@@ -85,8 +85,6 @@ def _lines(found: Preflight) -> list[tuple[str, str]]:
             for side, each in found.consistency.items()
         ]
         lines.append(("log-ratio", f"update against decoding, same weights, in nats: {'; '.join(sides)}"))
-    if found.not_compared:
-        lines.append(("agreement", found.not_compared))
     if found.devices:
         lines.append(
             ("devices", f"{found.devices}; memory is told as for one, by python -m minillm.plan for each of them")

@@ -5,17 +5,18 @@ Axes: B rows, P prompt and R response positions, N counted tokens, V vocabulary,
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from minillm.errors import ModelError
 from minillm.models import LanguageModel
 from minillm.models.gap import LogitGap
+from minillm.parallel import without_autocast
 from minillm.sampling import decode
 from minillm.scoring.micro_batch import MicroBatch, micro_batches
 from minillm.types import PromptBatch, Rollout
@@ -131,7 +132,7 @@ class _Passes:
             return gap
         for micro in self._micro_batches():
             own_NV = self._logits(micro, False)
-            with _in_float32(network), torch.autocast(self.model.device.type, enabled=False):
+            with _in_float32(network):
                 gap.add(own_NV, self._logits(micro, False))
         return gap
 
@@ -176,31 +177,23 @@ def _describe(model: LanguageModel, passes: _Passes, update: _Found, rounding: L
 def _in_float32(network: nn.Module) -> Iterator[None]:
     """Compute in float32 within this context. A module's weights are float32 while it runs, so that memory grows by
     those of one module only."""
-    hooks: list[RemovableHandle] = []
-    for module in network.modules():
-        own = [
-            each for each in module.parameters(recurse=False) if each.is_floating_point() and each.dtype.itemsize < 4
-        ]
-        if own:
-            kept: list[Tensor] = []
-            hooks.append(module.register_forward_pre_hook(lambda *_, own=own, kept=kept: _raise(own, kept)))
-            hooks.append(
-                module.register_forward_hook(lambda *_, own=own, kept=kept: _put_back(own, kept), always_call=True)
-            )
-    try:
+    with ExitStack() as stack:
+        stack.enter_context(without_autocast(network))
+        for module in network.modules():
+            own = dict(module.named_parameters(recurse=False))
+            own = {name: each for name, each in own.items() if each.is_floating_point() and each.dtype.itemsize < 4}
+            if own:
+                stack.enter_context(module.register_forward_pre_hook(partial(_raise, own)))
+                stack.enter_context(module.register_forward_hook(partial(_put_back, own), always_call=True))
         yield
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
-def _raise(own: Sequence[nn.Parameter], kept: list[Tensor]) -> None:
-    kept[:] = [each.data for each in own]
-    for each in own:
-        each.data = each.data.float()
+def _raise(own: Mapping[str, nn.Parameter], module: nn.Module, *_) -> None:
+    """Others in place of the weights, which are left alone: sharded ones do not let their data be exchanged."""
+    for name, each in own.items():
+        setattr(module, name, nn.Parameter(each.float(), requires_grad=False))
 
 
-def _put_back(own: Sequence[nn.Parameter], kept: list[Tensor]) -> None:
-    for each, data in zip(own, kept, strict=True):
-        each.data = data
-    kept.clear()
+def _put_back(own: Mapping[str, nn.Parameter], module: nn.Module, *_) -> None:
+    for name, each in own.items():
+        setattr(module, name, each)

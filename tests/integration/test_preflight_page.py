@@ -11,7 +11,6 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 import minillm.system.machine
-from minillm import preflight
 from minillm.build import build
 from minillm.errors import MinillmError
 from minillm.settings import check_config
@@ -73,17 +72,6 @@ def test_the_page_is_of_this_run(tmp_path, overrides, capsys):
     assert facts["agreement"]["samples"] == 8 and facts["agreement"]["reverse_kl"] > 0
     screen = " ".join(capsys.readouterr().out.split())
     assert "Preflight" in screen and "2 supervised, then 6 optimizer steps of 2 answers, in 3 rollouts of 4" in screen
-
-
-def test_weights_that_are_shared_out_later_are_not_compared_which_is_said(tmp_path, overrides, monkeypatch, capsys):
-    """They are on the CPU, and the devices are others."""
-    begin = preflight.begin
-    monkeypatch.setattr(preflight, "begin", lambda *given: begin(*given[:-1], torch.device("cuda")))
-    prepared(tmp_path / "run", overrides)
-    facts = json.loads((tmp_path / "run" / "preflight.json").read_text())
-    assert facts["agreement"] is None and facts["not_compared"].startswith("not compared: the weights wait on the CPU")
-    assert "| agreement | not compared: " in (tmp_path / "run" / "preflight.md").read_text()
-    assert "agreement not compared: " in " ".join(capsys.readouterr().out.split())
 
 
 def test_a_resumed_run_keeps_the_page_of_its_beginning(tmp_path, overrides, capsys):

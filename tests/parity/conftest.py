@@ -68,7 +68,7 @@ def scenarios(world: Path) -> dict[str, list[str]]:
     kd += ["regime.epochs=null", "regime.max_steps=6"]
     return {
         "base": base,
-        "float32": on_policy(world, "qwen3", "float32"),  # a tied head
+        "float32": [*on_policy(world, "qwen3", "float32"), "preflight=true"],  # a tied head
         "offload": base,
         "lora": [*base, "lora=default"],
         # The denominator of this preset is of a micro-batch, so that one may not depend on the number of devices.

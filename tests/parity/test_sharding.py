@@ -1,5 +1,6 @@
 """Sharded models in two processes of a CPU, against the same model in one: half types, one sum a step, drawn ids."""
 
+import re
 import socket
 from datetime import timedelta
 
@@ -11,13 +12,16 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor
 from transformers import AutoModelForCausalLM, MixtralConfig
 
+from minillm.errors import ModelError
 from minillm.models import Head, LanguageModel
 from minillm.parallel.sharding import DATA, TENSOR, whole_state
 from minillm.sampling import decode
+from minillm.scoring.consistency import check_consistency
 from tests.conftest import make_model
 from tests.helpers import prompt_batch
 
 HALF = ("llama", "qwen3", "opt", "gpt2", "mixtral")
+CHECKED = {"rows": HALF, "layers": ("llama", "qwen3", "opt")}  # by what the mesh divides
 MODES = ("sampled", "greedy")
 IDS = torch.arange(4 * 9).view(4, 9) * 7 % 31
 
@@ -97,6 +101,24 @@ def split_answers(mesh, seeds):
     return answers.response_ids_BR, answers.response_mask_BR
 
 
+def checked(family, mesh, half, scale=1.0):
+    """Whether decoding and training are one model, of weights in parts; what is refused where they are not."""
+    model, plain = LanguageModel(model_of(family, torch.float32)), Head.columns
+    with torch.no_grad():
+        for each in model.network.parameters():
+            each.mul_(3)  # rounding shows
+    model.share_out(mesh, keep_head=False, cpu_offload=False, half=half)
+    Head.columns = lambda self, hidden: plain(self, hidden) * scale
+    options = dict(stop_ids=(99,), pad_id=0, max_new_tokens=8, max_tokens=64, seeds=[1, 2, 3])
+    try:
+        with model.gathered(), torch.autocast("cpu", torch.bfloat16, enabled=half):
+            return check_consistency(model, prompt_batch(), **options)
+    except ModelError as error:
+        return str(error)
+    finally:
+        Head.columns = plain
+
+
 def work(rank, port, folder):
     torch.set_num_threads(1)
     address = f"tcp://localhost:{port}"
@@ -107,6 +129,10 @@ def work(rank, port, folder):
     found["late"] = sharded("llama", torch.float64, rows, late=True)
     found["late half"] = sharded("llama", torch.float32, rows, half=True, late=True)
     found |= {mode: split_answers(layers, [5, 6, 7] if mode == "sampled" else None) for mode in MODES}
+    for name, mesh in (("rows", rows), ("layers", layers)):
+        for half in (True, False):
+            found["checked", name, half] = {each: checked(each, mesh, half) for each in CHECKED[name]}
+            found["refused", name, half] = {each: checked(each, mesh, half, 1.04) for each in CHECKED[name]}
     torch.save(found, folder / f"{rank}.pt")
     dist.destroy_process_group()
 
@@ -160,3 +186,17 @@ def test_ranks_that_share_layers_take_the_tokens_of_the_first(ranks, mode):
     (ids, mask), (others, other_mask) = ranks[0][mode], ranks[1][mode]
     assert torch.equal(ids, others) and torch.equal(mask, other_mask)
     assert mask.sum() > 0 and len(set(mask.sum(-1).tolist())) > 1  # rows end at different steps
+
+
+@pytest.mark.parametrize("half", [True, False], ids=["bf16-mixed", "float32"])
+@pytest.mark.parametrize("parts", CHECKED)
+def test_decoding_and_training_are_compared_where_weights_are_in_parts(ranks, parts, half):
+    for family in CHECKED[parts]:
+        found, other = (each["checked", parts, half][family] for each in ranks)
+        assert found == other and found.tokens == 24 and abs(found.mean) <= found.largest
+        assert half or found.largest < 1e-4
+        for each in ranks:
+            refused = each["refused", parts, half][family]
+            assert "decoding multiplies its logits by 1.04" in refused
+            # What a float32 pass rounds less is allowed for; the limit is 0.002 without.
+            assert (float(re.search(r"wanted 1 within ([\d.]+)", refused)[1]) > 2e-3) == half

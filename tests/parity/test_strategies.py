@@ -148,6 +148,14 @@ def test_two_devices_compute_what_one_does(single, several):
         compare(single / name, several / name, tolerance_of(name))
 
 
+def test_the_models_are_compared_before_the_first_step(single, several):
+    alone, here = (json.loads((each / "float32" / "preflight.json").read_text()) for each in (single, several))
+    assert alone["agreement"] == pytest.approx(here["agreement"], abs=1e-5)
+    for side in ("student", "teacher"):
+        one, other = alone["consistency"][side], here["consistency"][side]
+        assert one["tokens"] == other["tokens"] == 48 and max(one["largest"], other["largest"]) < 1e-4
+
+
 @pytest.mark.slow
 def test_two_devices_compute_what_one_does_in_other_runs(single_more, several_more):
     strategy, folder = several_more

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from minillm.data import Corpus, Record, Sources, rows_at
-from minillm.models import Lora, ModelPair, pair_of, solo
+from minillm.models import LanguageModel, Lora, ModelPair, pair_of, solo
 from minillm.modules import OnPolicy, Supervised, SupervisedStart
 from minillm.planning import Memory
 from minillm.preflight import Work, agreement, collect, show, write
@@ -106,11 +106,15 @@ def by_hand(pair, prompts, seed, longest):
     return (*(sums / n_tokens).tolist(), n_tokens)
 
 
+def agreed(pair, prompts, **options):
+    return agreement(LanguageModel(pair.student, pair.n_vocab), pair.teacher, pair, prompts, **options)
+
+
 @torch.no_grad()
 def test_the_agreement_is_exact_kl_on_the_students_own_samples(pair):
     _, prompts = gathered(pair)
     for seed, limit in ((0, 6), (3, 100)):
-        found = agreement(pair, prompts, seed=seed, max_new_tokens=limit, max_tokens=64)
+        found = agreed(pair, prompts, seed=seed, max_new_tokens=limit, max_tokens=64)
         reverse, forward, n_tokens = by_hand(pair, prompts, seed, min(limit, 32))
         assert (found.samples, found.tokens) == (8, n_tokens)
         assert found.reverse_kl == pytest.approx(reverse, rel=1e-9)
@@ -122,7 +126,7 @@ def test_the_agreement_with_itself_is_perfect_and_leaves_random_states_alone():
     _, prompts = gathered(same)
     before = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].copy()
     modes = same.student.training, [each.requires_grad for each in same.student.parameters()]
-    found = agreement(same, prompts, seed=0, max_new_tokens=6, max_tokens=64)
+    found = agreed(same, prompts, seed=0, max_new_tokens=6, max_tokens=64)
     assert found.reverse_kl == pytest.approx(0, abs=1e-12) == found.forward_kl
     assert torch.equal(before[0], torch.get_rng_state()) and before[1] == random.getstate()
     assert (before[2] == np.random.get_state()[1]).all()
@@ -131,7 +135,7 @@ def test_the_agreement_with_itself_is_perfect_and_leaves_random_states_alone():
 
 def test_a_pair_that_does_not_agree_is_named(pair, found):
     _, prompts = gathered(pair)
-    some = agreement(pair, prompts, seed=0, max_new_tokens=6, max_tokens=64)
+    some = agreed(pair, prompts, seed=0, max_new_tokens=6, max_tokens=64)
     limit = math.log(36)
     assert not found.with_agreement(replace(some, reverse_kl=limit, forward_kl=0.1)).warnings
     (high,) = found.with_agreement(replace(some, reverse_kl=limit + 0.1, forward_kl=0.1)).warnings
@@ -268,7 +272,7 @@ def test_a_model_alone_has_a_page_without_what_is_not_there(tmp_path, capsys):
 
 def test_the_page_is_short_and_says_it_all(pair, found, tmp_path, capsys):
     _, prompts = gathered(pair)
-    found = found.with_agreement(agreement(pair, prompts, seed=0, max_new_tokens=6, max_tokens=64))
+    found = found.with_agreement(agreed(pair, prompts, seed=0, max_new_tokens=6, max_tokens=64))
     found = replace(found, warnings=("first [bold]thing", "second"))
     show(found)
     screen = capsys.readouterr().out
