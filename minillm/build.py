@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 from dataclasses import asdict, dataclass, replace
@@ -10,7 +11,6 @@ from pathlib import Path
 
 import lightning as L
 import torch
-from omegaconf import DictConfig, OmegaConf
 
 from minillm import preflight
 from minillm.callbacks import Interruption
@@ -55,15 +55,14 @@ class Run:
     ckpt_path: Path | None
 
 
-def build(cfg: DictConfig, settings: Settings) -> Run:
-    """Load the models and the data, make the trainer, write the resolved config into the run directory.
+def build(settings: Settings, pair: Pair | None = None) -> Run:
+    """Load the models, unless a `pair` is given, and the data, make the trainer, write the resolved config into the run
+    directory.
 
     Raises:
         ModelError, DataError, ConfigError: see `newest_good`, `compare_settings`, `ModelPair.load` and `Sources`.
     """
-    plain = OmegaConf.to_container(cfg, resolve=True)
-    run_dir = Path(plain["run"]["dir"])
-    strategy = settings.strategy
+    plain, run_dir, strategy = copy.deepcopy(settings.plain), settings.run_dir, settings.strategy
     on_first(partial(check_writable, run_dir))
     check_shared(run_dir)
     precision = choose_precision(plain["trainer"]["precision"], plain["trainer"].get("accelerator", "auto"))
@@ -89,7 +88,7 @@ def build(cfg: DictConfig, settings: Settings) -> Run:
     documents = read_documents(settings.data.corpus_file) if settings.regulariser.on else None
     log.info("%s", describe_precision(settings.model, device, precision))
     # Parts of weights go to their devices one after the other, once the trainer has started; whole ones go now.
-    pair = settings.model.load(device, plain["seed"], keep_on_cpu=strategy.sharded)
+    pair = pair or settings.model.load(device, plain["seed"], keep_on_cpu=strategy.sharded)
     before = (read_settings(run_dir) or {}) if ckpt_path else {}
     settings = replace(settings, data=agree(settings.data.begun(pair.tokenizer, before.get("data.date"))))
     plain["data"]["date"] = settings.data.date

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import json
 import logging
-from pathlib import Path
+import warnings
 
 from lightning.pytorch.loggers import WandbLogger
 from omegaconf import DictConfig, OmegaConf
 
-from minillm.build import build
+from minillm.build import Run, build
 from minillm.config.stored import composed_of
 from minillm.errors import Interrupted
+from minillm.models import Pair
 from minillm.parallel import agree, barrier, join, launch, leave
-from minillm.settings import check_config
+from minillm.settings import Settings, check_config
 from minillm.settings.directory import holding
 from minillm.system.machine import on_cuda
 from minillm.system.ranks import in_a_worker, rank
@@ -28,8 +29,6 @@ def fit(cfg: DictConfig, *, command: str, began: float) -> dict[str, float]:
     Raises:
         MinillmError: see `check_config` and `build`.
     """
-    for name in ("lightning.pytorch", "lightning.fabric"):  # they turn themselves up when they are imported
-        logging.getLogger(name).setLevel(logging.ERROR)
     job = {"task": "train", "cfg": OmegaConf.to_container(cfg, resolve=True), "command": command, "began": began}
     cuda = on_cuda(OmegaConf.select(cfg, "trainer.accelerator", default="auto"))
     if in_a_worker():
@@ -40,15 +39,28 @@ def fit(cfg: DictConfig, *, command: str, began: float) -> dict[str, float]:
     if settings.strategy.world_size > 1 and not in_a_worker():
         launch(settings.strategy.devices_here, job, cuda=cuda)
     else:
-        with holding(Path(cfg.run.dir)):
-            run = build(cfg, settings)
-            try:
-                run.trainer.fit(run.module, run.datamodule, ckpt_path=run.ckpt_path, weights_only=True)
-            except Interrupted:
-                barrier()  # all end together: srun ends the others with the first one
-                raise
-        for logger in run.trainer.loggers:
-            if isinstance(logger, WandbLogger):
-                logger.experiment.finish()
+        train(settings)
         leave()
-    return json.loads((Path(cfg.run.dir) / "metrics.json").read_text()) if rank() == 0 else {}
+    return json.loads((settings.run_dir / "metrics.json").read_text()) if rank() == 0 else {}
+
+
+def train(settings: Settings, pair: Pair | None = None) -> Run:
+    """Build and train in this process, `pair` or the models that the settings name.
+
+    Raises:
+        MinillmError: see `build`; Interrupted: by a signal, its state saved.
+    """
+    for name in ("lightning.pytorch", "lightning.fabric"):  # they turn themselves up when they are imported
+        logging.getLogger(name).setLevel(logging.ERROR)
+    with holding(settings.run_dir), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module="lightning")
+        run = build(settings, pair)
+        try:
+            run.trainer.fit(run.module, run.datamodule, ckpt_path=run.ckpt_path, weights_only=True)
+        except Interrupted:
+            barrier()  # all end together: srun ends the others with the first one
+            raise
+    for logger in run.trainer.loggers:
+        if isinstance(logger, WandbLogger):
+            logger.experiment.finish()
+    return run

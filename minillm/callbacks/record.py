@@ -30,11 +30,13 @@ class RunRecord(L.Callback):
     adapter/ that is merged there, if one was trained.
 
     Args:
-        export: which weights go to student/: `best` by the checkpoints' monitor, or `last`.
+        export: which weights go to student/: `best` by the checkpoints' monitor, or `last`; None writes no student.
         began: seconds since the epoch at which the process began, for wall_seconds (all sessions of the run together).
     """
 
-    def __init__(self, *, run_dir: Path, began: float, card: dict[str, str], export: Literal["best", "last"] = "best"):
+    def __init__(
+        self, *, run_dir: Path, began: float, card: dict[str, str], export: Literal["best", "last"] | None = "best"
+    ):
         self.run_dir, self.card, self.export = Path(run_dir), card, export
         self._began, self._earlier = began, 0.0
         self._module: L.LightningModule | None = None
@@ -105,13 +107,12 @@ class RunRecord(L.Callback):
                         "callbacks.record.export=last exports the newest weights"
                     )
                 trainer.strategy.load_model_state_dict(load_saved(checkpoints.best_file))
-        student = module.pair.student
-        state = whole_state(student, keep=trainer.is_global_zero)
+        state = None if self.export is None else whole_state(module.pair.student, keep=trainer.is_global_zero)
         # The others wait: a run has not finished on any of them before it has on all.
         on_first(lambda: self._write(trainer, module, state, figures, exported))
 
-    def _write(self, trainer, module, state: dict, figures: dict, exported: dict) -> None:
-        """student/, adapter/ and metrics.json."""
+    def _write(self, trainer, module, state: dict | None, figures: dict, exported: dict) -> None:
+        """student/ and adapter/, unless there is no `state`, and metrics.json."""
         checkpoints, student = find(trainer, Checkpoints), module.pair.student
         best = None if checkpoints is None else checkpoints.best
         which = f", of step {best['step']}" if self.export == "best" and best is not None else ""
@@ -119,8 +120,9 @@ class RunRecord(L.Callback):
         export = "last" if best is None else self.export
         card = self.card | {"weights": export}
         try:
-            export_student(module.pair, self.run_dir / "student", card=card, figures=exported, state=state)
-            if adapter:
+            if state is not None:
+                export_student(module.pair, self.run_dir / "student", card=card, figures=exported, state=state)
+            if state is not None and adapter:
                 save_adapter(student, self.run_dir / "adapter", state=state)
         except (OSError, SafetensorError) as error:
             raise StorageError(
@@ -133,6 +135,8 @@ class RunRecord(L.Callback):
         figures |= module.counts | {"wall_seconds": self.wall_seconds}
         self._csv.require()
         write_whole(self.run_dir / "metrics.json", json.dumps(figures, indent=2) + "\n")
+        if state is None:
+            return
         say(
             f"Wrote {self.run_dir}: metrics.json, metrics.csv, samples/, checkpoints/{adapter}, "
             f"student/ ({export} weights{which})"

@@ -57,7 +57,8 @@ class PrunedTeacher:
 @dataclass(frozen=True)
 class Pair:
     """A loaded pair. `student` is trained; `teacher` is frozen, in eval mode and outside of every checkpoint, and None
-    where a model is measured alone. `compile`: see `LanguageModel`. `vocabulary`: what was found on the way."""
+    where a model is measured alone. `compile`: see `LanguageModel`. `vocabulary`: what was found on the way;
+    `loaded_by`: the settings."""
 
     student: PreTrainedModel
     teacher: LanguageModel | None
@@ -66,6 +67,7 @@ class Pair:
     stop_ids: tuple[int, ...]
     compile: bool = False
     vocabulary: Vocabulary | None = None
+    loaded_by: ModelPair | None = None
 
     @property
     def pad_id(self) -> int:
@@ -149,7 +151,7 @@ class ModelPair:
             pair.teacher.offload = self.teacher.offload
         if self.gradient_checkpointing:
             recompute_activations(student)
-        return pair
+        return replace(pair, loaded_by=self)
 
     def missing_here(self) -> list[str]:
         """What this machine lacks for them, see `missing_for`."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,6 +40,11 @@ class Settings:
     start: SupervisedStart
     strategy: Parallel
     callbacks: dict[str, L.Callback]
+    plain: dict  # of config.yaml: the objects as plain values, and what is not theirs (seeds, trainer, logger, ...)
+
+    @property
+    def run_dir(self) -> Path:
+        return Path(self.plain["run"]["dir"])
 
     @property
     def accumulated(self) -> int:
@@ -64,6 +70,25 @@ def check_config(
     problems = root_problems(plain)
     problems += node_problems(plain["trainer"], "trainer")
     problems += node_problems(plain["logger"], "logger", supplied=("run_dir", "name", "settings"))
+    built = {group: collect(problems, group, plain[group]) for group in SETTINGS}
+    if not elsewhere and built["model"]:
+        problems += built["model"].missing_here()
+    return assemble(plain, built, problems, command=command, began=began)
+
+
+def assemble(
+    plain: dict, built: dict, problems: Sequence[str] = (), *, command: str = "", began: float | None = None
+) -> Settings:
+    """Settings of objects that are there.
+
+    Args:
+        plain: the whole config. built: the object of each of SETTINGS, None where it could not be made. problems: those
+            found so far. command, began: for the model card and wall_seconds.
+
+    Raises:
+        ConfigError: with every problem, those of the callbacks and of groups that do not go together among them.
+    """
+    problems = list(problems)
     run_dir = Path(plain["run"]["dir"])
     extra = {
         "callbacks.validation": {"run_dir": run_dir, "seed": plain["eval_seed"]},
@@ -75,20 +100,17 @@ def check_config(
             "card": {"name": plain["run"]["name"], "made_by": made_by(plain), "command": command},
         },
     }
-    built = {group: collect(problems, group, plain[group]) for group in SETTINGS}
     nodes = {name: node for name, node in plain["callbacks"].items() if node}
     callbacks = {
         name: collect(problems, f"callbacks.{name}", node, **extra.get(f"callbacks.{name}", {}))
         for name, node in nodes.items()
     }
     problems += cross_field_problems(built, callbacks, plain)
-    if not elsewhere and built["model"]:
-        problems += built["model"].missing_here()
     if problems:
         raise ConfigError(problems)
     if plain["profile"]:
         callbacks["profile"] = Profile(run_dir)
-    return Settings(**built, callbacks=callbacks)
+    return Settings(**built, callbacks=callbacks, plain=plain)
 
 
 def made_by(plain: dict) -> str:

@@ -217,7 +217,7 @@ def test_all_stages_of_a_pair_train_in_a_row(student, data, monkeypatch):
         sizes = [*SMALL["all"], *SMALL[regime]] + ["regulariser.batch_size=2"] * (stage == "minillm")
         files = [] if stage == "seqkd" else ["data.train_file=train.jsonl"]
         cfg = on_small_models(experiment(f"{student}_{stage}", *sizes, *files), data / "hub")
-        run = build(cfg, check_config(cfg))
+        run = build(check_config(cfg))
         run.trainer.fit(run.module, run.datamodule)
         assert run.module.step == 2
         with open(f"runs/{cfg.run.name}/metrics.csv", newline="") as stream:
@@ -234,8 +234,8 @@ def test_what_an_earlier_stage_left_is_looked_for_and_compared(data, monkeypatch
     monkeypatch.chdir(data)
     cfg = on_small_models(experiment("gpt2_120m_kd", *SMALL["all"], "data.train_file=train.jsonl"), data / "hub")
     with pytest.raises(ConfigError, match=r"model.teacher.source=runs/gpt2_1b5_teacher/student: no such file"):
-        build(cfg, check_config(cfg))
+        build(check_config(cfg))
     # The shape of the student stands where the teacher's should be.
     shutil.copytree(cfg.model.student.source, data / "runs" / "gpt2_1b5_teacher" / "student")
     with pytest.raises(ModelError, match=r"runs/gpt2_1b5_teacher/student is not of the .*layers: 2 stated, 1 found"):
-        build(cfg, check_config(cfg))
+        build(check_config(cfg))

@@ -14,7 +14,7 @@ import minillm.data.sources
 from minillm.config.stored import read_config
 from minillm.data import Sources
 from minillm.errors import ConfigError
-from minillm.generate import check_generation, generate
+from minillm.generation import check_generation, generate
 from minillm.recipe.commands import stages_of
 from minillm.recipe.stages import begun_on
 from minillm.suite import check_suite, run_suite

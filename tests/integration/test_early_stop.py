@@ -27,7 +27,7 @@ def fit(folder, overrides, *, siblings):
     write_siblings(folder, siblings)
     with initialize_config_dir(str(CONF), version_base="1.3"):
         cfg = compose("train", [*overrides, *RULE, "logger=csv", f"run.dir={folder}/mine", "run.name=x"])
-    run = build(cfg, check_config(cfg))
+    run = build(check_config(cfg))
     run.trainer.fit(run.module, run.datamodule)
     return json.loads((folder / "mine" / "metrics.json").read_text())
 

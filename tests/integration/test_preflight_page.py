@@ -27,7 +27,7 @@ def overrides(overrides):
 def prepared(run_dir, overrides):
     with initialize_config_dir(str(CONF), version_base="1.3"):
         cfg = compose("train", [*overrides, "logger=csv", f"run.dir={run_dir}", "run.name=test"])
-    return build(cfg, check_config(cfg))
+    return build(check_config(cfg))
 
 
 def save(folder, *, tokenizer=None, **options):

@@ -37,7 +37,7 @@ def train(run_dir, overrides, *, resume=None, kill_after=None, also=None):
     with open_dict(cfg):
         cfg.resume = resume
     settings = check_config(cfg)
-    run = build(cfg, settings)
+    run = build(settings)
     if kill_after is not None:
         run.trainer.callbacks.append(KillAfter(kill_after))
     if also is not None:

@@ -10,9 +10,10 @@ LAYERS = [
     {"objectives", "linear_loss", "models", "data", "optim", "parallel"},
     {"sampling", "scoring", "metrics", "evaluation"},
     {"modules", "callbacks", "datamodule", "runs", "report"},
-    {"settings", "planning", "preflight", "suite", "build", "cli"},
-    {"sweeps", "recipe"},
-    {"chain", "compare", "export", "fit", "generate", "plan", "worker"},  # commands, and what train.py calls
+    {"settings", "planning", "preflight", "suite", "build", "cli", "generation"},
+    {"sweeps", "recipe", "fit"},
+    {"api"},
+    {"chain", "compare", "export", "generate", "plan", "worker"},  # commands
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 

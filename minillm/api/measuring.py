@@ -1,0 +1,104 @@
+"""Answers of models, and figures of the answers."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, Literal
+
+from omegaconf import OmegaConf
+
+from minillm.api.inputs import Prompts, prompts_of
+from minillm.api.run import Run, Student, pair_of_model
+from minillm.errors import ConfigError
+from minillm.evaluation import answer_prompts
+from minillm.generation import row_of
+from minillm.models import LanguageModel, Pair
+from minillm.suite.run import run_suite
+from minillm.suite.settings import check_suite
+from minillm.system.child import ROOT
+
+
+def generate(
+    model: str | Path | Pair | Run,
+    prompts: Prompts,
+    *,
+    of: Literal["student", "teacher"] = "student",
+    max_new_tokens: int = 256,
+    temperature: float = 1.0,
+    seed: int | None = 0,
+    batch_size: int = 32,
+    data: Mapping[str, Any] | None = None,
+) -> list[dict]:
+    """Answers as rows that `finetune` takes as prompts: one a prompt, sampled, or greedy with seed=None. Rows of
+    `prompts` that cannot be written with the model's template or are too long are left out.
+
+    Args:
+        model: a directory or hub id, a pair or a run; `of` them the student or the teacher.
+    """
+    pair = pair_of_model(model)
+    if of == "teacher" and pair.teacher is None:
+        raise ConfigError("of=teacher: the pair has no teacher")
+    chosen = prompts_of(pair, prompts, data)
+    answers = answer_prompts(
+        pair.teacher if of == "teacher" else LanguageModel(pair.student, pair.n_vocab),
+        chosen,
+        pair.tokenizer,
+        seeds=None if seed is None else [seed],
+        max_new_tokens=max_new_tokens,
+        batch_size=batch_size,
+        stop_ids=pair.stop_ids,
+        temperature=temperature,
+    )
+    return [row_of(record, answer) for record, answer in zip(chosen.records, answers, strict=True)]
+
+
+def evaluate(
+    models: Sequence[str | Path | Run | Pair],
+    *,
+    teacher: str | Path | Pair | LanguageModel | None = None,
+    files: Sequence[str | Path] = ("builtin:validation",),
+    suite: str = "quick",
+    run_dir: str | Path | None = None,
+    data: Mapping[str, Any] | None = None,
+    **options: Any,
+) -> dict:
+    """Measure models on held-out prompts; what evaluate.py writes to metrics.json:
+    ["answers"][decoding][file][model]["figures"], each with mean and 95% interval, and more.
+
+    Args:
+        models: directories, hub ids, runs or pairs (their students). teacher: for the KL; a pair's, if it is one.
+        files: of prompts. suite: quick, or paper for all that the paper measures.
+        options: other keys of conf/evaluate.yaml: seeds, max_new_tokens, batch_size, limit, ...
+    """
+    with ExitStack() as stack:
+        scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="minillm-")))
+        folder = Path(run_dir or scratch / "evaluation")
+        cfg = OmegaConf.load(ROOT / "conf" / "evaluate.yaml")
+        del cfg["defaults"], cfg["hydra"]
+        named = [_directory(each, scratch / f"model_{number}") for number, each in enumerate(models)]
+        given = options | {
+            "models": named,
+            "teacher": None if teacher is None else _teacher_source(teacher),
+            "run": {"name": folder.name, "dir": str(folder)},
+            "suite": OmegaConf.load(ROOT / "conf" / "suite" / f"{suite}.yaml"),
+            "data": OmegaConf.load(ROOT / "conf" / "data" / "builtin.yaml"),
+        }
+        cfg = OmegaConf.merge(cfg, given, {"data": {"files": [str(each) for each in files], **(data or {})}})
+        return run_suite(check_suite(cfg))
+
+
+def _directory(model: str | Path | Run | Pair, directory: Path) -> str:
+    if isinstance(model, str | Path):
+        return str(model)
+    Student(pair_of_model(model)).save_pretrained(directory)
+    return str(directory)
+
+
+def _teacher_source(teacher: str | Path | Pair | LanguageModel) -> str:
+    if isinstance(teacher, str | Path):
+        return str(teacher)
+    network = (teacher.teacher if isinstance(teacher, Pair) else teacher).network
+    return network.name_or_path

@@ -1,0 +1,84 @@
+"""Rollouts and gradients, for one's own loop."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+
+from minillm.api.inputs import Prompts, prompts_of
+from minillm.data import rows_at
+from minillm.linear_loss import LinearLoss, Side
+from minillm.models import LanguageModel, Pair
+from minillm.objectives import MiniLLM
+from minillm.sampling import Sampler
+from minillm.scoring import with_teacher
+from minillm.scoring.micro_batch import micro_batches
+from minillm.seeding import seed_for
+from minillm.types import Rollout
+
+_MAX_TOKENS = 2048
+
+
+def rollouts(
+    pair: Pair,
+    prompts: Prompts,
+    *,
+    size: int = 32,
+    sampler: Sampler | None = None,
+    data: Mapping[str, Any] | None = None,
+    seed: int = 0,
+) -> Iterator[Rollout]:
+    """Rollouts of `size` prompts without end, for one's own loop: each answered by the student as it is then (or its
+    mixture with the teacher), with the log-probs of both models and the teacher's hidden states. The same prompts and
+    answers as those of `distill` with the same seed."""
+    chosen = prompts_of(pair, prompts, data)
+    sampler = sampler or Sampler()
+    model = LanguageModel(pair.student, pair.n_vocab, pair.compile)
+    for index in itertools.count():
+        rows = rows_at(seed_for(seed, "prompts"), index * size, size, len(chosen))
+        batch = chosen.batch(rows, index=index).to(model.device)
+        seeds = [seed_for(seed, "rollout", index, row) for row in range(size)]
+        ends = dict(stop_ids=pair.stop_ids, pad_id=pair.pad_id)
+        with torch.no_grad():
+            rollout = sampler.rollout(model, pair.teacher, batch, seeds, **ends)
+            rollout = with_teacher(rollout, pair.teacher, LinearLoss(), max_tokens=_MAX_TOKENS)
+        yield rollout
+
+
+def backward(
+    pair: Pair,
+    rollout: Rollout,
+    objective: Any = None,
+    *,
+    linear_loss: LinearLoss | None = None,
+    max_tokens: int = _MAX_TOKENS,
+) -> dict[str, float]:
+    """Add the gradient of the objective on a rollout to the student's, as one mini-batch; returns the loss and its
+    parts. `max_tokens` go through the student at a time, which changes nothing but rounding.
+
+    Pass what `objective.prepare` made of the rollout to make several steps on it.
+    """
+    objective, linear_loss = objective or MiniLLM(), linear_loss or LinearLoss()
+    batch = rollout if hasattr(rollout, "terms") else objective.prepare(rollout)
+    normaliser = objective.normaliser(batch.response_mask_BR)
+    model = LanguageModel(pair.student, pair.n_vocab, pair.compile)
+    sums: dict[str, float] = {}
+    for micro in micro_batches(batch, max_tokens):
+        terms, teacher = batch.terms(micro.take), None
+        if objective.wanted:
+            head = pair.teacher.head(batch.temperature)
+            teacher = Side(micro.take(batch.teacher_hidden_BRH), head)
+        output = linear_loss(
+            micro.side(model, batch.temperature),
+            teacher,
+            micro.take(batch.response_ids_BR),
+            objective.wanted,
+            lambda values, rows, terms=terms: objective.loss(values, terms.rows(rows), normaliser),
+        )
+        output.loss.backward()
+        for name, value in {"loss": output.loss.detach(), **output.parts}.items():
+            sums[name] = sums.get(name, 0.0) + float(value)
+    return sums

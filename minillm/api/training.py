@@ -1,0 +1,201 @@
+"""Load a pair, distil it, fine-tune it."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import time
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+from minillm.api.inputs import Prompts, as_file, plain_of, sources_of
+from minillm.api.run import Run
+from minillm.data import read_records
+from minillm.errors import ConfigError
+from minillm.fit import train
+from minillm.linear_loss import LinearLoss
+from minillm.models import Lora, ModelPair, Pair, device_of
+from minillm.modules import OnPolicy, Supervised, SupervisedStart
+from minillm.objectives import CrossEntropy, MiniLLM, PretrainLoss
+from minillm.optim import Optim
+from minillm.parallel import Parallel
+from minillm.sampling import Sampler
+from minillm.settings import assemble
+
+_NO_CORPUS = PretrainLoss(enabled=False, coefficient=0.0, batch_size=1)
+
+
+def load_pair(
+    student: str | Path,
+    teacher: str | Path | None = None,
+    *,
+    device: Literal["auto", "cpu", "cuda"] = "auto",
+    dtype: str = "auto",
+    attention: str = "sdpa",
+    lora: Lora | None = None,
+    gradient_checkpointing: bool = False,
+    seed: int = 0,
+) -> Pair:
+    """A student to train and its frozen teacher, checked against one another.
+
+    Args:
+        student, teacher: a directory, a hub id, a .gguf file, or `package:NAME`; without a teacher the student can be
+            fine-tuned only.
+        dtype: of weights that are not trained; trained ones are float32 with `auto`.
+        lora: train adapters of the student. seed: of their initial weights.
+
+    Raises:
+        ConfigError, ModelError: a model cannot be loaded, its family computes something that is not known here, or the
+            two do not share a vocabulary.
+    """
+    settings = ModelPair(
+        student=str(student), teacher=None if teacher is None else str(teacher), dtype=dtype, attention=attention,
+        lora=lora, gradient_checkpointing=gradient_checkpointing,
+    )  # fmt: skip
+    return settings.load(device_of(device), seed)
+
+
+def distill(
+    pair: Pair,
+    prompts: Prompts,
+    *,
+    steps: int | None = None,
+    objective: Any = None,
+    sampler: Sampler | None = None,
+    regime: OnPolicy | None = None,
+    corpus: str | Path | None = None,
+    regulariser: PretrainLoss | None = None,
+    start: SupervisedStart | None = None,
+    **options: Any,
+) -> Run:
+    """Train `pair.student` in place on its own answers, by default with MiniLLM's objective; see `_train` for the
+    other options (optim, validation, run_dir, resume, seed, ...).
+
+    Args:
+        prompts: a .jsonl file, a hub data set, `builtin`, or rows: texts, or dicts as in the file.
+        steps: optimizer steps; None takes those of `regime`, whose sizes are the paper's by default (256 answers a
+            rollout, 64 a step).
+        corpus: text for the regulariser L_PT (a file, a hub data set, `pydoc_topics`); None does without.
+        start: supervised steps before the first rollout.
+
+    Raises:
+        ConfigError, DataError, ModelError: before anything is trained, with all that is wrong.
+        Interrupted: by a signal; with a `run_dir` the same call with resume=True goes on.
+    """
+    if pair.teacher is None:
+        raise ConfigError("pair: has no teacher; wanted load_pair(student, teacher)")
+    regime = regime or OnPolicy()
+    groups = dict(
+        objective=objective or MiniLLM(),
+        sampler=sampler or Sampler(),
+        regime=regime if steps is None else replace(regime, max_steps=steps),
+        regulariser=regulariser or (PretrainLoss() if corpus else _NO_CORPUS),
+        start=start or SupervisedStart(),
+    )
+    return _train(pair, prompts, groups, corpus, **options)
+
+
+def finetune(
+    pair: Pair,
+    prompts: Prompts,
+    *,
+    steps: int | None = None,
+    objective: CrossEntropy | None = None,
+    regime: Supervised | None = None,
+    **options: Any,
+) -> Run:
+    """Train `pair.student` in place on the answers of the data: fine-tuning, or with CrossEntropy(kd_ratio=0.5)
+    word-level KD, and on a teacher's answers (`generate`) SeqKD. `steps` None takes the epochs of `regime`. The rest:
+    as `distill`."""
+    regime = regime or Supervised()
+    groups = dict(
+        objective=objective or CrossEntropy(),
+        sampler=Sampler(),
+        regime=regime if steps is None else replace(regime, epochs=None, max_steps=steps),
+        regulariser=_NO_CORPUS,
+        start=SupervisedStart(),
+    )
+    return _train(pair, prompts, groups, None, **options)
+
+
+def _train(
+    pair: Pair,
+    prompts: Prompts,
+    groups: dict[str, Any],
+    corpus: str | Path | None,
+    *,
+    optim: Optim | None = None,
+    linear_loss: LinearLoss | None = None,
+    validation: Prompts | None = None,
+    data: Mapping[str, Any] | None = None,
+    validate_every: int | None = None,
+    save_every: int | None = None,
+    run_dir: str | Path | None = None,
+    resume: bool = False,
+    export: Literal["best", "last"] = "last",
+    seed: int = 0,
+    eval_seed: int = 1234,
+    preflight: bool = True,
+) -> Run:
+    """Options of `distill` and `finetune`.
+
+    Args:
+        optim: the optimizer, its learning rate (5e-6 by default) and schedule.
+        validation: prompts that are held out; None keeps a tenth of `prompts` out, 64 at most.
+        data: further settings of `Sources`, such as template, system, max_prompt_tokens.
+        validate_every, save_every: optimizer steps; None: at the beginning and the end.
+        run_dir: where metrics, checkpoints, samples and the student are kept; None keeps nothing.
+        resume: go on from the run_dir's last checkpoint, if there is one.
+        export: the weights that stay: of the last step, or of the best validation (by reverse KL, or by loss without a
+            teacher); `best` needs a run_dir.
+        seed: of prompts, rollouts and inner epochs. eval_seed: of validation.
+        preflight: look at the pair before the first step, and check that decoding and update are one model.
+    """
+    if export == "best" and run_dir is None:
+        raise ConfigError("export=best: needs a run_dir, where the best weights are kept")
+    with ExitStack() as stack:
+        folder = Path(run_dir or stack.enter_context(tempfile.TemporaryDirectory(prefix="minillm-")))
+        train_file = as_file(prompts, folder)
+        held_out = max(1, min(64, len(read_records(train_file)) // 10)) if validation is None else None
+        built = groups | {
+            "model": pair.loaded_by or ModelPair(pair.student.name_or_path or "memory", pair.teacher and "memory"),
+            "optim": optim or Optim(),
+            "linear_loss": linear_loss or LinearLoss(),
+            "strategy": Parallel(),
+            "data": sources_of(
+                pair,
+                data,
+                train_file=train_file,
+                val_file=None if validation is None else as_file(validation, folder),
+                val_size=held_out,
+                corpus_file=None if corpus is None else str(corpus),
+            ),
+        }
+        monitor = "loss" if pair.teacher is None else "reverse_kl"
+        ours, tokens = "minillm.callbacks.", groups["sampler"].max_new_tokens
+        kept = run_dir is not None
+        plain = {name: plain_of(each) for name, each in built.items()} | {
+            "seed": seed, "eval_seed": eval_seed, "resume": "auto" if resume else None, "profile": False,
+            "preflight": preflight, "optimized_metric": f"val/{monitor}",
+            "run": {"name": folder.name, "dir": str(folder)},
+            "trainer": {"_target_": "lightning.Trainer", "precision": "auto", "enable_model_summary": False,
+                        "accelerator": "gpu" if pair.student.device.type == "cuda" else "cpu"},
+            "logger": {"_target_": None},
+            "callbacks": {
+                "validation": {"_target_": f"{ours}Validation", "every": validate_every, "max_new_tokens": tokens},
+                "median": None,
+                "checkpoints": {"_target_": f"{ours}Checkpoints", "every": save_every, "monitor": monitor}
+                if kept else None,
+                "record": {"_target_": f"{ours}RunRecord", "export": export if kept else None},
+                "progress": {"_target_": f"{ours}Progress"},
+            },
+        }  # fmt: skip
+        device = pair.student.device
+        run = train(assemble(plain, built, command="minillm", began=time.time()), pair)
+        pair.student.to(device)  # Lightning leaves it on the CPU
+        metrics = json.loads((folder / "metrics.json").read_text())
+        history = [{name: float(value) for name, value in row.items()} for row in run.trainer.loggers[0].rows]
+    return Run(metrics, history, pair, folder if kept else None)
