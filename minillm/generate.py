@@ -1,5 +1,8 @@
 """python -m minillm.generate: a teacher answers prompts, on disk, as training data of SeqKD. See conf/generate.yaml."""
 
+import sys
+from types import ModuleType
+
 import hydra
 from omegaconf import DictConfig
 
@@ -13,6 +16,17 @@ from minillm.system.ranks import rank, started_processes
 def main(cfg: DictConfig) -> None:
     generate(check_generation(cfg), cfg.device, rank(), started_processes())
 
+
+class _Callable(ModuleType):
+    """Python sets `minillm.generate` to this module wherever it is imported; the function must stay in reach."""
+
+    def __call__(self, *args, **kwargs):
+        from minillm.api import generate
+
+        return generate(*args, **kwargs)
+
+
+sys.modules[__name__].__class__ = _Callable
 
 if __name__ == "__main__":
     cli.run(main, "generate")

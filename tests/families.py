@@ -94,7 +94,6 @@ MORE = {
         vocab_size=ROWS, max_position_embeddings=256, bos_token_id=None, eos_token_id=None, pad_token_id=None,
     ),
     "persimmon": _KV,
-    "phimoe": _EXPERTS,
     "qwen3_moe": _EXPERTS | dict(head_dim=8, decoder_sparse_step=1),
     "seed_oss": _HEADS,
     "stablelm": _KV,
@@ -112,6 +111,7 @@ REFUSED = {
     "qwen3_next": _EXPERTS | dict(head_dim=8),
     "llama4_text": _HEADS | dict(attention_chunk_size=WINDOW, num_local_experts=2, intermediate_size_mlp=48),
     "recurrent_gemma": _KV,
+    "phimoe": _EXPERTS,
     "t5": dict(vocab_size=ROWS, d_model=32, d_kv=8, d_ff=48, num_layers=1, num_heads=4),
 }
 

@@ -25,24 +25,26 @@ class PlainText:
     def __init__(self, tokenizer: PreTrainedTokenizerBase):
         self._tokenizer = tokenizer
         special = {id for id, token in tokenizer.added_tokens_decoder.items() if token.special}
-        # What a tokenizer does not know becomes <unk>, whoever wrote it.
-        special = (special | set(tokenizer.all_special_ids)) - {tokenizer.unk_token_id}
+        special |= set(tokenizer.all_special_ids)
         names = {id: tokenizer.convert_ids_to_tokens(id) for id in special}
-        self._names = {id: name for id, name in names.items() if not name.isspace()}
-        longest_first = sorted(self._names.values(), key=len, reverse=True)
+        names = {id: name for id, name in names.items() if not name.isspace()}
+        self._control = names.keys() - harmless(tokenizer)
+        self._unknown = next((names[id] for id in harmless(tokenizer) if id in names), None)
+        longest_first = sorted(names.values(), key=len, reverse=True)
         self._written = re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
 
     def __call__(self, text: str) -> list[int]:
         ids = self._encode(text)
-        if self._has_control(ids):
+        if self._has_control(text, ids):
             ids = self._encode(text, split_special_tokens=True)
-            if self._has_control(ids):
+            if not self._control.isdisjoint(ids):
                 raise Dropped(UNWRITABLE)
         return ids
 
     def chat(self, messages: Messages, render: Callable[[Messages], str]) -> list[int]:
         """Ids of the rendered conversation. Control tokens that `render` writes are real ones."""
-        if not any(self._has_control(self._encode(message["content"])) for message in messages):
+        texts = [message["content"] for message in messages]
+        if not any(self._has_control(text, self._encode(text)) for text in texts):
             return self._encode(render(messages))
         marked = [each | {"content": mark_control_tokens(each["content"], self._written)} for each in messages]
         if marked == messages:  # written otherwise, for example in full-width characters
@@ -55,5 +57,11 @@ class PlainText:
     def _encode(self, text: str, **options) -> list[int]:
         return self._tokenizer(text, add_special_tokens=False, **options)["input_ids"]
 
-    def _has_control(self, ids: list[int]) -> bool:
-        return not self._names.keys().isdisjoint(ids)
+    def _has_control(self, text: str, ids: list[int]) -> bool:
+        written = self._unknown is not None and self._unknown in text
+        return written or not self._control.isdisjoint(ids)
+
+
+def harmless(tokenizer: PreTrainedTokenizerBase) -> set[int]:
+    """The token for what a tokenizer does not know, whoever wrote it; unless it begins or ends a text too."""
+    return {tokenizer.unk_token_id} - {None, tokenizer.eos_token_id, tokenizer.bos_token_id}

@@ -36,10 +36,13 @@ def encode(tokenizer: Any, eos: int, batch: Batch) -> np.ndarray:
         rows = [each.ids for each in tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
     else:
         options = dict(add_special_tokens=False, verbose=False)
-        control = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
+        # The token for what is unknown is none, unless it ends a text too.
+        name = tokenizer.unk_token
+        control = set(tokenizer.all_special_ids) - ({tokenizer.unk_token_id} - {eos})
         rows = tokenizer(texts, **options)["input_ids"]
         for at, row in enumerate(rows):
-            if not control.isdisjoint(row):  # in other texts it would split other added tokens too
+            written = name is not None and name in texts[at]
+            if written or not control.isdisjoint(row):  # in other texts it would split other added tokens too
                 rows[at] = tokenizer(texts[at], split_special_tokens=True, **options)["input_ids"]
     ids = []
     for row, (_, last) in zip(rows, batch, strict=True):

@@ -90,7 +90,7 @@ class Checkpoint:
         if self.source.startswith("package:"):
             return str(converted(file_in_package(self.source.removeprefix("package:")))), None
         path = Path(self.source).expanduser()
-        if path.suffix == ".gguf" and path.is_file():
+        if path.suffix.lower() == ".gguf" and path.is_file():
             return str(converted(path)), None
         if path.is_dir():
             if not (path / "config.json").is_file():
@@ -99,7 +99,7 @@ class Checkpoint:
                     f"source={self.source}: no config.json inside; {student or 'wanted a Hugging Face directory'}"
                 )
             return str(path), None
-        if path.suffix == ".gguf" or self.source.startswith((".", "/", "~")) or self.source.count("/") > 1:
+        if path.suffix.lower() == ".gguf" or self.source.startswith((".", "/", "~")) or self.source.count("/") > 1:
             raise ConfigError(f"source={self.source}: no such file or directory")
         name, _, revision = self.source.partition("@")
         return name, revision or None

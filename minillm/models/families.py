@@ -32,6 +32,11 @@ def unsupported(config: PretrainedConfig) -> str | None:
     kind = model_class(config)
     if kind is None:
         return f"{family} has no causal language model in transformers; wanted a decoder-only language model"
+    if family == "phimoe" and text_config(config).router_jitter_noise:
+        return (
+            f"{family} has a router that draws experts while it trains, by the router_jitter_noise that its eval mode "
+            "needs; so it cannot be turned off. Wanted another mixture of experts"
+        )
     odd = sorted(set(getattr(text_config(config), "layer_types", None) or ()) - _LAYER_TYPES)
     if odd or kind._is_stateful:
         layers = f"layers of type {', '.join(odd)}" if odd else "recurrent layers"
@@ -97,6 +102,13 @@ def windows(config: PretrainedConfig) -> list[int]:
     """Widths of sliding windows, in tokens, in ascending order."""
     text = text_config(config)
     return sorted({value for name in _WINDOWS if isinstance(value := getattr(text, name, None), int) and value > 0})
+
+
+def has_experts(config: PretrainedConfig) -> bool:
+    """Whether a router sends each token to some of several parts of a layer."""
+    text = text_config(config)
+    names = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+    return any((getattr(text, name, None) or 0) > 1 for name in names)
 
 
 def without_noise(config: PretrainedConfig) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,15 +12,17 @@ import torch
 from peft import LoraConfig, get_peft_model_state_dict, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import cast_adapter_dtype
+from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from minillm.errors import ConfigError, check
+from minillm.errors import ConfigError, check, first_line
 from minillm.models.architecture import body_of
 from minillm.seeding import seed_for
 from minillm.system.folders import whole_directory
+from minillm.terminal.console import say
 
 _NAME = "default"  # peft's own for the only adapter
 
@@ -57,7 +60,10 @@ class Lora:
             ConfigError: a target is not a linear layer of the body.
         """
         body = body_of(network)
-        linear = {name: module for name, module in body.named_modules() if isinstance(module, nn.Linear | Conv1D)}
+        inside = {id(module) for module in body.modules()}
+        linear = {
+            name: module for name, module in network.named_modules() if id(module) in inside and _is_linear(module)
+        }
         short = sorted({name.rpartition(".")[2] for name in linear})
         targets = short if self.target_modules is None else list(self.target_modules)
         unknown = [each for each in targets if not any(f".{name}".endswith(f".{each}") for name in linear)]
@@ -71,25 +77,45 @@ class Lora:
             base_model_name_or_path=base,
             r=self.rank,
             lora_alpha=self.alpha,
-            target_modules=targets,
-            exclude_modules=_outside(network, body),
+            target_modules=_only(network, linear, targets),
             fan_in_fan_out=any(isinstance(module, Conv1D) for module in linear.values()),
         )
+        if renamed := _taken_for_experts(config, network):
+            if self.target_modules is not None:
+                raise ConfigError(
+                    f"lora.target_modules: peft takes {', '.join(renamed)} for the fused experts of "
+                    f"{network.config.model_type}; wanted others of: {', '.join(short)}"
+                )
+            config.target_modules = set(config.target_modules) - set(renamed)
+            kinds = sorted({each.rpartition(".")[2] for each in renamed})
+            say(f"lora: no adapters on {', '.join(kinds)}: peft takes these names for fused experts")
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed_for(seed, "lora"))
             inject_adapter_in_model(config, network, _NAME)
         cast_adapter_dtype(network, _NAME)
 
 
-def _outside(network: PreTrainedModel, body: PreTrainedModel) -> list[str] | None:
-    """Linear layers of the other parts of a multimodal model, which may have the names of targets."""
-    if body is network.base_model:
-        return None
-    inside = {id(module) for module in body.modules()}
-    linear = (
-        name for name, module in network.named_modules() if id(module) not in inside and hasattr(module, "weight")
-    )
-    return list(linear)
+def _is_linear(module: nn.Module) -> bool:
+    """Not a router that is a linear layer by its class and gives several tensors."""
+    return isinstance(module, nn.Linear | Conv1D) and type(module).forward in (nn.Linear.forward, Conv1D.forward)
+
+
+def _taken_for_experts(config: LoraConfig, network: PreTrainedModel) -> list[str]:
+    """Targets that peft moves from linear layers to the fused experts of a mixture, for old adapters' sake."""
+    moved = copy.deepcopy(config)
+    try:
+        convert_peft_config_for_transformers(moved, network, None)
+    except ValueError as error:  # some of the names that are fused, and not all
+        raise ConfigError(f"lora.target_modules: {first_line(error)}") from error
+    return sorted(set(config.target_modules) - set(moved.target_modules))
+
+
+def _only(network: PreTrainedModel, linear: Collection[str], targets: list[str]) -> list[str]:
+    """The targets as they are where these ends of paths name nothing but linear layers of the body; else the paths of
+    those. Layers in a list (`0`), fused experts and the vision part of a multimodal model may have the same ends."""
+    paths = [*(name for name, _ in network.named_modules()), *(name for name, _ in network.named_parameters())]
+    meant = {name for name in paths if any(f".{name}".endswith(f".{each}") for each in targets)}
+    return targets if meant <= set(linear) else sorted(meant & set(linear))
 
 
 def not_adapted(network: PreTrainedModel) -> list[str]:

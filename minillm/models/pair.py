@@ -37,8 +37,8 @@ class PrunedTeacher:
                 f"keep_layers={self.keep_layers}, drop_layers={self.drop_layers}: wanted exactly one of the two",
             ),
             (
-                given is None or (len(given) > 0 and len(set(given)) == len(given) and min(given) >= 0),
-                f"keep_layers/drop_layers={given}: wanted distinct layer numbers from 0",
+                given is None or (len(given) > 0 and sorted(set(given)) == list(given) and min(given) >= 0),
+                f"keep_layers/drop_layers={given}: wanted distinct layer numbers from 0, in ascending order",
             ),
         )
 

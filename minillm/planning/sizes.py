@@ -30,8 +30,10 @@ class AutoSizes:
     @classmethod
     def of(cls, stored: dict[str, Any], file: Path) -> AutoSizes:
         """What a run's file says. Raises ConfigError: damaged."""
-        positive = all(type(value) in (int, float) and value > 0 for value in stored.values())
-        whole = stored.keys() == {field.name for field in fields(cls)} and positive
+        kinds = {field.name: (int, float) if field.name == "chunk_mb" else (int,) for field in fields(cls)}
+        whole = stored.keys() == kinds.keys() and all(
+            type(value) in kinds[name] and 0 < value < float("inf") for name, value in stored.items()
+        )
         check((whole, f"{file}: damaged; wanted a positive number for each size. Delete it to have them chosen anew"))
         return cls(**stored)
 

@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
-from minillm.errors import ConfigError, MinillmError
+from minillm.errors import ConfigError, MinillmError, check
 from minillm.recipe.children import Children
 from minillm.recipe.made import differing
+from minillm.runs.read import read_json
 from minillm.system.child import ROOT
 from minillm.system.files import fingerprint, write_whole
 from minillm.system.lock import locked
@@ -52,7 +53,7 @@ def run_chain(run_dir: Path, stages: list[Stage], jobs: int = 1) -> dict[str, di
     of = {stage.name: stage for stage in stages}
     titles = {stage.name: f"[{number}/{len(stages)}] {stage.name}" for number, stage in enumerate(stages, start=1)}
     with _alone(run_dir) as lock:
-        records = json.loads(file.read_text()) if file.exists() else {}
+        records = read_records_of(file)
         children = Children(lock, jobs)
 
         def inputs_of(stage: Stage) -> dict[str, str | None]:
@@ -110,10 +111,20 @@ def run_chain(run_dir: Path, stages: list[Stage], jobs: int = 1) -> dict[str, di
     return records
 
 
+def read_records_of(file: Path) -> dict[str, dict]:
+    """What chain.json says of each stage. Raises ConfigError: damaged."""
+    remedy = "delete it, and what is finished is recorded anew"
+    records = read_json(file, remedy) or {}
+    fields = {"command": list, "inputs": dict, "result": str | None}
+    for name, each in records.items():
+        whole = isinstance(each, dict) and all(isinstance(each.get(key), kind) for key, kind in fields.items())
+        check((whole and all(isinstance(word, str) for word in each["command"]), f"{file}: damaged ({name}); {remedy}"))
+    return records
+
+
 def begun_on(run_dir: Path) -> str | None:
     """The date in the commands of the chain there: all its prompts have the same."""
-    file = run_dir / "chain.json"
-    records = json.loads(file.read_text()) if file.exists() else {}
+    records = read_records_of(run_dir / "chain.json")
     words = [word for record in records.values() for word in record.get("command", []) if word.startswith("data.date=")]
     return words[0].partition("=")[2].strip("'") if words else None
 

@@ -15,12 +15,12 @@ from tests.families import ROWS, SIZES, WINDOW, family_config, family_model, mod
 PROMPTS = [[7, 9, 12], [5, 10, 8, 11, 30, 6, 10, 3, 4, 20], [3], list(range(2, 2 + 3 * WINDOW))]
 
 
-def check(network, half=False, training=True):
+def check(network, half=False, training=True, seeds=(1, 2, 3, 4)):
     ids, mask = pad(PROMPTS, 0, left=True)
     batch = PromptBatch(ids, mask, torch.arange(len(PROMPTS)))
     options = dict(stop_ids=(ROWS + 1,), pad_id=0, max_new_tokens=12, max_tokens=64, training=training)
     with torch.autocast("cpu", torch.bfloat16, enabled=half):
-        return check_consistency(LanguageModel(network), batch, seeds=[1, 2, 3, 4], **options)
+        return check_consistency(LanguageModel(network), batch, seeds=list(seeds), **options)
 
 
 @pytest.mark.parametrize("half", [False, True], ids=["float32", "bf16-mixed"])
@@ -39,6 +39,19 @@ def test_a_scale_on_the_logits_of_decoding_is_named(family, scale, half, monkeyp
     monkeypatch.setattr(Head, "columns", lambda self, hidden_BH: columns(self, hidden_BH) * scale)
     with pytest.raises(ModelError, match=rf"{family}: decoding and training are two models(.|\n)*by {scale:.2f}"):
         check(family_model(family), half)
+
+
+@pytest.mark.parametrize(
+    ("family", "dtype", "seed"), [("qwen3_moe", None, 0), ("olmoe", None, 5), ("mixtral", torch.float16, 1)]
+)
+def test_a_token_that_rounding_sends_to_another_expert_is_no_fault(family, dtype, seed, monkeypatch):
+    network = family_model(family, seed=seed, dtype=dtype or torch.float32)
+    found = check(network, half=dtype is None, seeds=[0, 1, 2, 3])
+    assert found.largest > 0.1
+    columns = Head.columns
+    monkeypatch.setattr(Head, "columns", lambda self, hidden_BH: columns(self, hidden_BH) * 1.04)
+    with pytest.raises(ModelError, match="by 1.04"):
+        check(network, half=dtype is None, seeds=[0, 1, 2, 3])
 
 
 def test_verify_finds_that_scale_in_a_half_type(monkeypatch):

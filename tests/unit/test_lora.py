@@ -222,6 +222,22 @@ def test_an_adapter_that_cannot_be_written_leaves_the_one_before(tmp_path, monke
     assert [each.name for each in tmp_path.iterdir()] == ["adapter"]
 
 
+@pytest.mark.parametrize("family", ["deepseek_v3", "gemma3n_text", "ctrl", "phimoe"])
+def test_only_linear_layers_are_adapted_whatever_else_has_their_names(family):
+    """Fused experts beside linear ones, layers in a list, routers that give several tensors."""
+    plain, network = (family_model(family) for _ in range(2))
+    Lora(rank=2).onto(network, base="x")
+    ids = torch.arange(12)[None]
+    with torch.no_grad():
+        for name, each in network.named_parameters():
+            if "lora_B" in name:
+                each.normal_(std=0.02)
+        adapted = network(input_ids=ids, use_cache=False).logits
+        plain.load_state_dict(merged_weights(network))
+        merged = plain(input_ids=ids, use_cache=False).logits
+    torch.testing.assert_close(adapted, merged, atol=1e-4, rtol=1e-4)
+
+
 def test_fused_experts_that_have_no_adapters_are_named():
     network = family_model("mixtral")
     Lora(rank=2).onto(network, base="x")

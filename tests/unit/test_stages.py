@@ -11,7 +11,7 @@ import pytest
 
 from minillm.errors import ConfigError, MinillmError
 from minillm.recipe import children
-from minillm.recipe.stages import Stage, run_chain
+from minillm.recipe.stages import Stage, begun_on, run_chain
 from minillm.system.files import fingerprint
 
 
@@ -173,7 +173,7 @@ time.sleep(20)
 HOLD = f"""
 import sys
 from pathlib import Path
-from minillm.recipe.stages import Stage, run_chain
+from minillm.recipe.stages import Stage, begun_on, run_chain
 run_chain(Path(sys.argv[1]), [Stage("a", ("-c", {SLEEPS!r}.replace("{{0}}", sys.argv[1])), (), "out")])
 """
 
@@ -195,3 +195,13 @@ def test_killed_training_is_resumed(tmp_path, monkeypatch):
         assert (calls[-1][-1] == "resume=auto") is resumed
         (tmp_path / "a" / "config.yaml").touch()
         (tmp_path / "chain.json").unlink()
+
+
+@pytest.mark.parametrize(
+    "text", ["{", "[1]", '{"a": 1}', '{"a": {"command": [1], "inputs": {}, "result": null}}', "[" * 5000]
+)
+def test_a_damaged_record_is_named(tmp_path, text):
+    (tmp_path / "chain.json").write_text(text)
+    for read in (begun_on, lambda folder: run_chain(folder, stages(tmp_path, write("one", "1")))):
+        with pytest.raises(ConfigError, match=r"chain.json: damaged .*; delete it"):
+            read(tmp_path)

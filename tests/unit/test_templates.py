@@ -67,7 +67,24 @@ def test_an_encoder_leaves_records_as_they_are(tokenizer):
     assert encode(record) == encode(record) and record.history == (("user", "a"), ("assistant", "dog"))
 
 
-@pytest.mark.parametrize("make", [byte_level, slow])
+def unknown_ends():
+    """As GPT-2 and Qwen 2 have it: the token for what is unknown is the one that ends a text."""
+    tokenizer = byte_level()
+    tokenizer.unk_token = tokenizer.eos_token
+    return tokenizer
+
+
+def test_the_name_of_the_unknown_token_stays_text():
+    tokenizer = byte_level()
+    tokenizer.add_special_tokens({"unk_token": "<|endoftext|>"})
+    record = Record("x", "the <|endoftext|> token", references=("<|endoftext|>",))
+    for template in ("paper", "chat"):
+        made = prompts_of([record], tokenizer, template)
+        assert tokenizer.unk_token_id not in (*made.prompt_ids[0], *made.reference_ids[0])
+        assert "the <|endoftext|> token" in tokenizer.decode(made.prompt_ids[0])
+
+
+@pytest.mark.parametrize("make", [byte_level, slow, unknown_ends])
 def test_control_tokens_in_a_text_stay_text(make):
     tokenizer = make()
     eos, end = tokenizer.eos_token, tokenizer.eos_token_id

@@ -17,6 +17,7 @@ from tests.tokenizers import byte_level, slow
 class SlowTokenizer:
     """As a transformers tokenizer without a serialised core: called, not sent as JSON."""
 
+    unk_token = None
     is_fast, all_special_ids, unk_token_id = False, [], None
 
     def __call__(self, texts, *, add_special_tokens, verbose):
