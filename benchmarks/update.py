@@ -23,6 +23,7 @@ def make_step(
     from minillm.models import LanguageModel
     from minillm.objectives import MiniLLM
     from minillm.optim import Optim
+    from minillm.scoring import prepared
     from minillm.scoring.micro_batch import micro_batches
     from minillm.types import Rollout
 
@@ -36,21 +37,17 @@ def make_step(
     parts = (ids[:, :prompt], mask[:, :prompt], ids[:, prompt:], mask[:, prompt:], *logprobs, hidden)
     objective, optim = MiniLLM(), Optim()
     linear_loss, budget = LinearLoss(**sizes.get("linear_loss", {})), sizes.get("microbatch_tokens", 2048)
-    experience = objective.prepare(Rollout(*parts, alpha=0.2))
+    experience = prepared(Rollout(*parts, alpha=0.2), objective)
     optimizer = optim.build(network.parameters())
     teacher_head = LanguageModel(make_model(name, vocabulary, DEVICE)).head()
 
     def step():
         normaliser = objective.normaliser(experience.response_mask_BR)
         for micro in micro_batches(experience, budget):
-            terms = experience.terms(micro.take)
+            constants = {name: micro.take(each) for name, each in experience.constants.items()}
             teacher = Side(micro.take(experience.teacher_hidden_BRH), teacher_head)
             ids_N = micro.take(experience.response_ids_BR)
-
-            def policy(values, part, terms=terms):
-                return objective.loss(values, terms.rows(part), normaliser)
-
-            output = linear_loss(micro.side(model), teacher, ids_N, objective.wanted, policy)
+            output = linear_loss(objective, micro.side(model), teacher, ids_N, constants, normaliser=normaliser)
             output.loss.backward()
         optim.step(optimizer, optim.norm(optimizer), 1e-6)
 

@@ -1,27 +1,26 @@
 """Losses over the whole vocabulary, from hidden states and heads, without logits of all tokens at once.
 
-An objective is a function of a few numbers a token (`TokenValues`). There are two roads to them and to the gradient:
-plain autograd over [N, V] logits, which is short enough to be read, and chunks of tokens with the gradient in closed
-form, computed on the way there, so that logits are made once and never kept.
+An objective gives a loss for each token (`Objective.token_loss`). There are two roads from it to the gradient: plain
+autograd over [N, V] log-probs, which is short enough to be read, and chunks of tokens with the gradient taken inside
+each, so that logits are made once and never kept.
 
 Axes: N counted tokens, V vocabulary, H width of the student or of the teacher.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from minillm import losses
+from minillm import divergences, losses
 from minillm.errors import check
 from minillm.models.head import Head, product_type
+from minillm.objectives import Objective, TokenLoss
 from minillm.types import LossOutput
-
-REVERSE_KL, SOFT_CROSS_ENTROPY = "reverse_kl_N", "soft_cross_entropy_N"
 
 
 class Side(NamedTuple):
@@ -33,6 +32,10 @@ class Side(NamedTuple):
     def logits(self, rows: slice = slice(None)) -> Tensor:
         return self.head(self.hidden_NH[rows])
 
+    def logprobs(self, rows: slice = slice(None)) -> Tensor:
+        """[N, V], in at least float32."""
+        return losses.log_softmax(self.logits(rows))
+
     def ready(self) -> Side:
         """With inputs in the type of the product, so that chunks do not cast the head again and again; no gradient."""
         dtype = product_type(self.hidden_NH, self.head.weight_VH)
@@ -40,22 +43,8 @@ class Side(NamedTuple):
 
 
 @dataclass(frozen=True)
-class TokenValues:
-    """[N] each: log q(y); KL[q || p] and - sum_v p(v) log q(v) over the whole vocabulary, None where not asked for."""
-
-    logprobs_N: Tensor
-    reverse_kl_N: Tensor | None = None
-    soft_cross_entropy_N: Tensor | None = None
-
-
-# From the values of some of the tokens and which tokens they are to their part of the loss: it must be a sum over
-# tokens, with a denominator that does not depend on the choice of tokens.
-Objective = Callable[[TokenValues, slice], LossOutput]
-
-
-@dataclass(frozen=True)
 class LinearLoss:
-    """The config group `linear_loss`. `chunk_mb`: memory of one chunk's logits in MiB; at most seven such tensors
+    """The config group `linear_loss`. `chunk_mb`: memory of one chunk's logits in MiB; at most nine such tensors
     live at a time. None takes the plain road; in a config `auto` stands for a number, see `planning.AutoSizes`. Logits
     must be finite, as a linear head gives them."""
 
@@ -70,48 +59,61 @@ class LinearLoss:
         )
 
     def __call__(
-        self, student: Side, teacher: Side | None, ids_N: Tensor, wanted: tuple[str, ...], objective: Objective
+        self,
+        objective: Objective,
+        student: Side,
+        teacher: Side | None,
+        ids_N: Tensor,
+        constants: Mapping[str, Tensor] | None = None,
+        *,
+        normaliser: int | Tensor,
     ) -> LossOutput:
-        """The objective summed over all tokens, with a gradient to the student's hidden states and head.
+        """The objective summed over all tokens and divided by the normaliser, with a gradient to the student's hidden
+        states and head.
 
         Args:
-            wanted: REVERSE_KL, SOFT_CROSS_ENTROPY, both or none; they need the teacher.
+            teacher: not read unless the objective needs it. constants: [N] each, see `Objective.token_loss`.
+            normaliser: of the whole mini-batch, of which these may be some tokens.
         """
+        part = _Part(objective, teacher if objective.needs else None, ids_N, constants or {}, normaliser)
         if self.chunk_mb is None:
-            return objective(plain_values(student, teacher, ids_N, wanted), slice(0, len(ids_N)))
+            return part.loss(student.logprobs(), slice(0, len(ids_N)))
         head, parts = student.head, {}
         trained = (student.hidden_NH, head.weight_VH, head.bias_V)
-        loss = _Chunked.apply(*trained, head, teacher, ids_N, wanted, objective, parts, self._rows(head))
+        loss = _Chunked.apply(*trained, head, part, parts, self._rows(head))
         return LossOutput(loss, parts)
 
-    @torch.no_grad()
-    def values(self, student: Side, teacher: Side | None, ids_N: Tensor, wanted: tuple[str, ...] = ()) -> TokenValues:
-        """`TokenValues` without a gradient."""
-        step = max(1, len(ids_N)) if self.chunk_mb is None else self._rows(student.head)
-        student, teacher = student.ready(), teacher and teacher.ready()
-        chunks = [
-            plain_values(
-                Side(student.hidden_NH[rows], student.head),
-                teacher and Side(teacher.hidden_NH[rows], teacher.head),
-                ids_N[rows],
-                wanted,
-            )
-            for rows in _slices(max(1, len(ids_N)), step)
-        ]
-        return TokenValues(
-            **{name: torch.cat([getattr(each, name) for each in chunks]) for name in ("logprobs_N", *wanted)}
-        )
+    def logprobs(self, side: Side, ids_N: Tensor) -> Tensor:
+        """[N]: log-prob of each token, without a gradient."""
+        return self._values(lambda logq_NV, _, ids_N1: (logq_NV.gather(-1, ids_N1).squeeze(-1),), side, None, ids_N)[0]
 
-    @torch.no_grad()
+    def reverse_kl(self, student: Side, teacher: Side, ids_N: Tensor) -> Tensor:
+        """[N]: KL[q || p] over the vocabulary where each token is, without a gradient."""
+        return self._values(
+            lambda logq_NV, logp_NV, _: (divergences.reverse_kl(logq_NV, logp_NV),), student, teacher, ids_N
+        )[0]
+
     def divergences(self, student: Side, teacher: Side, ids_N: Tensor) -> tuple[Tensor, ...]:
         """[N] each: log q(y), log p(y), KL[q || p], KL[p || q]; the logits of each are made once, no gradient."""
-        found, student, teacher = [], student.ready(), teacher.ready()
-        for rows in _slices(len(ids_N), max(1, len(ids_N)) if self.chunk_mb is None else self._rows(student.head)):
-            logq_NV, logp_NV = losses.log_softmax(student.logits(rows)), losses.log_softmax(teacher.logits(rows))
-            gap_NV, ids_N1 = logq_NV - logp_NV, ids_N[rows].unsqueeze(-1)
+
+        def values(logq_NV: Tensor, logp_NV: Tensor, ids_N1: Tensor) -> tuple[Tensor, ...]:
             chosen = [each.gather(-1, ids_N1).squeeze(-1) for each in (logq_NV, logp_NV)]
+            gap_NV = logq_NV - logp_NV
             reverse_N = torch.linalg.vecdot(logq_NV.exp_(), gap_NV)
-            found.append((*chosen, reverse_N, -torch.linalg.vecdot(logp_NV.exp_(), gap_NV)))
+            return (*chosen, reverse_N, -torch.linalg.vecdot(logp_NV.exp_(), gap_NV))
+
+        return self._values(values, student, teacher, ids_N)
+
+    @torch.no_grad()
+    def _values(
+        self, values: Callable[..., tuple[Tensor, ...]], student: Side, teacher: Side | None, ids_N: Tensor
+    ) -> tuple[Tensor, ...]:
+        student, teacher = student.ready(), teacher and teacher.ready()
+        n_rows = max(1, len(ids_N))  # one chunk at least: it gives the types
+        found = [
+            values(student.logprobs(rows), teacher and teacher.logprobs(rows), ids_N[rows].unsqueeze(-1))
+            for rows in _slices(n_rows, n_rows if self.chunk_mb is None else self._rows(student.head))
+        ]
         return tuple(map(torch.cat, zip(*found, strict=True)))
 
     def _rows(self, head: Head) -> int:
@@ -119,21 +121,33 @@ class LinearLoss:
         return max(1, int(self.chunk_mb * 2**20 / bytes_per_row))
 
 
-def plain_values(student: Side, teacher: Side | None, ids_N: Tensor, wanted: tuple[str, ...]) -> TokenValues:
-    """The readable road: every [N, V] tensor in memory, gradients by autograd."""
-    logits_NV = student.logits()
-    teacher_NV = teacher.logits().detach() if wanted else None
-    return TokenValues(
-        logprobs_N=losses.token_logprobs(logits_NV, ids_N),
-        reverse_kl_N=losses.reverse_kl(logits_NV, teacher_NV) if REVERSE_KL in wanted else None,
-        soft_cross_entropy_N=losses.soft_cross_entropy(logits_NV, teacher_NV) if SOFT_CROSS_ENTROPY in wanted else None,
-    )
+class _Part(NamedTuple):
+    """An objective at some tokens of a mini-batch."""
+
+    objective: Objective
+    teacher: Side | None
+    ids_N: Tensor
+    constants: Mapping[str, Tensor]
+    normaliser: int | Tensor
+
+    def loss(self, student_NV: Tensor, rows: slice) -> LossOutput:
+        """Of the chunk whose log-probs these are."""
+        teacher_NV = None
+        if self.teacher is not None:
+            with torch.no_grad():
+                teacher_NV = self.teacher.logprobs(rows)
+        constants = {name: each[rows] for name, each in self.constants.items()}
+        found = self.objective.token_loss(student_NV, teacher_NV, self.ids_N[rows], constants)
+        values_N, parts = found if isinstance(found, TokenLoss) else (found, {})
+        parts = {name: each.detach().sum() / self.normaliser for name, each in parts.items()}
+        return LossOutput(values_N.sum() / self.normaliser, parts)
 
 
 class _Chunked(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, hidden_NH, weight_VH, bias_V, head, teacher, ids_N, wanted, objective, parts, step):
-        student, teacher = Side(hidden_NH, head).ready(), teacher and teacher.ready()
+    def forward(ctx, hidden_NH, weight_VH, bias_V, head, part, parts, step):
+        student = Side(hidden_NH, head).ready()
+        part = part._replace(teacher=part.teacher and part.teacher.ready())
         dtype = student.hidden_NH.dtype
         with torch.autocast(hidden_NH.device.type, enabled=False):
             grad_NH = torch.empty_like(hidden_NH)
@@ -141,17 +155,16 @@ class _Chunked(torch.autograd.Function):
                 torch.zeros_like(each) if needed else None
                 for each, needed in zip((weight_VH, bias_V), ctx.needs_input_grad[1:3], strict=True)
             )
-            total = 0.0
-            for rows in _slices(len(ids_N), step):
+            total = hidden_NH.new_zeros((), dtype=losses.raise_half(hidden_NH[:0]).dtype)
+            for rows in _slices(len(part.ids_N), step):
                 logits = student.logits(rows)
-                # The teacher's logits have no name here, so that they go as soon as they have been used.
-                output, grad = _loss_and_grad(
-                    logits, teacher.logits(rows) if wanted else None, ids_N[rows], wanted, objective, rows
-                )
-                total = total + output.loss
+                with torch.enable_grad():
+                    output = part.loss(losses.log_softmax(logits.requires_grad_()), rows)
+                    (grad,) = torch.autograd.grad(output.loss, logits)
+                total = total + output.loss.detach()
                 for name, value in output.parts.items():
                     parts[name] = parts.get(name, 0.0) + value
-                grad = student.head.backward(logits, grad)
+                grad = student.head.backward(logits.detach(), grad)
                 if grad_V is not None:
                     grad_V += grad.sum(0)
                 grad = grad.to(dtype)
@@ -164,7 +177,7 @@ class _Chunked(torch.autograd.Function):
                     grad_VH += grad.T @ student.hidden_NH[rows]
         ctx.save_for_backward(grad_NH, grad_VH, grad_V)
         ctx.spent = False
-        return total if isinstance(total, Tensor) else hidden_NH.new_zeros(())
+        return total
 
     @staticmethod
     def backward(ctx, grad_output):
@@ -173,47 +186,7 @@ class _Chunked(torch.autograd.Function):
         ctx.spent = True
         # In place: the tensors are ours, and the factor is 1 but for loss scaling.
         grads = (each if each is None else each.mul_(grad_output) for each in ctx.saved_tensors)
-        return *grads, None, None, None, None, None, None, None
-
-
-def _loss_and_grad(
-    logits_NV: Tensor, teacher_NV: Tensor | None, ids_N: Tensor, wanted: tuple[str, ...], objective: Objective, rows
-) -> tuple[LossOutput, Tensor]:
-    """One chunk's part of the loss and its gradient with respect to the logits.
-
-    With a, k, c the derivatives of the loss by log q(y), KL[q || p] and the soft cross entropy of a token:
-    a (onehot(y) - q) + k q (log q - log p - KL) + c (q - p).
-    """
-    logq_NV = torch.log_softmax(logits_NV, dim=-1)
-    q_NV = logq_NV.exp()
-    values = {"logprobs_N": logq_NV.gather(-1, ids_N.unsqueeze(-1)).squeeze(-1)}
-    if wanted:
-        logp_NV = torch.log_softmax(teacher_NV, dim=-1)
-        del teacher_NV
-    if SOFT_CROSS_ENTROPY in wanted:
-        p_NV = logp_NV.exp()
-        values[SOFT_CROSS_ENTROPY] = -torch.linalg.vecdot(p_NV, logq_NV)
-    if REVERSE_KL in wanted:
-        gap_NV = torch.sub(logq_NV, logp_NV, out=logp_NV)
-        values[REVERSE_KL] = torch.linalg.vecdot(q_NV, gap_NV)
-
-    with torch.enable_grad():
-        leaves = {name: value.requires_grad_() for name, value in values.items()}
-        output = objective(TokenValues(**leaves), rows)
-        slopes = torch.autograd.grad(output.loss, list(leaves.values()), allow_unused=True)
-    zeros = torch.zeros_like(values["logprobs_N"])
-    slope = {name: zeros if each is None else each for name, each in zip(leaves, slopes, strict=True)}
-    a, k, c = (slope.get(name, zeros) for name in ("logprobs_N", REVERSE_KL, SOFT_CROSS_ENTROPY))
-
-    if REVERSE_KL in wanted:
-        offset_N = k * values[REVERSE_KL].detach() + a - c
-        grad_NV = gap_NV.mul_(k.unsqueeze(-1)).sub_(offset_N.unsqueeze(-1)).mul_(q_NV)
-    else:
-        grad_NV = q_NV.mul_((c - a).unsqueeze(-1))
-    if SOFT_CROSS_ENTROPY in wanted:
-        grad_NV.addcmul_(p_NV, -c.unsqueeze(-1))
-    grad_NV.scatter_add_(-1, ids_N.unsqueeze(-1), a.unsqueeze(-1))
-    return LossOutput(output.loss.detach(), output.parts), grad_NV
+        return *grads, None, None, None, None
 
 
 def _slices(n: int, step: int) -> Iterator[slice]:

@@ -12,6 +12,8 @@ import math
 import torch
 from torch import Tensor
 
+from minillm import divergences
+
 
 def raise_half(values: Tensor) -> Tensor:
     """Half types become float32; float32 and float64 stay. A log-softmax in half precision loses the rewards."""
@@ -119,38 +121,39 @@ def clipped_policy_loss(
     clip_weighted_ratio: bool,
     n_tokens: int | float | Tensor | None = None,
 ) -> Tensor:
-    """PPO's clipped surrogate of the long part, a scalar to minimise, with ratio = q_now / q_rollout.
+    """`clipped_policy_losses` summed over the mask, a scalar to minimise. Divided by `n_tokens` (None: mask.sum()),
+    which must be that of the global mini-batch for the loss not to depend on the split into micro-batches."""
+    counted = (torch.where(mask, each, 0.0) for each in (logprobs, old_logprobs, advantages, weights))
+    each = clipped_policy_losses(*counted, clip=clip, clip_weighted_ratio=clip_weighted_ratio)
+    return torch.where(mask, each, 0.0).sum() / (mask.sum() if n_tokens is None else n_tokens)
+
+
+def clipped_policy_losses(
+    logprobs: Tensor,
+    old_logprobs: Tensor,
+    advantages: Tensor,
+    weights: Tensor,
+    *,
+    clip: float,
+    clip_weighted_ratio: bool,
+) -> Tensor:
+    """PPO's clipped surrogate of the long part at each token, to minimise, with ratio = q_now / q_rollout. [...] each.
 
     clip_weighted_ratio: clipping acts on ratio * w (the paper's Algorithm 1 and the published code); otherwise on
-    ratio, with w outside, which leaves the first step unbiased. Divided by `n_tokens` (None: mask.sum()), which must
-    be that of the global mini-batch for the loss not to depend on the split into micro-batches.
+    ratio, with w outside, which leaves the first step unbiased.
     """
-    if n_tokens is None:
-        n_tokens = mask.sum()
-    log_ratio = torch.where(mask, logprobs - old_logprobs.detach(), torch.zeros_like(logprobs))
+    ratio = (logprobs - old_logprobs.detach()).exp()
     weights, advantages = weights.detach(), advantages.detach()
-    ratio = log_ratio.exp()
     if clip_weighted_ratio:
         ratio, weights = ratio * weights, torch.ones_like(weights)
-    surrogate = torch.minimum(advantages * ratio, advantages * ratio.clamp(1 - clip, 1 + clip))
-    return -torch.where(mask, weights * surrogate, torch.zeros_like(surrogate)).sum() / n_tokens
+    return -weights * torch.minimum(advantages * ratio, advantages * ratio.clamp(1 - clip, 1 + clip))
 
 
 def reverse_kl(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
-    """KL[q || p] at each position over the whole vocabulary, differentiated through q. [..., V] -> [...].
-
-    This is -E_{y_t ~ q}[r_t], the single-step part of the decomposition (paper, equation 3).
-    """
-    logq, logp = log_softmax(student_logits), log_softmax(teacher_logits.detach())
-    return _expectation(logq.exp(), logq - logp)
+    """KL[q || p] at each position over the whole vocabulary, differentiated through q. [..., V] -> [...]."""
+    return divergences.reverse_kl(log_softmax(student_logits), log_softmax(teacher_logits))
 
 
 def soft_cross_entropy(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
     """- sum_v p(v) log q(v) at each position, gradient to the student only. [..., V] -> [...]."""
-    logp = log_softmax(teacher_logits.detach())
-    return -_expectation(logp.exp(), log_softmax(student_logits))
-
-
-def _expectation(probs: Tensor, values: Tensor) -> Tensor:
-    # A token of probability 0 adds 0 even where its log is -inf; filled before the product, so the gradient is 0 too.
-    return (probs * values.masked_fill(probs == 0, 0)).sum(-1)
+    return divergences.cross_entropy(log_softmax(student_logits), log_softmax(teacher_logits))

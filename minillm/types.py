@@ -6,8 +6,8 @@ L block length. Masks are bool, True = counts; no mask is ever rebuilt from ids.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
 
 import torch
 from torch import Tensor
@@ -96,26 +96,13 @@ class Rollout(_Rows):
 
 @dataclass(frozen=True)
 class Experience(Rollout):
-    """A rollout with the advantages and weights computed from it once; constants during the inner epochs."""
+    """A rollout with the `constants` of its tokens, [B, R] each, that an objective computed from it once."""
 
-    advantages_BR: Tensor | None = None
-    single_weights_BR: Tensor | None = None
-    long_weights_BR: Tensor | None = None
+    constants: Mapping[str, Tensor] = field(default_factory=dict)
 
-    def terms(self, take: Callable[[Tensor], Tensor]) -> PolicyTerms:
-        """Constants of the tokens that `take` selects from [B, R]."""
-        tensors = (self.student_logprobs_BR, self.advantages_BR, self.single_weights_BR, self.long_weights_BR)
-        return PolicyTerms(*map(take, tensors))
-
-
-@dataclass(frozen=True)
-class PolicyTerms(_Rows):
-    """Constants of N counted tokens: log q(y) at sampling time, and their values in the `Experience`."""
-
-    old_logprobs_N: Tensor
-    advantages_N: Tensor
-    single_weights_N: Tensor
-    long_weights_N: Tensor
+    def _map(self, function):
+        changed = {name: function(each) for name, each in self.constants.items()}
+        return replace(super()._map(function), constants=changed)
 
 
 @dataclass(frozen=True)

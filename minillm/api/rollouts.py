@@ -12,12 +12,12 @@ from minillm.api.inputs import Prompts, prompts_of
 from minillm.data import rows_at
 from minillm.linear_loss import LinearLoss, Side
 from minillm.models import LanguageModel, Pair
-from minillm.objectives import MiniLLM
+from minillm.objectives import MiniLLM, Objective
 from minillm.sampling import Sampler
-from minillm.scoring import with_teacher
+from minillm.scoring import prepared, with_teacher
 from minillm.scoring.micro_batch import micro_batches
 from minillm.seeding import seed_for
-from minillm.types import Rollout
+from minillm.types import Experience, Rollout
 
 _MAX_TOKENS = 2048
 
@@ -51,7 +51,7 @@ def rollouts(
 def backward(
     pair: Pair,
     rollout: Rollout,
-    objective: Any = None,
+    objective: Objective | None = None,
     *,
     linear_loss: LinearLoss | None = None,
     max_tokens: int = _MAX_TOKENS,
@@ -59,25 +59,20 @@ def backward(
     """Add the gradient of the objective on a rollout to the student's, as one mini-batch; returns the loss and its
     parts. `max_tokens` go through the student at a time, which changes nothing but rounding.
 
-    Pass what `objective.prepare` made of the rollout to make several steps on it.
+    To make several steps on one rollout, pass what `prepared(rollout, objective)` gives.
     """
     objective, linear_loss = objective or MiniLLM(), linear_loss or LinearLoss()
-    batch = rollout if hasattr(rollout, "terms") else objective.prepare(rollout)
+    batch = rollout if isinstance(rollout, Experience) else prepared(rollout, objective)
     normaliser = objective.normaliser(batch.response_mask_BR)
     model = LanguageModel(pair.student, pair.n_vocab, pair.compile)
     sums: dict[str, float] = {}
     for micro in micro_batches(batch, max_tokens):
-        terms, teacher = batch.terms(micro.take), None
-        if objective.wanted:
-            head = pair.teacher.head(batch.temperature)
-            teacher = Side(micro.take(batch.teacher_hidden_BRH), head)
-        output = linear_loss(
-            micro.side(model, batch.temperature),
-            teacher,
-            micro.take(batch.response_ids_BR),
-            objective.wanted,
-            lambda values, rows, terms=terms: objective.loss(values, terms.rows(rows), normaliser),
-        )
+        teacher = None
+        if objective.needs:
+            teacher = Side(micro.take(batch.teacher_hidden_BRH), pair.teacher.head(batch.temperature))
+        ids_N, student = micro.take(batch.response_ids_BR), micro.side(model, batch.temperature)
+        constants = {name: micro.take(each) for name, each in batch.constants.items()}
+        output = linear_loss(objective, student, teacher, ids_N, constants, normaliser=normaliser)
         output.loss.backward()
         for name, value in {"loss": output.loss.detach(), **output.parts}.items():
             sums[name] = sums.get(name, 0.0) + float(value)

@@ -118,8 +118,8 @@ def reference_losses(model: LanguageModel, prompts: PromptSet, group: Group = AL
     references = Rollout(batch.ids_BP, batch.mask_BP, batch.reference_ids_BR, batch.reference_mask_BR)
     losses_B, width = torch.zeros(len(prompts), dtype=torch.float64), batch.reference_ids_BR.shape[1]
     for micro in group.share(micro_batches(references, _MAX_TOKENS)):
-        values = LinearLoss().values(micro.side(model), None, micro.take(references.response_ids_BR))
-        losses_B.index_add_(0, (micro.token_N // width).cpu(), -values.logprobs_N.double().cpu())
+        logprobs_N = LinearLoss().logprobs(micro.side(model), micro.take(references.response_ids_BR))
+        losses_B.index_add_(0, (micro.token_N // width).cpu(), -logprobs_N.double().cpu())
     shares = group.join([losses_B.tolist()])
     return [sum(each) for each in zip(*shares, strict=True)], batch.reference_mask_BR.sum(-1).tolist()
 

@@ -94,6 +94,6 @@ def label_logprobs(
         for micro in micro_batches(rollout, max_tokens):
             side, row_N = micro.side(model), micro.token_N // n_tokens
             for word, ids_R in zip(members, ids_KR, strict=True):
-                values = LinearLoss().values(side, None, micro.take(ids_R.expand(len(prompts), -1)))
-                sums_NK[:, word].index_add_(0, row_N.cpu(), values.logprobs_N.double().cpu())
+                logprobs_N = LinearLoss().logprobs(side, micro.take(ids_R.expand(len(prompts), -1)))
+                sums_NK[:, word].index_add_(0, row_N.cpu(), logprobs_N.double().cpu())
     return sums_NK

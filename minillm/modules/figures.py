@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from minillm.objectives import Objective, TokenLoss
 from minillm.parallel import Group
 from minillm.types import Rollout
 
@@ -30,6 +31,18 @@ def rollout_figures(rollout: Rollout, stop_ids: Sequence[int], seconds: float) -
         "rollout/near_edge": rollout.near_edge_BR[mask_BR].float().mean().item(),
         "time/tokens_per_second": n_tokens / seconds,
     }
+
+
+class Watched:
+    """An objective, of which each call leaves log q(y) now minus log q(y) at sampling, [N], in `gaps`."""
+
+    def __init__(self, objective: Objective, gaps: list[Tensor]):
+        self._objective, self._gaps, self.needs = objective, gaps, objective.needs
+
+    def token_loss(self, student_NV: Tensor, teacher_NV: Tensor | None, ids_N: Tensor, constants) -> TokenLoss | Tensor:
+        logprobs_N = student_NV.detach().gather(-1, ids_N.unsqueeze(-1)).squeeze(-1)
+        self._gaps.append(logprobs_N - constants["old_logprobs"])
+        return self._objective.token_loss(student_NV, teacher_NV, ids_N, constants)
 
 
 def log_ratio(gaps: Sequence[Tensor], group: Group) -> dict[str, float]:

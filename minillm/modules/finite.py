@@ -15,14 +15,12 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from minillm import losses
 from minillm.errors import NonFiniteError
 from minillm.parallel import own_part
 from minillm.terminal.console import say
 from minillm.types import Experience, Rollout
 
 _SHOWN, _SAVED = 8, 20  # prompts in a message; batches that one process writes
-_STUDIED = ("student_logprobs_BR", "teacher_logprobs_BR", "advantages_BR", "single_weights_BR", "long_weights_BR")
 
 
 @dataclass(frozen=True)
@@ -36,6 +34,7 @@ class Concerned:
     def of(cls, rollout: Rollout, records: Tensor) -> Concerned:
         """Without the teacher's hidden states, which are large and can be computed again."""
         values = {each.name: getattr(rollout, each.name) for each in fields(rollout)}
+        values |= values.pop("constants", {})
         return cls(
             records, {name: v for name, v in values.items() if isinstance(v, Tensor) and not name.endswith("_BRH")}
         )
@@ -59,14 +58,13 @@ class Finite:
         a bad row are skipped one by one.
 
         Raises:
-            NonFiniteError: log-probs, rewards or weights are not finite, with on_nonfinite=abort.
+            NonFiniteError: log-probs, or constants of the objective, are not finite, with on_nonfinite=abort.
         """
-        counted = {name: _counted(experience, getattr(experience, name)) for name in _STUDIED}
+        studied = {name: getattr(experience, f"{name}_BR") for name in ("student_logprobs", "teacher_logprobs")}
+        counted = {name: _counted(experience, each) for name, each in (studied | experience.constants).items()}
         good = torch.stack([values.sum(dtype=torch.float64) for values in counted.values()]).isfinite().all()
         if not _agreed(module, not good):
             return
-        if counted["student_logprobs_BR"].isfinite().all() and counted["teacher_logprobs_BR"].isfinite().all():
-            counted = {"rewards_BR": _counted(experience, _rewards(module, experience))} | counted
         bad_BR = torch.stack([~values.isfinite() for values in counted.values()]).any(0)
         found = [_count(name, values) for name, values in counted.items() if not values.isfinite().all()]
         rows = bad_BR.any(-1).nonzero().squeeze(-1)
@@ -159,17 +157,6 @@ def _counted(rollout: Rollout, values_BR: Tensor) -> Tensor:
 
 def _count(name: str, values: Tensor) -> str:
     return f"{name}: {int((~values.isfinite()).sum())} of {values.numel()} values"
-
-
-def _rewards(module, experience: Experience) -> Tensor:
-    objective = module.objective
-    return losses.token_rewards(
-        experience.student_logprobs_BR,
-        experience.teacher_logprobs_BR,
-        experience.response_mask_BR,
-        scaling=objective.reward_scaling,
-        clip=objective.reward_clip,
-    )
 
 
 def _save(module, batch: Concerned, records: list, stem: Path) -> str:

@@ -7,24 +7,23 @@ checkpoint needs weights, optimizer and three integers. All randomness is a func
 from __future__ import annotations
 
 from collections import defaultdict
-from functools import partial
 
 import torch
 from torch import Tensor
 from torch.profiler import record_function
 
-from minillm.linear_loss import LinearLoss, Objective, Side, TokenValues
+from minillm.linear_loss import LinearLoss, Side
 from minillm.models import LanguageModel, Pair
-from minillm.modules.figures import log_ratio, rollout_figures
+from minillm.modules.figures import Watched, log_ratio, rollout_figures
 from minillm.modules.finite import Concerned
 from minillm.modules.joining import joined
 from minillm.modules.regime import OnPolicy
 from minillm.modules.start import SupervisedStart
-from minillm.modules.student import TrainingModule, scaled
-from minillm.objectives import MiniLLM, PretrainLoss, cross_entropy_wanted, mixed_cross_entropy
+from minillm.modules.student import TrainingModule
+from minillm.objectives import CrossEntropy, Objective, PretrainLoss
 from minillm.optim import Optim
 from minillm.sampling import Sampler
-from minillm.scoring import with_teacher
+from minillm.scoring import prepared, with_teacher
 from minillm.scoring.micro_batch import MicroBatch, micro_batches
 from minillm.seeding import seed_for
 from minillm.system.machine import Phases
@@ -43,7 +42,7 @@ class OnPolicyDistillation(TrainingModule):
     def __init__(
         self,
         pair: Pair,
-        objective: MiniLLM,
+        objective: Objective,
         sampler: Sampler,
         regulariser: PretrainLoss,
         linear_loss: LinearLoss,
@@ -127,16 +126,11 @@ class OnPolicyDistillation(TrainingModule):
         return means | self.finite.metrics() | self.phases.metrics()
 
     def _start_gradients(self, minibatch: Rollout) -> dict[str, Tensor]:
-        kd_ratio = self.start.kd_ratio
-        objective = partial(mixed_cross_entropy, kd_ratio=kd_ratio, n_tokens=minibatch.response_mask_BR.sum())
+        objective, normaliser = CrossEntropy(self.start.kd_ratio), minibatch.response_mask_BR.sum()
         sums = defaultdict(float)
         for micro, factor in self.my_share(self._micro_batches(minibatch)):
-
-            def part(values: TokenValues, rows: slice, factor=factor) -> LossOutput:
-                return scaled(objective(values), factor)
-
-            output = self._gradients(micro, cross_entropy_wanted(kd_ratio), part)
-            _add(sums, {"start/loss": output.loss.detach()})
+            output = self._gradients(objective, micro, normaliser, factor)
+            _add(sums, {"start/loss": output.loss})
         return sums
 
     # -- MiniLLM --------------------------------------------------------------------------------------------------
@@ -158,7 +152,7 @@ class OnPolicyDistillation(TrainingModule):
     def _distill_round(self, batch: TrainBatch) -> dict[str, float]:
         rollout = self.rollout(batch)
         self.stop_if_asked()  # nothing has changed since the round began
-        experience = self.objective.prepare(rollout)
+        experience = prepared(rollout, self.objective)
         self.finite.look(self, experience, batch.prompts.records)
         sums, own, n_steps = defaultdict(float), defaultdict(float), 0
         gaps: list[Tensor] = []
@@ -186,23 +180,15 @@ class OnPolicyDistillation(TrainingModule):
 
     def _policy_gradients(self, minibatch: Experience, gaps: list[Tensor] | None = None) -> dict[str, Tensor]:
         """Add the gradients of a mini-batch. `gaps` gets log q(y) now minus log q(y) at sampling, [N] at a time."""
-        normaliser = self.objective.normaliser(minibatch.response_mask_BR)
-        local = self.objective.denominator == "micro_batch"
+        normaliser, local = self.objective.normaliser(minibatch.response_mask_BR), self.objective.per_micro_batch
         micros = self._micro_batches(minibatch, balanced=not local)
         sums = defaultdict(float)
         for micro, factor in self.my_share(micros, last=not self.regulariser.on):
             if local:
                 normaliser = torch.tensor(len(micro) * len(micros))
-            terms = minibatch.terms(micro.take)
-
-            def objective(values, rows: slice, terms=terms, normaliser=normaliser, factor=factor) -> LossOutput:
-                part = terms.rows(rows)
-                if gaps is not None and factor:
-                    gaps.append(values.logprobs_N.detach() - part.old_logprobs_N)
-                return scaled(self.objective.loss(values, part, normaliser), factor)
-
-            output = self._gradients(micro, self.objective.wanted, objective, minibatch.temperature)
-            _add(sums, {"train/loss": output.loss.detach()} | {f"train/{k}": v for k, v in output.parts.items()})
+            objective = self.objective if gaps is None or not factor else Watched(self.objective, gaps)
+            output = self._gradients(objective, micro, normaliser, factor, minibatch.temperature)
+            _add(sums, {"train/loss": output.loss} | {f"train/{k}": v for k, v in output.parts.items()})
         return sums
 
     def _corpus_gradients(self, blocks_ML: Tensor) -> dict[str, Tensor]:
@@ -216,15 +202,10 @@ class OnPolicyDistillation(TrainingModule):
                 return Side(model.hidden(ids_ML[:, :-1]).flatten(0, 1), model.head())
 
             with torch.no_grad():
-                teacher = side(self.pair.teacher) if self.regulariser.wanted else None
-            output = self._backward(
-                side(self.model),
-                teacher,
-                ids_ML[:, 1:].flatten(),
-                self.regulariser.wanted,
-                lambda values, rows, factor=factor: scaled(self.regulariser.loss(values, n_tokens), factor),
-            )
-            _add(sums, {"train/pretrain": output.loss.detach()})
+                teacher = side(self.pair.teacher) if self.regulariser.needs else None
+            ids_N = ids_ML[:, 1:].flatten()
+            output = self._backward(self.regulariser, side(self.model), teacher, ids_N, {}, n_tokens, factor)
+            _add(sums, {"train/pretrain": output.loss})
         return sums
 
     # -- shared ---------------------------------------------------------------------------------------------------
@@ -243,26 +224,28 @@ class OnPolicyDistillation(TrainingModule):
         return micro_batches(minibatch, *limits, shares=self.group.size if balanced else 1)
 
     def _gradients(
-        self, micro: MicroBatch, wanted: tuple[str, ...], objective: Objective, temperature: float = 1.0
+        self, objective: Objective, micro: MicroBatch, normaliser: Tensor, factor: float, temperature: float = 1.0
     ) -> LossOutput:
         """Add the objective's gradients over the counted tokens of a micro-batch."""
         teacher = None
-        if wanted and self._keep:
+        if objective.needs and self._keep:
             teacher = Side(micro.take(micro.rollout.teacher_hidden_BRH), self.pair.teacher.head(temperature))
-        elif wanted:
+        elif objective.needs:
             with torch.no_grad():
                 teacher = micro.side(self.pair.teacher, temperature)
         ids_N = micro.take(micro.rollout.response_ids_BR)
+        constants = {name: micro.take(each) for name, each in getattr(micro.rollout, "constants", {}).items()}
         with record_function("update: student"):
             student = micro.side(self.model, temperature)
-        return self._backward(student, teacher, ids_N, wanted, objective)
+        return self._backward(objective, student, teacher, ids_N, constants, normaliser, factor)
 
-    def _backward(self, student: Side, teacher: Side | None, ids_N: Tensor, wanted, objective) -> LossOutput:
+    def _backward(self, objective, student, teacher, ids_N, constants, normaliser, factor) -> LossOutput:
         with record_function("update: heads and loss"):
-            output = self.linear_loss(student, teacher, ids_N, wanted, objective)
+            output = self.linear_loss(objective, student, teacher, ids_N, constants, normaliser=normaliser)
         with record_function("update: backward"):
-            self.manual_backward(output.loss)
-        return output
+            self.manual_backward(output.loss * factor)
+        parts = {name: value * factor for name, value in output.parts.items()}
+        return LossOutput(output.loss.detach() * factor, parts)
 
     def _update(
         self, rate: float, losses: dict[str, Tensor], minibatch: Rollout, records: Tensor, rows: Tensor

@@ -19,7 +19,6 @@ from minillm.modules.finite import Finite
 from minillm.modules.preemption import Preemption
 from minillm.optim import Optim, without_decay
 from minillm.parallel import ALONE, Replicated, Sharded, group_of
-from minillm.types import LossOutput
 
 Part = TypeVar("Part")
 
@@ -129,7 +128,3 @@ class TrainingModule(StudentModule):
     def on_train_batch_end(self, outputs, batch, batch_idx) -> None:
         if self.at_boundary:
             self.stop_if_asked()
-
-
-def scaled(output: LossOutput, factor: float) -> LossOutput:
-    return LossOutput(output.loss * factor, {name: value * factor for name, value in output.parts.items()})

@@ -17,7 +17,7 @@ from minillm.models import Pair
 from minillm.modules.finite import Concerned
 from minillm.modules.regime import Supervised
 from minillm.modules.student import TrainingModule
-from minillm.objectives import CrossEntropy
+from minillm.objectives import Objective
 from minillm.optim import Optim, set_rate
 from minillm.scoring.micro_batch import micro_batches
 from minillm.system.machine import peak_memory
@@ -25,8 +25,8 @@ from minillm.types import PromptBatch, Rollout, SupervisedBatch
 
 
 class SupervisedDistillation(TrainingModule):
-    """(1 - r) cross entropy + r soft-target cross entropy on given responses (paper, section 3.1), automatic
-    optimisation.
+    """An objective on given responses, by default (1 - r) cross entropy + r soft-target cross entropy (paper, section
+    3.1); automatic optimisation.
 
     `step` counts optimizer steps up to `n_steps`; it is also the `round`, between which a checkpoint can stand.
     """
@@ -37,7 +37,7 @@ class SupervisedDistillation(TrainingModule):
     def __init__(
         self,
         pair: Pair,
-        objective: CrossEntropy,
+        objective: Objective,
         linear_loss: LinearLoss,
         optim: Optim,
         regime: Supervised,
@@ -76,13 +76,11 @@ class SupervisedDistillation(TrainingModule):
         answers = Rollout(prompts.ids_BP, prompts.mask_BP, prompts.reference_ids_BR, prompts.reference_mask_BR)
         (micro,) = micro_batches(answers, max_tokens=answers.ids_BS.numel())
         with torch.no_grad():
-            teacher = micro.side(self.pair.teacher) if self.objective.wanted else None
+            teacher = micro.side(self.pair.teacher) if self.objective.needs else None
+            constants = {name: micro.take(each) for name, each in self.objective.prepare(answers).items()}
+        ids_N = micro.take(answers.response_ids_BR)
         output = self.linear_loss(
-            micro.side(self.model),
-            teacher,
-            micro.take(answers.response_ids_BR),
-            self.objective.wanted,
-            lambda values, rows: self.objective.loss(values, batch.n_tokens),
+            self.objective, micro.side(self.model), teacher, ids_N, constants, normaliser=batch.n_tokens
         )
         for name, value in {"loss": output.loss.detach(), **output.parts}.items():
             self._sums[f"train/{name}"] = self._sums[f"train/{name}"] + value

@@ -1,6 +1,7 @@
-"""Objectives and regularisers: one file each, settings in, LossOutput out."""
+"""Objectives and regularisers: one file each, see `contract`."""
 
-from minillm.objectives.cross_entropy import CrossEntropy, PretrainLoss, cross_entropy_wanted, mixed_cross_entropy
+from minillm.objectives.contract import TEACHER, Objective, TokenLoss
+from minillm.objectives.cross_entropy import CrossEntropy, PretrainLoss
 from minillm.objectives.minillm import MiniLLM
 
-__all__ = ["CrossEntropy", "MiniLLM", "PretrainLoss", "cross_entropy_wanted", "mixed_cross_entropy"]
+__all__ = ["TEACHER", "CrossEntropy", "MiniLLM", "Objective", "PretrainLoss", "TokenLoss"]

@@ -2,55 +2,47 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
+from minillm import divergences
 from minillm.errors import check
-from minillm.linear_loss import SOFT_CROSS_ENTROPY, TokenValues
-from minillm.types import LossOutput
-
-
-def mixed_cross_entropy(values: TokenValues, *, kd_ratio: float, n_tokens: int | Tensor) -> LossOutput:
-    """(1 - r) CE(ids) + r CE(teacher's distribution), summed over the tokens, over `n_tokens` of the global batch.
-
-    With r = kd_ratio; the soft cross entropy is only needed where r > 0 (word-level KD, paper, section 3.1; the
-    published code's L_PT has r = 0.5).
-    """
-    hard = -values.logprobs_N.sum() / n_tokens
-    if kd_ratio == 0:
-        return LossOutput(hard, {"cross_entropy": hard.detach()})
-    soft = values.soft_cross_entropy_N.sum() / n_tokens
-    parts = {"cross_entropy": hard.detach(), "soft_cross_entropy": soft.detach()}
-    return LossOutput((1 - kd_ratio) * hard + kd_ratio * soft, parts)
-
-
-def cross_entropy_wanted(kd_ratio: float) -> tuple[str, ...]:
-    """What `mixed_cross_entropy` needs to know about a token beyond log q(y)."""
-    return (SOFT_CROSS_ENTROPY,) if kd_ratio > 0 else ()
+from minillm.objectives.contract import TEACHER, Objective, TokenLoss
 
 
 @dataclass(frozen=True)
-class CrossEntropy:
-    """The objectives of the supervised regime (paper, section 3.1): kd_ratio 0 is fine-tuning (SFT, also of teacher and
-    start), 0.5 the paper's word-level KD; SeqKD is either on the teacher's own answers."""
+class CrossEntropy(Objective):
+    """(1 - r) CE(token) + r CE(teacher's distribution), with r = kd_ratio (paper, section 3.1): 0 is fine-tuning (SFT,
+    also of teacher and start), 0.5 the paper's word-level KD and the published code's L_PT; SeqKD is either on the
+    teacher's own answers."""
 
     kd_ratio: float = 0.0
+
+    regimes: ClassVar = ("supervised",)
 
     def __post_init__(self):
         check((0 <= self.kd_ratio <= 1, f"kd_ratio={self.kd_ratio}: wanted a number in [0, 1]"))
 
     @property
-    def wanted(self) -> tuple[str, ...]:
-        return cross_entropy_wanted(self.kd_ratio)
+    def needs(self) -> frozenset[str]:
+        return frozenset({TEACHER} if self.kd_ratio > 0 else ())
 
-    def loss(self, values: TokenValues, n_tokens: int | Tensor) -> LossOutput:
-        """The part of some of the mini-batch's `n_tokens` response tokens."""
-        return mixed_cross_entropy(values, kd_ratio=self.kd_ratio, n_tokens=n_tokens)
+    def token_loss(
+        self, student_NV: Tensor, teacher_NV: Tensor | None, ids_N: Tensor, constants: Mapping[str, Tensor]
+    ) -> TokenLoss:
+        hard_N = -student_NV.gather(-1, ids_N.unsqueeze(-1)).squeeze(-1)
+        if teacher_NV is None:
+            return TokenLoss(hard_N, {"cross_entropy": hard_N})
+        soft_N = divergences.cross_entropy(student_NV, teacher_NV)
+        parts = {"cross_entropy": hard_N, "soft_cross_entropy": soft_N}
+        return TokenLoss((1 - self.kd_ratio) * hard_N + self.kd_ratio * soft_N, parts)
 
 
 @dataclass(frozen=True)
-class PretrainLoss:
+class PretrainLoss(CrossEntropy):
     """The config group `regulariser`: coefficient * L_PT on a pre-training corpus (paper, Algorithm 1).
 
     `batch_size` is the number of corpus blocks in one optimizer step, over all devices; coefficient 0 turns it off, and
@@ -73,11 +65,8 @@ class PretrainLoss:
     def on(self) -> bool:
         return self.enabled and self.coefficient > 0
 
-    @property
-    def wanted(self) -> tuple[str, ...]:
-        return cross_entropy_wanted(self.kd_ratio)
-
-    def loss(self, values: TokenValues, n_tokens: int | Tensor) -> LossOutput:
-        """The part of some of the step's `n_tokens` corpus tokens."""
-        output = mixed_cross_entropy(values, kd_ratio=self.kd_ratio, n_tokens=n_tokens)
-        return LossOutput(self.coefficient * output.loss, output.parts)
+    def token_loss(
+        self, student_NV: Tensor, teacher_NV: Tensor | None, ids_N: Tensor, constants: Mapping[str, Tensor]
+    ) -> TokenLoss:
+        values_N, parts = super().token_loss(student_NV, teacher_NV, ids_N, constants)
+        return TokenLoss(self.coefficient * values_N, parts)

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from minillm import losses
+from minillm import divergences, losses
 from minillm.errors import check
-from minillm.linear_loss import REVERSE_KL, TokenValues
-from minillm.types import Experience, LossOutput, PolicyTerms, Rollout
+from minillm.objectives.contract import TEACHER, Objective, TokenLoss
+from minillm.types import Rollout
 
 
 @dataclass(frozen=True)
-class MiniLLM:
+class MiniLLM(Objective):
     """Loss whose gradient estimates grad KL[q || p] from sampled answers (paper, equations 2 to 7, Algorithm 1).
 
     Options (paper's value first; docs/equations.md sets them beside the equations):
@@ -43,6 +44,8 @@ class MiniLLM:
     clip_on: Literal["weighted_ratio", "ratio"] = "weighted_ratio"
     denominator: Literal["tokens", "sequences", "micro_batch"] = "tokens"
 
+    regimes: ClassVar = ("on_policy",)
+
     def __post_init__(self):
         positive = "wanted a number above 0, or null for none"
         check(
@@ -60,8 +63,16 @@ class MiniLLM:
             ),
         )
 
-    def prepare(self, rollout: Rollout) -> Experience:
-        """Weights, rewards and advantages, once a rollout, from the student that sampled it; no gradient."""
+    @property
+    def needs(self) -> frozenset[str]:
+        return frozenset({TEACHER} if self.single_step else ())
+
+    @property
+    def per_micro_batch(self) -> bool:
+        return self.denominator == "micro_batch"
+
+    def prepare(self, rollout: Rollout) -> dict[str, Tensor]:
+        """Weights, rewards and advantages."""
         mask = rollout.response_mask_BR
         student, teacher = rollout.student_logprobs_BR, rollout.teacher_logprobs_BR
         weights = losses.importance_weights(student, teacher, rollout.alpha)
@@ -76,48 +87,32 @@ class MiniLLM:
         )
         if self.whitening != "none":
             advantages = losses.whiten(advantages, mask if self.whitening == "masked" else None)
-        return Experience(
-            **vars(rollout),
-            advantages_BR=advantages,
-            single_weights_BR=single_weights if self.single_weight else torch.ones_like(weights),
-            long_weights_BR=long_weights,
-        )
+        return {
+            "advantages": advantages,
+            "single_weights": single_weights if self.single_weight else torch.ones_like(weights),
+            "long_weights": long_weights,
+        }
 
     def normaliser(self, mask_BR: Tensor) -> Tensor:
-        """The denominator of a mini-batch with this response mask (0-d tensor)."""
         return mask_BR.any(-1).sum() if self.denominator == "sequences" else mask_BR.sum()
 
-    @property
-    def wanted(self) -> tuple[str, ...]:
-        """What the loss needs to know about a token beyond log q(y)."""
-        return (REVERSE_KL,) if self.single_step else ()
-
-    def loss(self, values: TokenValues, terms: PolicyTerms, normaliser: Tensor) -> LossOutput:
-        """The part of the loss that belongs to these tokens.
-
-        Args:
-            values: of the student as it is, at the rollout's temperature.
-            terms: constants of the same tokens, from `prepare`.
-            normaliser: of the global mini-batch, see `normaliser`.
-        """
-        long = losses.clipped_policy_loss(
-            values.logprobs_N,
-            terms.old_logprobs_N,
-            terms.advantages_N,
-            terms.long_weights_N,
-            torch.ones_like(values.logprobs_N, dtype=torch.bool),
+    def token_loss(
+        self, student_NV: Tensor, teacher_NV: Tensor | None, ids_N: Tensor, constants: Mapping[str, Tensor]
+    ) -> TokenLoss:
+        logprobs_N = student_NV.gather(-1, ids_N.unsqueeze(-1)).squeeze(-1)
+        weighted = self.clip_on == "weighted_ratio"
+        long_N = losses.clipped_policy_losses(
+            logprobs_N,
+            constants["old_logprobs"],
+            constants["advantages"],
+            constants["long_weights"],
             clip=self.clip,
-            clip_weighted_ratio=self.clip_on == "weighted_ratio",
-            n_tokens=normaliser,
+            clip_weighted_ratio=weighted,
         )
-        loss, parts = long, {"long": long.detach()}
-        if self.single_step:
-            single = (terms.single_weights_N * values.reverse_kl_N).sum() / normaliser
-            loss, parts["single"] = long + single, single.detach()
         with torch.no_grad():
-            ratio_N = (values.logprobs_N - terms.old_logprobs_N).exp()
-            if self.clip_on == "weighted_ratio":
-                ratio_N = ratio_N * terms.long_weights_N
-            # Over the same denominator as the loss, so that micro-batches add up.
-            parts["clipped"] = ((ratio_N - 1).abs() > self.clip).sum() / normaliser
-        return LossOutput(loss, parts)
+            ratio_N = (logprobs_N - constants["old_logprobs"]).exp() * (constants["long_weights"] if weighted else 1)
+            parts = {"long": long_N, "clipped": ((ratio_N - 1).abs() > self.clip).to(long_N.dtype)}
+        if not self.single_step:
+            return TokenLoss(long_N, parts)
+        single_N = constants["single_weights"] * divergences.reverse_kl(student_NV, teacher_NV)
+        return TokenLoss(long_N + single_N, parts | {"single": single_N})

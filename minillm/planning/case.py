@@ -11,7 +11,7 @@ from transformers import PretrainedConfig
 
 from minillm.linear_loss import LinearLoss
 from minillm.modules import OnPolicy
-from minillm.objectives import CrossEntropy, MiniLLM, PretrainLoss
+from minillm.objectives import Objective, PretrainLoss
 from minillm.optim import Optim
 from minillm.parallel import Parallel
 from minillm.planning.networks import Blueprint
@@ -37,7 +37,7 @@ class Case:
 
     student: Blueprint
     teacher: Blueprint | None
-    objective: MiniLLM | CrossEntropy
+    objective: Objective
     regulariser: PretrainLoss
     linear_loss: LinearLoss
     optim: Optim

@@ -106,4 +106,4 @@ class FakeRollout:
             hidden_NH = self.models["teacher"].hidden(ids_BS)[:, case.prompt - 1 :].flatten(0, 1)
         with self.ledger.purpose("loss"):
             side = Side(hidden_NH, self.models["teacher"].head())
-            case.linear_loss.values(side, None, torch.zeros(len(hidden_NH), dtype=torch.long))
+            case.linear_loss.logprobs(side, torch.zeros(len(hidden_NH), dtype=torch.long))

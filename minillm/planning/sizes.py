@@ -49,7 +49,7 @@ class AutoSizes:
         """The settings with these sizes in place of every `auto`. Where the objective divides by what is in a
         micro-batch, its size changes the numbers, and is what it is on a CPU."""
         sampler, regime, loss = settings.sampler, settings.regime, settings.linear_loss
-        here = CPU if getattr(settings.objective, "denominator", None) == "micro_batch" else self
+        here = CPU if settings.objective.per_micro_batch else self
         if sampler.batch_size == AUTO:
             sampler = replace(sampler, batch_size=self.rows)
         if isinstance(regime, OnPolicy) and regime.microbatch_tokens == AUTO:

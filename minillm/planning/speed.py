@@ -120,9 +120,9 @@ def speed(
     own = passes * student.products + 2 * trained
     attention = (passes / 2 + 1) * 2 * student.layers * student.width
     work = own * (tokens + blocks) + attention * (tokens * (prompt + answer) + blocks * case.block)
-    if case.objective.wanted:
+    if case.objective.needs:
         work += 2 * (teacher.head * case.local_minibatch * answer if case.states else teacher.products * tokens)
-    if case.block and case.regulariser.wanted:
+    if case.block and case.regulariser.needs:
         work += 2 * teacher.products * blocks
     seconds["update"] = steps_per_round * work / tensor / rates.operations
 

@@ -5,16 +5,17 @@ from __future__ import annotations
 from functools import partial
 
 import torch
+from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 from minillm.linear_loss import Side
 from minillm.models import LanguageModel
-from minillm.objectives import MiniLLM
 from minillm.parallel import DeviceMesh
 from minillm.planning.case import Case
 from minillm.planning.ledger import Ledger
 from minillm.planning.networks import Sizes, local_bytes, parameters, precision
+from minillm.scoring import prepared
 from minillm.scoring.micro_batch import MicroBatch
-from minillm.types import Experience, Rollout
+from minillm.types import Rollout
 
 STATES = "teacher's states"
 
@@ -37,7 +38,7 @@ class FakeUpdate:
         self.sizes = {"student": Sizes.of(network, case.student)}
         if teacher is not None:
             self.sizes["teacher"] = Sizes.of(teacher, case.teacher)
-        self.student = LanguageModel(network, self.n_vocab)
+        self.student, self.constants = LanguageModel(network, self.n_vocab), _constants(case)
         self.teacher = None if teacher is None else LanguageModel(teacher, self.n_vocab)
         if mesh is not None:  # as the training module does it
             parts = dict(mesh=mesh, cpu_offload=False, half=case.half)
@@ -94,29 +95,18 @@ class FakeUpdate:
         ids_BR = torch.zeros(rows, case.answer, dtype=torch.long)
         states = torch.arange(rows * case.columns).view(rows, case.columns)[:, case.prompt - 1 :].reshape(-1)
         tokens = torch.arange(rows * case.answer)
-        values = [torch.zeros(rows, case.answer) for _ in range(5)]
-        rollout = Rollout(ids_BP, ids_BP.bool(), ids_BR, ids_BR.bool(), *values[:2])
-        if isinstance(case.objective, MiniLLM):
-            rollout = Experience(**vars(rollout), advantages_BR=values[2], single_weights_BR=values[3],
-                                 long_weights_BR=values[4])  # fmt: skip
+        rollout = Rollout(ids_BP, ids_BP.bool(), ids_BR, ids_BR.bool(), *torch.zeros(2, rows, case.answer))
         ids_BS = torch.cat([ids_BP, ids_BR], dim=1)[:, :-1].contiguous()
         micro = MicroBatch(rollout, torch.arange(rows), ids_BS, states, tokens)
-
-        def objective(values, part):
-            if isinstance(case.objective, MiniLLM):
-                return case.objective.loss(values, rollout.terms(micro.take).rows(part), torch.tensor(1))
-            return case.objective.loss(values, torch.tensor(1))
-
-        wanted = case.objective.wanted
         teacher = None
         with torch.no_grad(), self.ledger.purpose("teacher's pass"):
-            if wanted and case.states:
+            if case.objective.needs and case.states:
                 hidden_NH = torch.zeros(len(micro), case.teacher.width, dtype=case.state_dtype)
                 teacher = Side(hidden_NH, self.teacher.head())
-            elif wanted:
+            elif case.objective.needs:
                 teacher = micro.side(self.teacher)
-        ids_N = micro.take(ids_BR)
-        self._pass(lambda: micro.side(self.student), teacher, ids_N, wanted, objective)
+        constants = {name: torch.zeros(len(micro)) for name in self.constants}
+        self._pass(case.objective, lambda: micro.side(self.student), teacher, micro.take(ids_BR), constants)
 
     def _corpus(self, blocks: int) -> None:
         ids_ML = torch.zeros(blocks, self.case.block, dtype=torch.long)
@@ -126,23 +116,25 @@ class FakeUpdate:
             return Side(model.hidden(ids_ML[:, :-1]).flatten(0, 1), model.head())
 
         with torch.no_grad(), self.ledger.purpose("teacher's pass"):
-            teacher = side(self.teacher) if regulariser.wanted else None
-        self._pass(
-            lambda: side(self.student),
-            teacher,
-            ids_ML[:, 1:].flatten(),
-            regulariser.wanted,
-            lambda values, part: regulariser.loss(values, 1),
-        )
+            teacher = side(self.teacher) if regulariser.needs else None
+        self._pass(regulariser, lambda: side(self.student), teacher, ids_ML[:, 1:].flatten(), {})
 
-    def _pass(self, side, teacher, ids_N, wanted, objective) -> None:
+    def _pass(self, objective, side, teacher, ids_N, constants) -> None:
         ledger = self.ledger
 
         with ledger.purpose("activations"):
             student = side()
         with ledger.purpose("loss"):
-            loss = self.case.linear_loss(student, teacher, ids_N, wanted, objective).loss
+            loss = self.case.linear_loss(objective, student, teacher, ids_N, constants, normaliser=1).loss
         del student  # only the graph holds it
         with ledger.purpose("backward"):
             loss.backward()
         ledger.claim((each.grad for each in self.trained if each.grad is not None), "gradients")
+
+
+def _constants(case: Case) -> list[str]:
+    """The names of what the objective computes of a rollout, from one of a token."""
+    with unset_fake_temporarily():
+        one = torch.zeros(1, 1)
+        rollout = Rollout(one.long(), one == 0, one.long(), one == 0, *((one, one) if case.rollouts else ()))
+        return [*(prepared(rollout, case.objective).constants if case.rollouts else case.objective.prepare(rollout))]

@@ -7,11 +7,19 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from minillm.linear_loss import REVERSE_KL, LinearLoss
+from minillm.linear_loss import LinearLoss
 from minillm.models import LanguageModel
+from minillm.objectives import Objective
 from minillm.scoring.micro_batch import micro_batches
 from minillm.scoring.shared_prompt import branches
-from minillm.types import Rollout
+from minillm.types import Experience, Rollout
+
+
+@torch.no_grad()
+def prepared(rollout: Rollout, objective: Objective) -> Experience:
+    """The rollout with the objective's constants, and with `old_logprobs`."""
+    constants = {"old_logprobs": rollout.student_logprobs_BR} | objective.prepare(rollout)
+    return Experience(**vars(rollout), constants=constants)
 
 
 @torch.no_grad()
@@ -28,7 +36,7 @@ def with_teacher(
     logprobs = hidden = None
     for micro in micro_batches(rollout, max_tokens):
         side = micro.side(teacher, rollout.temperature)
-        values_N = linear_loss.values(side, None, micro.take(rollout.response_ids_BR)).logprobs_N
+        values_N = linear_loss.logprobs(side, micro.take(rollout.response_ids_BR))
         if logprobs is None:
             logprobs = values_N.new_zeros(shape[0] * shape[1])
             hidden = side.hidden_NH.new_zeros(shape[0] * shape[1], side.hidden_NH.shape[1]) if keep_hidden else None
@@ -50,7 +58,7 @@ def rollout_reverse_kl(
     kl_BR = torch.zeros(rollout.response_mask_BR.shape, device=rollout.response_ids_BR.device)
     for micro in micro_batches(rollout, max_tokens):
         sides = micro.side(student), micro.side(teacher)
-        values_N = linear_loss.values(*sides, micro.take(rollout.response_ids_BR), (REVERSE_KL,)).reverse_kl_N
+        values_N = linear_loss.reverse_kl(*sides, micro.take(rollout.response_ids_BR))
         kl_BR = kl_BR.to(values_N)
         kl_BR.view(-1)[micro.token_N] = values_N
     return kl_BR

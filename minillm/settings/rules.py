@@ -8,7 +8,6 @@ from pathlib import Path
 from minillm.config.checks import describe, matches
 from minillm.errors import ConfigError, nearest
 from minillm.modules import OnPolicy
-from minillm.objectives import CrossEntropy, MiniLLM
 from minillm.runs.read import SETTINGS as JOB_SETTINGS
 from minillm.terminal.labels import name_problems
 
@@ -170,18 +169,13 @@ def _regime_problems(built: dict, *, on_policy: bool, profile: bool) -> list[str
     no_teacher = built["model"] is not None and built["model"].teacher is None
     if on_policy:
         pairs = [
-            (isinstance(objective, CrossEntropy), "objective=sft|kd with regime=on_policy: wanted regime=supervised"),
             (no_teacher, "model.teacher=null with regime=on_policy: wanted a teacher"),
         ]
     else:
         pairs = [
             (
-                isinstance(objective, MiniLLM),
-                "objective=paper|reference with regime=supervised: wanted objective=sft or objective=kd",
-            ),
-            (
-                no_teacher and bool(getattr(objective, "wanted", ())),
-                "model.teacher=null with objective.kd_ratio > 0: wanted a teacher",
+                no_teacher and bool(getattr(objective, "needs", ())),
+                "model.teacher=null with an objective that needs it: wanted a teacher (or objective.kd_ratio=0)",
             ),
             (profile, "profile=true with regime=supervised: only rollouts are profiled; wanted false"),
             (
@@ -194,4 +188,8 @@ def _regime_problems(built: dict, *, on_policy: bool, profile: bool) -> list[str
                 "regulariser with regime=supervised: fine-tuning has none; wanted regulariser=none",
             ),
         ]
+    regime = "on_policy" if on_policy else "supervised"
+    if objective and regime not in objective.regimes:
+        name = type(objective).__name__
+        pairs.append((True, f"objective {name} with regime={regime}: wanted regime={'|'.join(objective.regimes)}"))
     return [problem for wrong, problem in pairs if wrong]

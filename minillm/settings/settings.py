@@ -18,7 +18,7 @@ from minillm.errors import ConfigError
 from minillm.linear_loss import LinearLoss
 from minillm.models import ModelPair
 from minillm.modules import OnPolicy, Supervised, SupervisedStart
-from minillm.objectives import CrossEntropy, MiniLLM, PretrainLoss
+from minillm.objectives import Objective, PretrainLoss
 from minillm.optim import Optim
 from minillm.parallel import Parallel
 from minillm.sampling import Sampler
@@ -33,7 +33,7 @@ class Settings:
     data: Sources
     sampler: Sampler
     regulariser: PretrainLoss
-    objective: MiniLLM | CrossEntropy
+    objective: Objective
     linear_loss: LinearLoss
     regime: OnPolicy | Supervised
     optim: Optim

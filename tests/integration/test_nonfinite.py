@@ -60,15 +60,15 @@ def reward(module):
 
 
 def loss(module):
-    from minillm.objectives import MiniLLM
+    from minillm.objectives import MiniLLM, TokenLoss
 
-    real = MiniLLM.loss
+    real = MiniLLM.token_loss
 
-    def spoiled(self, values, terms, normaliser):
-        output = real(self, values, terms, normaliser)
-        return type(output)(output.loss + torch.tensor(math.inf), output.parts)
+    def spoiled(self, *given):
+        values_N, parts = real(self, *given)
+        return TokenLoss(values_N + math.inf, parts)
 
-    object.__setattr__(module.objective, "loss", spoiled.__get__(module.objective))
+    object.__setattr__(module.objective, "token_loss", spoiled.__get__(module.objective))
 
 
 def corpus(module):
@@ -76,8 +76,8 @@ def corpus(module):
 
 
 CASES = {
-    "teacher": (teacher_weight(math.nan), "teacher_logprobs_BR: "),
-    "reward": (reward, "rewards_BR: "),
+    "teacher": (teacher_weight(math.nan), "teacher_logprobs: "),
+    "reward": (reward, "advantages: "),
     "loss": (loss, "train/loss is inf"),
     "gradient": (student_gradient(math.nan), "optim/grad_norm is nan; gradients of 1 weights (student.lm_head.weight)"),
     "infinite gradient": (student_gradient(-math.inf), "optim/grad_norm is inf; gradients of 1 weights"),

@@ -9,6 +9,7 @@ from minillm.modules import OnPolicy, OnPolicyDistillation, SupervisedStart
 from minillm.objectives import MiniLLM, PretrainLoss
 from minillm.optim import Optim
 from minillm.sampling import Sampler, decode
+from minillm.scoring import prepared
 from minillm.types import TrainBatch
 from tests.conftest import FAMILIES, make_pair
 from tests.helpers import PROMPTS, prompt_batch
@@ -28,7 +29,7 @@ def gradients(device: str, family: str) -> list[torch.Tensor]:
     )
     module = OnPolicyDistillation(pair, *parts, Optim(), regime, SupervisedStart(), seed=0)
     module.manual_backward = lambda loss: loss.backward()
-    experience = module.objective.prepare(module.rollout(TrainBatch(prompt_batch(PROMPTS * 2).to(device))))
+    experience = prepared(module.rollout(TrainBatch(prompt_batch(PROMPTS * 2).to(device))), module.objective)
     with pair.teacher.body_away():
         at = {each.device.type for each in pair.teacher.body()}
         assert at == {"cpu"} and pair.teacher.head().weight_VH.device.type == device

@@ -143,7 +143,7 @@ def test_a_nested_window_is_seen_in_decoding_and_training():
     network.train()
     model = LanguageModel(network)
     for micro in micro_batches(rollout, 64):
-        scored = LinearLoss().values(micro.side(model), None, micro.take(rollout.response_ids_BR)).logprobs_N
+        scored = LinearLoss().logprobs(micro.side(model), micro.take(rollout.response_ids_BR))
         torch.testing.assert_close(scored, micro.take(rollout.student_logprobs_BR), atol=1e-4, rtol=0)
 
 

@@ -12,6 +12,7 @@ from safetensors import safe_open
 from minillm import losses
 from minillm.config.checks import construct
 from minillm.objectives import PretrainLoss
+from minillm.scoring import prepared
 from minillm.types import Rollout
 from tests.helpers import ROAD_NAMES, ROADS, logits_side
 
@@ -82,7 +83,7 @@ def test_weights_rewards_and_advantages(case):
     torch.testing.assert_close(rewards[mask], tensors["rewards"][mask], **CLOSE)
     plain = losses.discounted_returns(rewards, mask, gamma=config["gamma"], length_norm=True, skip_current=False)
     torch.testing.assert_close(plain[mask], tensors["advantages_unwhitened"][mask], **CLOSE)
-    torch.testing.assert_close(objective.prepare(rollout).advantages_BR[mask], tensors["advantages"][mask], **CLOSE)
+    torch.testing.assert_close(objective.prepare(rollout)["advantages"][mask], tensors["advantages"][mask], **CLOSE)
 
 
 @pytest.mark.parametrize("road", ROADS, ids=ROAD_NAMES)
@@ -90,16 +91,12 @@ def test_losses_and_their_gradient(road, case):
     tensors, config = case
     mask = tensors["response_mask"]
     objective = objective_of(config)
-    experience = objective.prepare(rollout_of(tensors, config))
+    experience = prepared(rollout_of(tensors, config), objective)
     student = tensors["student_logits_now"].clone().requires_grad_()
     flat = [response_part(logits, tensors)[mask] for logits in (student, tensors["teacher_logits"])]
-    terms, normaliser = experience.terms(lambda values: values[mask]), mask.sum()
-    output = road(
-        *map(logits_side, flat),
-        tensors["response_ids"][mask],
-        objective.wanted,
-        lambda values, rows: objective.loss(values, terms.rows(rows), normaliser),
-    )
+    constants = {name: each[mask] for name, each in experience.constants.items()}
+    sides = map(logits_side, flat)
+    output = road(objective, *sides, tensors["response_ids"][mask], constants, normaliser=mask.sum())
     torch.testing.assert_close(output.parts["long"], tensors["pg_loss"], **CLOSE)
     torch.testing.assert_close(output.parts["single"], tensors["single_step_loss"], **CLOSE)
     torch.testing.assert_close(output.loss, tensors["rl_loss"], **CLOSE)
@@ -113,13 +110,8 @@ def test_the_regulariser_and_its_gradient(road, case):
     logits = tensors["lm_logits"].clone().requires_grad_()
     counted = tensors["lm_labels"] != -100
     regulariser, n_tokens = PretrainLoss(kd_ratio=config["kd_ratio"]), counted.sum()
-    output = road(
-        logits_side(logits[counted]),
-        logits_side(tensors["lm_teacher_logits"][counted]),
-        tensors["lm_labels"][counted],
-        regulariser.wanted,
-        lambda values, rows: regulariser.loss(values, n_tokens),
-    )
+    sides = logits_side(logits[counted]), logits_side(tensors["lm_teacher_logits"][counted])
+    output = road(regulariser, *sides, tensors["lm_labels"][counted], normaliser=n_tokens)
     torch.testing.assert_close(output.parts["cross_entropy"], tensors["lm_loss"], **CLOSE)
     torch.testing.assert_close(output.parts["soft_cross_entropy"], tensors["lm_kd_loss"], **CLOSE)
     torch.testing.assert_close(output.loss, tensors["pt_loss"], **CLOSE)

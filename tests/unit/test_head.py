@@ -3,9 +3,10 @@
 import pytest
 import torch
 
-from minillm.linear_loss import REVERSE_KL, LinearLoss, Side
+from minillm.divergences import reverse_kl
+from minillm.linear_loss import LinearLoss, Side
 from minillm.models import Head
-from minillm.types import LossOutput
+from minillm.objectives import Objective
 from tests.helpers import ROAD_NAMES, ROADS
 
 HIDDEN = torch.randn(6, 32, generator=torch.Generator().manual_seed(0)) * 3
@@ -29,7 +30,7 @@ def test_rewards_of_a_half_type_have_no_noise_of_the_product():
     hidden, weight = HIDDEN.bfloat16(), WEIGHT.bfloat16()
     right = (hidden.double() @ weight.double().T).log_softmax(-1).gather(1, IDS[:, None]).squeeze(1).float()
     rounded = (hidden @ weight.T).float().log_softmax(-1).gather(1, IDS[:, None]).squeeze(1)
-    ours = LinearLoss().values(Side(hidden, Head(weight)), None, IDS).logprobs_N
+    ours = LinearLoss().logprobs(Side(hidden, Head(weight)), IDS)
     assert (ours - right).abs().max() < 1e-4 < 1e-2 < (rounded - right).abs().max()
 
 
@@ -41,7 +42,7 @@ def test_a_loss_under_autocast_is_that_of_float32_products(road):
         hidden, weight = (each.clone().requires_grad_() for each in (HIDDEN, WEIGHT))
         teacher = Side(HIDDEN.flip(0).bfloat16(), Head(WEIGHT.bfloat16()))
         with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-            output = road(Side(hidden, Head(weight)), teacher, IDS, (REVERSE_KL,), total)
+            output = road(Total(), Side(hidden, Head(weight)), teacher, IDS, normaliser=1)
         output.loss.backward()
         return output.loss.detach(), hidden.grad, weight.grad
 
@@ -49,5 +50,6 @@ def test_a_loss_under_autocast_is_that_of_float32_products(road):
         torch.testing.assert_close(ours, right)
 
 
-def total(values, rows):
-    return LossOutput(values.reverse_kl_N.sum() - values.logprobs_N.sum(), {})
+class Total(Objective):
+    def token_loss(self, student_NV, teacher_NV, ids_N, constants):
+        return reverse_kl(student_NV, teacher_NV) - student_NV.gather(-1, ids_N.unsqueeze(-1)).squeeze(-1)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).parents[2] / "minillm"
 LAYERS = [
-    {"types", "errors", "losses", "seeding", "config", "system", "terminal"},
+    {"types", "errors", "losses", "divergences", "seeding", "config", "system", "terminal"},
     {"objectives", "linear_loss", "models", "data", "optim", "parallel"},
     {"sampling", "scoring", "metrics", "evaluation"},
     {"modules", "callbacks", "datamodule", "runs", "report"},

@@ -3,11 +3,11 @@
 import pytest
 import torch
 
+from minillm import divergences, losses
 from minillm.errors import ConfigError
-from minillm.linear_loss import REVERSE_KL, SOFT_CROSS_ENTROPY, LinearLoss, Side
+from minillm.linear_loss import LinearLoss, Side
 from minillm.models import Head
-from minillm.objectives import MiniLLM, mixed_cross_entropy
-from minillm.types import LossOutput, PolicyTerms
+from minillm.objectives import TEACHER, CrossEntropy, MiniLLM, Objective, TokenLoss
 
 N, V, H, T = 13, 37, 6, 9  # tokens, vocabulary, widths of student and teacher
 HEADS = {
@@ -18,7 +18,8 @@ HEADS = {
     "Gemma 2": {"softcap": 3.0},
     "all, at a temperature": {"scale": 0.7, "softcap": 2.0, "bias": True, "temperature": 1.3},
 }
-WANTED = [(), (REVERSE_KL,), (SOFT_CROSS_ENTROPY,), (REVERSE_KL, SOFT_CROSS_ENTROPY)]
+REVERSE, SOFT = "reverse KL", "soft cross entropy"
+WANTED = [(), (REVERSE,), (SOFT,), (REVERSE, SOFT)]
 
 
 def head_of(width, seed, dtype, bias=False, **options):
@@ -35,26 +36,28 @@ def case(dtype, options):
     teacher = Side(hidden[1], head_of(T, 2, dtype, **options))
     ids = torch.randint(V, (N,), generator=generator)
     slopes = torch.randn(3, N, generator=generator, dtype=torch.float64).to(dtype)
-    return student, teacher, ids, slopes
+    return student, teacher, ids, {"a": slopes[0], "k": slopes[1], "c": slopes[2]}
 
 
-def weighted(slopes, wanted):
+class Weighted(Objective):
     """Not linear in log q(y), as a policy ratio is not."""
 
-    def objective(values, rows):
-        loss = (slopes[0, rows] * (values.logprobs_N + 2).exp()).sum()
-        if REVERSE_KL in wanted:
-            loss = loss + (slopes[1, rows] * values.reverse_kl_N).sum()
-        if SOFT_CROSS_ENTROPY in wanted:
-            loss = loss + (slopes[2, rows] * values.soft_cross_entropy_N).sum()
-        return LossOutput(loss, {"sum": values.logprobs_N.detach().sum()})
+    def __init__(self, wanted):
+        self.wanted, self.needs = wanted, frozenset({TEACHER} if wanted else ())
 
-    return objective
+    def token_loss(self, student_NV, teacher_NV, ids_N, constants):
+        logprobs_N = student_NV.gather(-1, ids_N.unsqueeze(-1)).squeeze(-1)
+        values_N = constants["a"] * (logprobs_N + 2).exp()
+        if REVERSE in self.wanted:
+            values_N = values_N + constants["k"] * divergences.reverse_kl(student_NV, teacher_NV)
+        if SOFT in self.wanted:
+            values_N = values_N + constants["c"] * divergences.cross_entropy(student_NV, teacher_NV)
+        return TokenLoss(values_N, {"sum": logprobs_N})
 
 
 def grads(road, dtype, options, wanted):
     student, teacher, ids, slopes = case(dtype, options)
-    output = road(student, teacher, ids, wanted, weighted(slopes, wanted))
+    output = road(Weighted(wanted), student, teacher, ids, slopes, normaliser=1)
     (3 * output.loss).backward()
     leaves = [student.hidden_NH, student.head.weight_VH, student.head.bias_V]
     assert teacher.head.weight_VH.grad is None
@@ -73,13 +76,17 @@ def test_chunks_give_the_plain_loss_and_gradient(options, wanted, rows, dtype, c
 
 
 @pytest.mark.parametrize("options", HEADS.values(), ids=HEADS.keys())
-@pytest.mark.parametrize("wanted", WANTED, ids=str)
-def test_the_values_alone_are_the_same_numbers(options, wanted):
+def test_the_values_alone_are_the_same_numbers(options):
     student, teacher, ids, _ = case(torch.float64, options)
-    plain, chunked = (road.values(student, teacher, ids, wanted) for road in (LinearLoss(None), LinearLoss(1e-3)))
-    for name in ("logprobs_N", *wanted):
-        torch.testing.assert_close(getattr(chunked, name), getattr(plain, name), rtol=0, atol=1e-12)
-        assert not getattr(plain, name).requires_grad
+    logq, logp = (losses.log_softmax(side.logits()).detach() for side in (student, teacher))
+    chosen = [each.gather(-1, ids.unsqueeze(-1)).squeeze(-1) for each in (logq, logp)]
+    kl = [(one.exp() * (one - other)).sum(-1) for one, other in ((logq, logp), (logp, logq))]
+    for road in (LinearLoss(None), LinearLoss(1e-3)):
+        found = [road.logprobs(student, ids), road.reverse_kl(student, teacher, ids)]
+        found += road.divergences(student, teacher, ids)
+        for ours, plain in zip(found, [chosen[0], kl[0], *chosen, *kl], strict=True):
+            torch.testing.assert_close(ours, plain, rtol=0, atol=1e-12)
+            assert not ours.requires_grad
 
 
 @pytest.mark.parametrize("options", HEADS.values(), ids=HEADS.keys())
@@ -92,7 +99,7 @@ def test_no_more_rows_than_a_chunk_go_through_a_head_at_a_time(monkeypatch):
     seen = []
     call = Head.__call__
     monkeypatch.setattr(Head, "__call__", lambda self, hidden: seen.append(len(hidden)) or call(self, hidden))
-    grads(LinearLoss(chunk_mb=4 * V * 8 / 2**20 * 1.001), torch.float64, {}, (REVERSE_KL,))
+    grads(LinearLoss(chunk_mb=4 * V * 8 / 2**20 * 1.001), torch.float64, {}, (REVERSE,))
     assert seen == [4, 4, 4, 4, 4, 4, 1, 1]  # student, teacher of each chunk
 
 
@@ -100,30 +107,23 @@ def test_no_tokens_give_no_loss_and_no_gradient():
     student, teacher, ids, slopes = case(torch.float64, {})
     empty = Side(student.hidden_NH[:0], student.head), Side(teacher.hidden_NH[:0], teacher.head)
     for road in (LinearLoss(None), LinearLoss()):
-        output = road(*empty, ids[:0], (REVERSE_KL,), weighted(slopes, (REVERSE_KL,)))
+        none = {name: each[:0] for name, each in slopes.items()}
+        output = road(Weighted((REVERSE,)), *empty, ids[:0], none, normaliser=1)
         output.loss.backward()
         assert output.loss == 0 and student.head.weight_VH.grad.abs().max() == 0
-        assert road.values(*empty, ids[:0], (REVERSE_KL,)).reverse_kl_N.shape == (0,)
+        assert road.reverse_kl(*empty, ids[:0]).shape == (0,)
 
 
-@pytest.mark.parametrize("name", ["MiniLLM", "cross entropy"])
-def test_under_autocast_products_are_half_and_gradients_stay_close(name):
+@pytest.mark.parametrize("objective", [MiniLLM(), CrossEntropy(0.5)], ids=lambda each: type(each).__name__)
+def test_under_autocast_products_are_half_and_gradients_stay_close(objective):
     """trainer.precision=bf16-mixed: float32 weights, products in bfloat16, softmax in float32."""
     results = []
     for road in (LinearLoss(None), LinearLoss(1e-3)):
         student, teacher, ids, slopes = case(torch.float32, {})
-        terms = PolicyTerms(*slopes, slopes[0].exp())
-        normaliser = torch.tensor(N)
-
-        def policy(values, rows, terms=terms, normaliser=normaliser):
-            return MiniLLM().loss(values, terms.rows(rows), normaliser)
-
-        def cross_entropy(values, rows):
-            return mixed_cross_entropy(values, kd_ratio=0.5, n_tokens=N)
-
-        objective, wanted = (policy, (REVERSE_KL,)) if name == "MiniLLM" else (cross_entropy, (SOFT_CROSS_ENTROPY,))
+        weights = {"single_weights": slopes["c"], "long_weights": slopes["a"].exp()}
+        constants = weights | {"old_logprobs": slopes["a"], "advantages": slopes["k"]}
         with torch.autocast("cpu", torch.bfloat16):
-            loss = road(student, teacher, ids, wanted, objective).loss
+            loss = road(objective, student, teacher, ids, constants, normaliser=N).loss
         loss.backward()
         assert student.head.weight_VH.grad.dtype == torch.float32
         results.append((loss.detach(), student.hidden_NH.grad, student.head.weight_VH.grad))
@@ -137,7 +137,7 @@ def test_a_frozen_head_gets_no_gradient_and_hidden_states_the_same(bias):
     for frozen in (False, True):
         student, teacher, ids, slopes = case(torch.float64, {"bias": bias})
         student.head.weight_VH.requires_grad_(not frozen)
-        LinearLoss(1e-3)(student, teacher, ids, (REVERSE_KL,), weighted(slopes, (REVERSE_KL,))).loss.backward()
+        LinearLoss(1e-3)(Weighted((REVERSE,)), student, teacher, ids, slopes, normaliser=1).loss.backward()
         assert (student.head.weight_VH.grad is None) == frozen
         grads.append(student.hidden_NH.grad)
     assert torch.equal(*grads)
@@ -145,7 +145,7 @@ def test_a_frozen_head_gets_no_gradient_and_hidden_states_the_same(bias):
 
 def test_a_second_backward_pass_is_refused():
     student, teacher, ids, slopes = case(torch.float64, {})
-    loss = LinearLoss()(student, teacher, ids, (), weighted(slopes, ())).loss
+    loss = LinearLoss()(Weighted(()), student, teacher, ids, slopes, normaliser=1).loss
     loss.backward(retain_graph=True)
     with pytest.raises(RuntimeError, match="differentiated before"):
         loss.backward()

@@ -15,6 +15,7 @@ from minillm.modules import OnPolicy, OnPolicyDistillation, SupervisedStart
 from minillm.objectives import MiniLLM, PretrainLoss
 from minillm.optim import Optim
 from minillm.sampling import Sampler
+from minillm.scoring import prepared
 from minillm.types import TrainBatch
 from tests.conftest import FAMILIES, make_model, make_pair, make_tokenizer
 from tests.families import family_model
@@ -134,7 +135,7 @@ def module_of(network, road, batch_size=4):
 
 def update(module):
     rollout = module.rollout(TrainBatch(prompt_batch(PROMPTS * 2)))
-    module._policy_gradients(module.objective.prepare(rollout))
+    module._policy_gradients(prepared(rollout, module.objective))
     module._corpus_gradients(torch.arange(1, 29).view(4, 7) % 31)
 
 

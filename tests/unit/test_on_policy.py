@@ -11,6 +11,7 @@ from minillm.modules import OnPolicy, OnPolicyDistillation, SupervisedStart
 from minillm.objectives import MiniLLM, PretrainLoss
 from minillm.optim import Optim
 from minillm.sampling import Sampler
+from minillm.scoring import prepared
 from minillm.types import TrainBatch
 from tests.conftest import make_model, make_pair
 from tests.helpers import PROMPTS, ROAD_NAMES, ROADS, prompt_batch
@@ -48,7 +49,7 @@ def module_of(
 def gradients(module, extra=0, drifted=True):
     """Of one mini-batch and one corpus batch, with the student moved away from the one that sampled."""
     rollout = module.rollout(TrainBatch(prompt_batch(PROMPTS * 2, extra=extra)))
-    experience = module.objective.prepare(rollout)
+    experience = prepared(rollout, module.objective)
     if drifted:
         torch.manual_seed(9)
         with torch.no_grad():
@@ -108,7 +109,7 @@ def test_whitening_over_all_cells_depends_on_padding_and_masked_does_not():
     mask, width = rollout.response_mask_BR, rollout.response_mask_BR.shape[1]
     for whitening, same in (("all", False), ("masked", True)):
         one, two = (
-            MiniLLM(whitening=whitening).prepare(each).advantages_BR[:, :width][mask] for each in (rollout, wider)
+            MiniLLM(whitening=whitening).prepare(each)["advantages"][:, :width][mask] for each in (rollout, wider)
         )
         assert torch.allclose(one, two, atol=1e-12) == same
 
@@ -117,7 +118,7 @@ def test_a_student_equal_to_its_teacher_has_nothing_to_learn():
     network = make_model(seed=2)
     pair = Pair(network, LanguageModel(make_model(seed=2)).frozen(), make_pair().tokenizer, 31, (0,))
     module = module_of(pair)
-    experience = module.objective.prepare(module.rollout(TrainBatch(prompt_batch(PROMPTS * 2))))
+    experience = prepared(module.rollout(TrainBatch(prompt_batch(PROMPTS * 2))), module.objective)
     metrics = module._policy_gradients(experience)
     assert abs(metrics["train/loss"]) < 1e-9
     assert max(p.grad.abs().max() for p in network.parameters() if p.grad is not None) < 1e-9
@@ -129,10 +130,10 @@ def test_the_rollout_log_probs_are_those_of_the_update(temperature):
     The temperature applies to student, teacher, reward and mixture alike."""
     module = module_of(make_pair(), temperature=temperature)
     rollout = module.rollout(TrainBatch(prompt_batch(PROMPTS * 2)))
-    experience = module.objective.prepare(rollout)
+    experience = prepared(rollout, module.objective)
     metrics = module._policy_gradients(experience)
     mask = rollout.response_mask_BR
-    a, w = experience.advantages_BR[mask], experience.long_weights_BR[mask]
+    a, w = (experience.constants[name][mask] for name in ("advantages", "long_weights"))
     expected = -torch.minimum(a * w, a * w.clamp(0.8, 1.2)).sum() / mask.sum()
     torch.testing.assert_close(metrics["train/long"], expected, rtol=0, atol=1e-9)
     assert metrics["train/clipped"].item() == pytest.approx(((w - 1).abs() > 0.2).double().mean().item(), abs=1e-6)
@@ -144,7 +145,7 @@ def test_a_float32_student_learns_from_a_bfloat16_teacher(alpha):
     pair = make_pair(dtype=torch.float32)
     pair.teacher.network.to(torch.bfloat16)
     module = module_of(pair, alpha=alpha)
-    experience = module.objective.prepare(module.rollout(TrainBatch(prompt_batch(PROMPTS))))
+    experience = prepared(module.rollout(TrainBatch(prompt_batch(PROMPTS))), module.objective)
     assert experience.teacher_hidden_BRH.dtype == torch.bfloat16
     assert {experience.student_logprobs_BR.dtype, experience.teacher_logprobs_BR.dtype} == {torch.float32}
     assert torch.isfinite(module._policy_gradients(experience)["train/loss"])
@@ -155,7 +156,7 @@ def test_teacher_passes_are_counted_once_a_rollout():
     calls = []
     pair.teacher.network.base_model.register_forward_hook(lambda *args: calls.append(1))
     module = module_of(pair, alpha=0.0, kd_ratio=0.0)
-    experience = module.objective.prepare(module.rollout(TrainBatch(prompt_batch(PROMPTS))))
+    experience = prepared(module.rollout(TrainBatch(prompt_batch(PROMPTS))), module.objective)
     assert len(calls) == 1
     for _ in range(4):
         module._policy_gradients(experience)

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from minillm.objectives import MiniLLM
+from minillm.scoring import prepared
 from minillm.types import Rollout
 from tests.helpers import ROAD_NAMES, ROADS, logits_side
 
@@ -56,14 +57,9 @@ def expected_gradient(road, student, teacher, alpha, **options):
             alpha=alpha,
         )
         rows = [ROW[answer[:t]] for t in range(n)]
-        terms = objective.prepare(rollout).terms(lambda values, n=n: values[0, :n])
-        output = road(
-            logits_side(student[rows]),
-            logits_side(teacher[rows]),
-            torch.tensor(answer),
-            objective.wanted,
-            lambda values, rows, terms=terms: objective.loss(values, terms.rows(rows), torch.tensor(1.0)),
-        )
+        constants = {name: each[0, :n] for name, each in prepared(rollout, objective).constants.items()}
+        sides = logits_side(student[rows]), logits_side(teacher[rows])
+        output = road(objective, *sides, torch.tensor(answer), constants, normaliser=1)
         total = total + chance * output.loss
     return torch.autograd.grad(total, student)[0]
 

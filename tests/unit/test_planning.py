@@ -15,6 +15,7 @@ from minillm.optim import Optim
 from minillm.parallel import Parallel
 from minillm.planning import Blueprint, Case, fake_device, largest, measure
 from minillm.sampling import Sampler, decode
+from minillm.scoring import prepared
 from minillm.scoring.micro_batch import micro_batches
 from minillm.types import PromptBatch, Rollout
 from tests.conftest import make_model
@@ -64,18 +65,18 @@ def real_updates(case, shape):
     ids = torch.randint(1, shape.vocabulary, (rows, prompt + answer))
     mask, values = torch.ones_like(ids, dtype=torch.bool), torch.randn(2, rows, answer)
     parts = (ids[:, :prompt], mask[:, :prompt], ids[:, prompt:], mask[:, prompt:], *values)
-    rollout = case.objective.prepare(Rollout(*parts, torch.randn(rows, answer, shape.width), alpha=0.2))
+    rollout = prepared(Rollout(*parts, torch.randn(rows, answer, shape.width), alpha=0.2), case.objective)
 
     def step():
         normaliser = case.objective.normaliser(rollout.response_mask_BR)
         for micro in micro_batches(rollout, case.microbatch_tokens):
-            terms = rollout.terms(micro.take)
             output = case.linear_loss(
+                case.objective,
                 micro.side(model),
                 Side(micro.take(rollout.teacher_hidden_BRH), head),
                 micro.take(rollout.response_ids_BR),
-                case.objective.wanted,
-                lambda values, part, terms=terms: case.objective.loss(values, terms.rows(part), normaliser),
+                {name: micro.take(each) for name, each in rollout.constants.items()},
+                normaliser=normaliser,
             )
             output.loss.backward()
         case.optim.step(optimizer, case.optim.norm(optimizer), 1e-6)

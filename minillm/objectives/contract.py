@@ -1,0 +1,54 @@
+"""What an objective is. One class says all of it: no other file knows an objective by its name.
+
+Axes: B rows, R response positions, N tokens, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar, NamedTuple
+
+from torch import Tensor
+
+from minillm.types import Rollout
+
+TEACHER = "teacher"  # in `Objective.needs`: its log-probs over the whole vocabulary at each token
+
+
+class TokenLoss(NamedTuple):
+    """[N] each: what is minimised, summed over tokens and divided by the normaliser; and what is logged beside it,
+    summed and divided alike."""
+
+    values_N: Tensor
+    parts: dict[str, Tensor] = {}  # noqa: RUF012
+
+
+class Objective:
+    """A loss that is a sum over tokens. `token_loss` is all that a new one has to define."""
+
+    needs: frozenset[str] = frozenset({TEACHER})
+    regimes: ClassVar[tuple[str, ...]] = ("on_policy", "supervised")  # whose answers it is for
+    per_micro_batch = False  # divide by the tokens of a micro-batch; its size then changes the numbers
+
+    def prepare(self, rollout: Rollout) -> dict[str, Tensor]:
+        """[B, R] each: constants of every token, computed once a rollout, without a gradient. The log-probs that the
+        rollout carries are of the student that sampled it; in the supervised regime it carries none."""
+        return {}
+
+    def token_loss(
+        self, student_NV: Tensor, teacher_NV: Tensor | None, ids_N: Tensor, constants: Mapping[str, Tensor]
+    ) -> Tensor | TokenLoss:
+        """[N]: the loss at each token.
+
+        Args:
+            student_NV, teacher_NV: log-probs over the vocabulary, the student's with a gradient; the teacher's are None
+                unless `needs` has TEACHER.
+            ids_N: the token of the answer.
+            constants: [N] each: what `prepare` gave, and `old_logprobs`, log q of the token when it was sampled
+                (on-policy).
+        """
+        raise NotImplementedError
+
+    def normaliser(self, mask_BR: Tensor) -> Tensor:
+        """The denominator (0-d) of a mini-batch with this response mask: by default its tokens."""
+        return mask_BR.sum()
