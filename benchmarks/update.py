@@ -37,7 +37,7 @@ def make_step(
     parts = (ids[:, :prompt], mask[:, :prompt], ids[:, prompt:], mask[:, prompt:], *logprobs, hidden)
     objective, optim = MiniLLM(), Optim()
     linear_loss, budget = LinearLoss(**sizes.get("linear_loss", {})), sizes.get("microbatch_tokens", 2048)
-    experience = prepared(Rollout(*parts, alpha=0.2), objective)
+    experience = prepared(Rollout(*parts, behaviour_logprobs_BR=logprobs[0]), objective)
     optimizer = optim.build(network.parameters())
     teacher_head = LanguageModel(make_model(name, vocabulary, DEVICE)).head()
 

@@ -55,9 +55,9 @@ class PromptBatch(_Rows):
 @dataclass(frozen=True)
 class Rollout(_Rows):
     """Prompts with their sampled answers. Log-probabilities are of the chosen tokens under the full distributions at
-    `temperature` (if `decode` had a `no_repeat_ngram_size`, without the tokens it banned); `alpha` is the teacher's
-    share in the mixture they were drawn from. `near_edge_BR` marks draws so close to the edge of a token's share that
-    rounding in float32 may decide (see `draw`; half types round more)."""
+    `temperature` (if `decode` had a `no_repeat_ngram_size`, without the tokens it banned); those of the `behaviour` are
+    under whatever drew the tokens: the student, a mixture, another temperature. `near_edge_BR` marks draws so close to
+    the edge of a token's share that rounding in float32 may decide (see `draw`; half types round more)."""
 
     prompt_ids_BP: Tensor
     prompt_mask_BP: Tensor
@@ -67,7 +67,7 @@ class Rollout(_Rows):
     teacher_logprobs_BR: Tensor | None = None
     teacher_hidden_BRH: Tensor | None = None
     near_edge_BR: Tensor | None = None
-    alpha: float = 0.0
+    behaviour_logprobs_BR: Tensor | None = None
     temperature: float = 1.0
 
     def __len__(self) -> int:

@@ -59,9 +59,8 @@ def node_problems(node: Any, path: str, *, supplied: tuple[str, ...] = ()) -> li
     if problem:
         return [problem]
     parameters = inspect.signature(target).parameters
-    hints = get_type_hints(target.__init__ if inspect.isclass(target) else target)
-    if inspect.isclass(target) and hasattr(target, "__dataclass_fields__"):
-        hints = get_type_hints(target)
+    dataclass = inspect.isclass(target) and hasattr(target, "__dataclass_fields__")  # its bases have their own modules
+    hints = get_type_hints(target if dataclass or not inspect.isclass(target) else target.__init__)
     problems = []
     given = {key: value for key, value in node.items() if not str(key).startswith("_")}
     for key, value in given.items():

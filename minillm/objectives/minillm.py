@@ -75,7 +75,7 @@ class MiniLLM(Objective):
         """Weights, rewards and advantages."""
         mask = rollout.response_mask_BR
         student, teacher = rollout.student_logprobs_BR, rollout.teacher_logprobs_BR
-        weights = losses.importance_weights(student, teacher, rollout.alpha)
+        weights = (student - rollout.behaviour_logprobs_BR).exp()
         rewards = losses.token_rewards(student, teacher, mask, scaling=self.reward_scaling, clip=self.reward_clip)
         long_weights = single_weights = weights
         if self.importance == "exact":

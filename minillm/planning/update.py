@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -137,4 +138,5 @@ def _constants(case: Case) -> list[str]:
     with unset_fake_temporarily():
         one = torch.zeros(1, 1)
         rollout = Rollout(one.long(), one == 0, one.long(), one == 0, *((one, one) if case.rollouts else ()))
+        rollout = replace(rollout, behaviour_logprobs_BR=one)
         return [*(prepared(rollout, case.objective).constants if case.rollouts else case.objective.prepare(rollout))]

@@ -156,6 +156,11 @@ def _warnings(found: Preflight, monitor: str | None) -> list[str]:
         if (n_dropped := sum(prompts.dropped.values())) > _MANY * prompts.wanted:
             what = remedies(prompts.dropped)
             texts.append(f"{n_dropped:,} of {prompts.wanted:,} {name} prompts are dropped: change {what}.")
+    if work.sampler and not work.sampler.full_support:
+        texts.append(
+            f"{type(work.sampler).__name__} does not draw every token that the student can say: importance weights "
+            "cannot make up for what is never drawn, so that the gradient is biased."
+        )
     training = found.training
     if work.learns_references and training.cut > _MANY * training.references:
         texts.append(

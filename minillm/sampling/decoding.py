@@ -14,6 +14,7 @@ from torch.profiler import record_function
 from transformers import DynamicCache
 
 from minillm.errors import check
+from minillm.losses import mixture_logprobs
 from minillm.models import LanguageModel, RollingCache
 from minillm.sampling.draw import Distribution, draw
 from minillm.sampling.repeats import Repeats
@@ -239,6 +240,7 @@ def decode(
                         stream.advance(ids_B)
 
     mask_NR = torch.arange(longest, device=device) < answered_N.unsqueeze(-1)
+    own = [out[name] for name in ("student", "teacher") if name in out]
     return Rollout(
         prompt_ids_BP=prompts.ids_BP,
         prompt_mask_BP=prompts.mask_BP,
@@ -248,7 +250,7 @@ def decode(
         teacher_logprobs_BR=out.get("teacher"),
         teacher_hidden_BRH=out.get("hidden"),
         near_edge_BR=out["near"],
-        alpha=alpha,
+        behaviour_logprobs_BR=own[0] if len(own) == 1 else mixture_logprobs(*own, alpha),
         temperature=temperature,
     ).trimmed()
 

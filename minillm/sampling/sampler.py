@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from minillm.errors import check
 from minillm.models import LanguageModel
@@ -22,6 +22,8 @@ class Sampler:
     temperature: float = 1.0
     max_new_tokens: int = 256
     batch_size: int | Literal["auto"] = 32
+
+    full_support: ClassVar[bool] = True  # every token that the student can say can be drawn; else weights are biased
 
     def __post_init__(self):
         check(

@@ -23,6 +23,25 @@ def prepared(rollout: Rollout, objective: Objective) -> Experience:
 
 
 @torch.no_grad()
+def answer_logprobs(
+    model: LanguageModel, rollout: Rollout, linear_loss: LinearLoss, *, max_tokens: int, keep_hidden: bool = False
+) -> tuple[Tensor, Tensor | None]:
+    """[B, R] log-probs of the answers' tokens under a model at the rollout's temperature, 0 outside the mask; and with
+    `keep_hidden` the model's hidden states [B, R, H] there. `max_tokens` go through the model at a time."""
+    shape = rollout.response_mask_BR.shape
+    logprobs = hidden = None
+    for micro in micro_batches(rollout, max_tokens):
+        side = micro.side(model, rollout.temperature)
+        values_N = linear_loss.logprobs(side, micro.take(rollout.response_ids_BR))
+        if logprobs is None:
+            logprobs = values_N.new_zeros(shape[0] * shape[1])
+            hidden = side.hidden_NH.new_zeros(shape[0] * shape[1], side.hidden_NH.shape[1]) if keep_hidden else None
+        logprobs[micro.token_N] = values_N
+        if keep_hidden:
+            hidden[micro.token_N] = side.hidden_NH
+    return logprobs.view(shape), hidden.view(*shape, -1) if keep_hidden else None
+
+
 def with_teacher(
     rollout: Rollout, teacher: LanguageModel, linear_loss: LinearLoss, *, max_tokens: int, keep_hidden: bool = True
 ) -> Rollout:
@@ -32,22 +51,8 @@ def with_teacher(
     """
     if rollout.teacher_logprobs_BR is not None:
         return rollout
-    shape = rollout.response_mask_BR.shape
-    logprobs = hidden = None
-    for micro in micro_batches(rollout, max_tokens):
-        side = micro.side(teacher, rollout.temperature)
-        values_N = linear_loss.logprobs(side, micro.take(rollout.response_ids_BR))
-        if logprobs is None:
-            logprobs = values_N.new_zeros(shape[0] * shape[1])
-            hidden = side.hidden_NH.new_zeros(shape[0] * shape[1], side.hidden_NH.shape[1]) if keep_hidden else None
-        logprobs[micro.token_N] = values_N
-        if keep_hidden:
-            hidden[micro.token_N] = side.hidden_NH
-    return replace(
-        rollout,
-        teacher_logprobs_BR=logprobs.view(shape),
-        teacher_hidden_BRH=hidden.view(*shape, -1) if keep_hidden else None,
-    )
+    logprobs, hidden = answer_logprobs(teacher, rollout, linear_loss, max_tokens=max_tokens, keep_hidden=keep_hidden)
+    return replace(rollout, teacher_logprobs_BR=logprobs, teacher_hidden_BRH=hidden)
 
 
 @torch.no_grad()

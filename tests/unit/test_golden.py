@@ -46,7 +46,9 @@ def rollout_of(tensors, config):
         response_mask_BR=tensors["response_mask"],
         student_logprobs_BR=tensors["student_logprobs_rollout"],
         teacher_logprobs_BR=tensors["teacher_logprobs"],
-        alpha=config["teacher_mix_alpha"] or 0.0,
+        behaviour_logprobs_BR=losses.mixture_logprobs(
+            tensors["student_logprobs_rollout"], tensors["teacher_logprobs"], config["teacher_mix_alpha"] or 0.0
+        ),
         temperature=config["temperature"],
     )
 
@@ -71,7 +73,9 @@ def test_weights_rewards_and_advantages(case):
     tensors, config = case
     mask = tensors["response_mask"]
     rollout, objective = rollout_of(tensors, config), objective_of(config)
-    weights = losses.importance_weights(rollout.student_logprobs_BR, rollout.teacher_logprobs_BR, rollout.alpha)
+    alpha = config["teacher_mix_alpha"] or 0.0
+    weights = losses.importance_weights(rollout.student_logprobs_BR, rollout.teacher_logprobs_BR, alpha)
+    torch.testing.assert_close(objective.prepare(rollout)["long_weights"][mask], weights[mask], **CLOSE)
     torch.testing.assert_close(weights[mask], tensors["importance_weights"][mask], **CLOSE)
     rewards = losses.token_rewards(
         rollout.student_logprobs_BR,

@@ -10,7 +10,7 @@ LAYERS = [
     {"objectives", "linear_loss", "models", "data", "optim", "parallel"},
     {"sampling", "scoring", "metrics", "evaluation"},
     {"modules", "callbacks", "datamodule", "runs", "report"},
-    {"settings", "planning", "preflight", "suite", "build", "cli", "generation"},
+    {"settings", "planning", "preflight", "suite", "build", "cli", "generation", "testing"},
     {"sweeps", "recipe", "fit"},
     {"api"},
     {"chain", "compare", "export", "generate", "plan", "worker"},  # commands

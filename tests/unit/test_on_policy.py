@@ -103,7 +103,13 @@ def test_whitening_over_all_cells_depends_on_padding_and_masked_does_not():
         rollout,
         **{
             name: torch.nn.functional.pad(getattr(rollout, name), (0, 3))
-            for name in ("response_ids_BR", "response_mask_BR", "student_logprobs_BR", "teacher_logprobs_BR")
+            for name in (
+                "response_ids_BR",
+                "response_mask_BR",
+                "student_logprobs_BR",
+                "teacher_logprobs_BR",
+                "behaviour_logprobs_BR",
+            )
         },
     )
     mask, width = rollout.response_mask_BR, rollout.response_mask_BR.shape[1]

@@ -46,7 +46,8 @@ def expected_gradient(road, student, teacher, alpha, **options):
     for answer in ANSWERS:
         n = len(answer)
         logq, logp = (token_logprobs(table.detach(), answer) for table in (student, teacher))
-        chance = (alpha * logp.exp() + (1 - alpha) * logq.exp()).prod()
+        behaviour = alpha * logp.exp() + (1 - alpha) * logq.exp()
+        chance = behaviour.prod()
         rollout = Rollout(
             prompt_ids_BP=torch.zeros(1, 1, dtype=torch.long),
             prompt_mask_BP=torch.ones(1, 1, dtype=torch.bool),
@@ -54,7 +55,7 @@ def expected_gradient(road, student, teacher, alpha, **options):
             response_mask_BR=torch.arange(T)[None] < n,
             student_logprobs_BR=torch.nn.functional.pad(logq, (0, T - n))[None],
             teacher_logprobs_BR=torch.nn.functional.pad(logp, (0, T - n))[None],
-            alpha=alpha,
+            behaviour_logprobs_BR=torch.nn.functional.pad(behaviour.log(), (0, T - n))[None],
         )
         rows = [ROW[answer[:t]] for t in range(n)]
         constants = {name: each[0, :n] for name, each in prepared(rollout, objective).constants.items()}

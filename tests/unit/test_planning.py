@@ -65,7 +65,9 @@ def real_updates(case, shape):
     ids = torch.randint(1, shape.vocabulary, (rows, prompt + answer))
     mask, values = torch.ones_like(ids, dtype=torch.bool), torch.randn(2, rows, answer)
     parts = (ids[:, :prompt], mask[:, :prompt], ids[:, prompt:], mask[:, prompt:], *values)
-    rollout = prepared(Rollout(*parts, torch.randn(rows, answer, shape.width), alpha=0.2), case.objective)
+    rollout = prepared(
+        Rollout(*parts, torch.randn(rows, answer, shape.width), behaviour_logprobs_BR=values[0]), case.objective
+    )
 
     def step():
         normaliser = case.objective.normaliser(rollout.response_mask_BR)

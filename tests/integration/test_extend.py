@@ -1,0 +1,86 @@
+"""What docs/extend.md shows: an objective and a sampler that the package does not know, by one yaml line each."""
+
+import json
+from dataclasses import dataclass
+
+import pytest
+import torch
+
+from examples.extend.hot import Hot
+from examples.extend.renyi import Renyi
+from minillm import divergences
+from minillm.models import LanguageModel
+from minillm.objectives import CrossEntropy, MiniLLM, Objective
+from minillm.sampling import Sampler
+from minillm.testing import check_objective
+from tests.conftest import make_model
+from tests.helpers import prompt_batch
+from tests.integration.test_resume import train
+
+EXTEND = "hydra.searchpath=[file://examples/extend/conf]"
+
+
+@pytest.mark.parametrize("objective", [Renyi(), Renyi(2.0), MiniLLM(), CrossEntropy(0.5)], ids=str)
+def test_the_ready_check_passes_right_objectives(objective):
+    check_objective(objective)
+
+
+def test_the_ready_check_finds_a_right_loss_with_a_wrong_gradient():
+    @dataclass(frozen=True)
+    class Detached(Objective):
+        def token_loss(self, student_NV, teacher_NV, ids_N, constants):
+            gap_NV = student_NV - teacher_NV
+            return (student_NV.detach().exp() * gap_NV).sum(-1)
+
+    with pytest.raises(AssertionError, match="by finite differences"):
+        check_objective(Detached())
+
+    @dataclass(frozen=True)
+    class Coupled(Objective):
+        def token_loss(self, student_NV, teacher_NV, ids_N, constants):
+            return divergences.reverse_kl(student_NV, teacher_NV) / len(ids_N)
+
+    with pytest.raises(AssertionError, match="chunks of 1 tokens give another one"):
+        check_objective(Coupled())
+
+
+def test_renyi_is_its_definition_and_nears_the_kl():
+    torch.manual_seed(0)
+    q, p = torch.randn(2, 6, 9, dtype=torch.float64).log_softmax(-1)
+    by_hand = ((q.exp() ** 0.3) * (p.exp() ** 0.7)).sum(-1).log() / (0.3 - 1)
+    torch.testing.assert_close(Renyi(0.3).token_loss(q, p, None, {}), by_hand)
+    torch.testing.assert_close(
+        Renyi(1 - 1e-6).token_loss(q, p, None, {}), divergences.reverse_kl(q, p), rtol=1e-4, atol=1e-5
+    )
+
+
+@pytest.mark.parametrize(("mine", "name"), [("objective", "renyi"), ("sampler", "hot")])
+def test_a_run_takes_them_by_one_line(tmp_path, overrides, mine, name):
+    run = train(tmp_path, [EXTEND, f"{mine}={name}", *overrides, "preflight=true", "regime.max_steps=4"])
+    assert type(getattr(run.module, mine)).__name__ == name.capitalize() and run.module.step == 4
+    card = (tmp_path / "student" / "README.md").read_text()
+    assert ("the objective Renyi" in card) == (mine == "objective")
+    assert json.loads((tmp_path / "metrics.json").read_text())["val/reverse_kl"] > 0
+
+
+def test_weights_of_a_hot_sampler_make_its_mean_that_of_the_student():
+    """E_b[(q / b) f] = E_q[f] over all first tokens, and the weights are those of the definition."""
+    model, prompts = LanguageModel(make_model()), prompt_batch()
+    rollout = Hot(max_new_tokens=3).rollout(model, None, prompts, [1, 2, 3], stop_ids=(99,), pad_id=0)
+    with torch.no_grad():
+        rows = [prompts.ids_BP[row][prompts.mask_BP[row]] for row in range(len(prompts))]
+        q = torch.stack([model.network(ids[None]).logits[0, -1].softmax(-1) for ids in rows])
+    b, f = torch.softmax(q.log() / 1.3, -1), torch.randn(q.shape, dtype=torch.float64)
+    torch.testing.assert_close((b * (q / b) * f).sum(-1), (q * f).sum(-1))
+    weight = (rollout.student_logprobs_BR - rollout.behaviour_logprobs_BR).exp()[:, 0]
+    torch.testing.assert_close(weight, (q / b).gather(1, rollout.response_ids_BR[:, :1]).squeeze(1))
+
+
+class Narrow(Sampler):
+    full_support = False
+
+
+def test_a_sampler_without_full_support_is_warned_of(tmp_path, overrides):
+    own = "sampler._target_=tests.integration.test_extend.Narrow"
+    run = train(tmp_path, [*overrides, "preflight=true", "regime.max_steps=2", own])
+    assert "Narrow does not draw every token" in (tmp_path / "preflight.md").read_text() and run.module.step == 2
