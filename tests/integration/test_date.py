@@ -163,7 +163,8 @@ def test_all_stages_of_a_chain_have_one_date(tmp_path):
     stages = stages_of(plain, data, 8)
     assert all("data.date='2024-02-28'" in stage.command for stage in stages)
     assert begun_on(tmp_path) is None
-    records = {"sft-0": {"command": ["train.py", "seed=0"]}, "test": {"command": list(stages[-1].command)}}
+    commands = {"sft-0": ["train.py", "seed=0"], "test": list(stages[-1].command)}
+    records = {name: {"command": command, "inputs": {}, "result": None} for name, command in commands.items()}
     (tmp_path / "chain.json").write_text(json.dumps(records))
     assert begun_on(tmp_path) == "2024-02-28"
 

@@ -198,5 +198,7 @@ def test_decoding_and_training_are_compared_where_weights_are_in_parts(ranks, pa
         for each in ranks:
             refused = each["refused", parts, half][family]
             assert "decoding multiplies its logits by 1.04" in refused
-            # What a float32 pass rounds less is allowed for; the limit is 0.002 without.
-            assert (float(re.search(r"wanted 1 within ([\d.]+)", refused)[1]) > 2e-3) == half
+            # What a float32 pass rounds less is allowed for; the limit is 0.002 without, and where experts are routed,
+            # which are compared in float32.
+            rounded = half and family != "mixtral"
+            assert (float(re.search(r"wanted 1 within ([\d.]+)", refused)[1]) > 2e-3) == rounded

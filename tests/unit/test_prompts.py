@@ -15,7 +15,7 @@ def prompts(records, **options):
         return list(map(int, record.instruction.split()))
 
     class Words:
-        eos_token_id, unk_token_id, all_special_ids, added_tokens_decoder = 0, None, [], {}
+        eos_token_id, bos_token_id, unk_token_id, all_special_ids, added_tokens_decoder = 0, None, None, [], {}
 
         def __call__(self, text, add_special_tokens):
             return {"input_ids": list(map(int, text.split()))}
