@@ -60,7 +60,7 @@ def evaluate(
     *,
     teacher: str | Path | Pair | LanguageModel | None = None,
     files: Sequence[str | Path] = ("builtin:validation",),
-    suite: str = "quick",
+    suite: str | Mapping[str, Any] = "quick",
     run_dir: str | Path | None = None,
     data: Mapping[str, Any] | None = None,
     **options: Any,
@@ -70,7 +70,7 @@ def evaluate(
 
     Args:
         models: directories, hub ids, runs or pairs (their students). teacher: for the KL; a pair's, if it is one.
-        files: of prompts. suite: quick, or paper for all that the paper measures.
+        files: of prompts. suite: quick, or paper for all that the paper measures, or the keys of such a file.
         options: other keys of conf/evaluate.yaml: seeds, max_new_tokens, batch_size, limit, ...
     """
     with ExitStack() as stack:
@@ -83,7 +83,7 @@ def evaluate(
             "models": named,
             "teacher": None if teacher is None else _teacher_source(teacher),
             "run": {"name": folder.name, "dir": str(folder)},
-            "suite": OmegaConf.load(ROOT / "conf" / "suite" / f"{suite}.yaml"),
+            "suite": OmegaConf.load(ROOT / "conf" / "suite" / f"{suite}.yaml") if isinstance(suite, str) else suite,
             "data": OmegaConf.load(ROOT / "conf" / "data" / "builtin.yaml"),
         }
         cfg = OmegaConf.merge(cfg, given, {"data": {"files": [str(each) for each in files], **(data or {})}})

@@ -13,6 +13,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from minillm.callbacks.boundary import BoundaryCallback
 from minillm.errors import Interrupted, StorageError, check
 from minillm.evaluation import Answer, answer_prompts, is_uniform, reference_loss, summarise
+from minillm.metrics import figures_at
 from minillm.models import LanguageModel
 from minillm.runs.loggers import STEP
 from minillm.system.files import write_whole
@@ -26,7 +27,7 @@ COLUMNS = {
     "truncated": "truncated",
     "distinct_4": "distinct-4",
     "tokens": "tokens",
-}
+}  # on the screen; figures of one's own follow
 
 
 class Validation(BoundaryCallback):
@@ -41,7 +42,7 @@ class Validation(BoundaryCallback):
     Args:
         every: optimizer steps between validations; None for raw, start and end only.
         max_new_tokens: the fixed cap on answers. batch_size: rows decoded at a time.
-        n_samples: prompts whose answers are shown at the end.
+        n_samples: prompts whose answers are shown at the end. figures: import paths of figures of one's own.
     """
 
     def __init__(
@@ -53,6 +54,7 @@ class Validation(BoundaryCallback):
         max_new_tokens: int = 256,
         batch_size: int = 32,
         n_samples: int = 5,
+        figures: list[str] | None = None,
     ):
         check(
             (max_new_tokens > 0, f"max_new_tokens={max_new_tokens}: wanted a positive number of tokens"),
@@ -62,6 +64,8 @@ class Validation(BoundaryCallback):
         super().__init__(every)
         self.run_dir, self.seed = Path(run_dir), seed
         self.max_new_tokens, self.batch_size, self.n_samples = max_new_tokens, batch_size, n_samples
+        self.figures = figures_at(figures or ())
+        self._columns = COLUMNS | {figure.key: figure.heading or figure.key for figure in self.figures}
         self.stages: dict[str, dict[str, float]] = {}  # raw, start, and the newest as end
         self.samples: dict[str, list[str]] = {}  # answers of the stages to the first prompts
         self.newest_step: int | None = None  # MiniLLM's optimizer step of the newest figures
@@ -157,7 +161,7 @@ class Validation(BoundaryCallback):
             f"Validation, {stage}: {len(self._prompts)} held-out prompts, at most {self.max_new_tokens} tokens each ..."
         )
         answers = self._answer(module.model, self.seed, self._pair.teacher)
-        figures = summarise(answers, self._references)
+        figures = summarise(answers, self._references, self.figures)
         if self._prompts.has_references:
             figures["loss"] = self._loss(module.model)
         if is_uniform(answers, self._pair.n_vocab):
@@ -171,7 +175,7 @@ class Validation(BoundaryCallback):
         for name in {stage, "end"} & {"raw", "start", "end"}:
             self._remember(name, figures, samples)
         self.newest_step = module.step
-        show_figures(f"Validation, {stage}", {"student": figures} | self._teacher_row("teacher"), COLUMNS)
+        show_figures(f"Validation, {stage}", {"student": figures} | self._teacher_row("teacher"), self._columns)
         self._write(answers, self.teacher_answers, stage)
         step = module.start_step + module.step
         for logger in trainer.loggers:
@@ -189,7 +193,7 @@ class Validation(BoundaryCallback):
         rows = list(zip(*columns.values(), strict=True))
         show_samples(f"The same {len(rows)} held-out prompts at every stage", list(columns), rows)
         figures = {name: self.stages[name] for name in stages} | self._teacher_row("teacher (greedy)")
-        show_figures("Figures of all stages", figures, COLUMNS)
+        show_figures("Figures of all stages", figures, self._columns)
 
     def final_figures(self) -> dict[str, float]:
         """Flat names for metrics.json: val/<figure>_raw, val/<figure>_start, val/<figure>, val/teacher_<figure>."""
@@ -207,7 +211,7 @@ class Validation(BoundaryCallback):
 
     @cached_property
     def _teacher_figures(self) -> dict[str, float]:
-        figures = summarise(self.teacher_answers, self._references)
+        figures = summarise(self.teacher_answers, self._references, self.figures)
         if self._prompts.has_references:
             figures["loss"] = self._loss(self._pair.teacher)
         return figures

@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from minillm.data import PromptSet
 from minillm.linear_loss import LinearLoss
-from minillm.metrics import distinct_n, exact_match, rouge_l
+from minillm.metrics import FIGURES, Figure, distinct_n
 from minillm.models import LanguageModel
 from minillm.parallel import ALONE, Group
 from minillm.sampling import decode
@@ -137,26 +137,19 @@ def is_uniform(answers: Sequence[Answer], n_vocab: int) -> bool:
     return max(values) - min(values) < 1e-3 and abs(values[0] + math.log(n_vocab)) < 0.05  # half-type logits
 
 
-def summarise(answers: Sequence[Answer], references: Sequence[Sequence[str]] | None) -> dict[str, float]:
-    """Figures of a set of answers; `references` in the same order, None leaves out what needs them.
-
-    reverse_kl: nats a token, pooled over all tokens. rouge_l, exact_match: percent, mean over answers. length: mean
-    tokens, end token included. truncated: share that reached the cap. distinct_4: share of different 4-grams.
-    """
+def summarise(
+    answers: Sequence[Answer], references: Sequence[Sequence[str]] | None, also: Sequence[Figure] = ()
+) -> dict[str, float]:
+    """Figures of a set of answers: those of `metrics.FIGURES` that an answer tells, `also` some of one's own, the
+    reverse KL over all tokens and distinct_4. `references` in the same order; None leaves out what needs them."""
     n_tokens = sum(len(answer.tokens) for answer in answers)
     figures = {}
-    if references is not None:
-        pairs = list(zip(answers, references, strict=True))
-        figures = {
-            "rouge_l": sum(rouge_l(answer.answer, texts) for answer, texts in pairs) / len(answers),
-            "exact_match": sum(exact_match(answer.answer, texts) for answer, texts in pairs) / len(answers),
-        }
-    figures |= {
-        "length": n_tokens / len(answers),
-        "truncated": sum(answer.truncated for answer in answers) / len(answers),
-        "distinct_4": distinct_n((answer.tokens for answer in answers), 4),
-        "tokens": float(n_tokens),
-    }
+    for figure in (*FIGURES, *also):
+        if figure.of is not None:
+            values = [figure.of(*each) for each in zip(answers, references or [()] * len(answers), strict=True)]
+            if None not in values:
+                figures[figure.key] = sum(values) / len(answers)
+    figures |= {"distinct_4": distinct_n((answer.tokens for answer in answers), 4), "tokens": float(n_tokens)}
     if all(answer.reverse_kl is not None for answer in answers):
         figures["reverse_kl"] = sum(answer.reverse_kl for answer in answers) / n_tokens
     return figures

@@ -3,14 +3,17 @@
 from minillm.metrics.calibration import Calibration, ReliabilityBin, calibration_figures, label_probabilities
 from minillm.metrics.diversity import distinct, distinct_n
 from minillm.metrics.exposure import ExposureCurve, PrefixKL, exposure_curve, exposure_interval
+from minillm.metrics.figures import FIGURES, Figure, figures_at
 from minillm.metrics.intervals import Spread, bootstrap, over_seeds
 from minillm.metrics.length import by_length, reference_length
 from minillm.metrics.position import PositionMeans, pooled, position_means
 from minillm.metrics.rouge import exact_match, rouge_l
 
 __all__ = [
+    "FIGURES",
     "Calibration",
     "ExposureCurve",
+    "Figure",
     "PositionMeans",
     "PrefixKL",
     "ReliabilityBin",
@@ -23,6 +26,7 @@ __all__ = [
     "exact_match",
     "exposure_curve",
     "exposure_interval",
+    "figures_at",
     "label_probabilities",
     "over_seeds",
     "pooled",

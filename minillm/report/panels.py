@@ -10,7 +10,7 @@ from pathlib import Path
 
 from minillm.report.plots import Series, dots, lines, render, slot
 from minillm.report.source import Evaluation
-from minillm.report.tables import NAMED, spread_of
+from minillm.report.tables import spread_of
 from minillm.runs.read import RunFiles
 
 CURVES = {
@@ -103,7 +103,7 @@ def overview(evaluation: Evaluation, folder: Path, figure: str) -> list[Panel]:
 
 def _dots(evaluation: Evaluation, folder: Path, file: str, figure: str) -> Panel | None:
     decodings = evaluation.decodings[:1] if figure == "reference_loss" else evaluation.decodings
-    series, rows, known = [], [], NAMED[figure]
+    series, rows, known = [], [], evaluation.figures[figure]
     for model in evaluation.models:
         for number, decoding in enumerate(decodings):
             cell = spread_of(evaluation, decoding, file, model.source, figure)
@@ -142,7 +142,15 @@ def learning_curves(runs: dict[str, tuple[int, RunFiles]], folder: Path, figures
             lines(axes, series, points=figure.startswith("val/"))
             axes.set_xlabel("optimizer step")
 
-        panels.append(make_panel(folder, "curve", CURVES[figure], draw, curves=("step", series)))
+        panels.append(
+            make_panel(
+                folder,
+                "curve",
+                CURVES.get(figure, figure.replace("val/", "Validation: ")),
+                draw,
+                curves=("step", series),
+            )
+        )
     return panels
 
 

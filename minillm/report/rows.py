@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from minillm.report.published import SETS, row_of, set_of
 from minillm.report.source import SPREAD, Evaluation, Model
-from minillm.report.tables import FIGURES, JUDGED, last_excess, spread_of
+from minillm.report.tables import JUDGED, last_excess, spread_of
 
 COLUMNS = ["decoding", "model", "source", "file", "figure", *SPREAD]
 
@@ -39,10 +39,10 @@ def table_rows(evaluation: Evaluation) -> tuple[list[str], list[list]]:
 
 def _of_answers(evaluation: Evaluation, decoding: str, model: Model, file: str) -> Iterator[list]:
     """Figures, figures by length of the reference (rouge_l of 0-5 tokens: `rouge_l@0-5`), and the judge's counts."""
-    for figure in FIGURES:
-        cell = spread_of(evaluation, decoding, file, model.source, figure.key)
+    for key in evaluation.figures:
+        cell = spread_of(evaluation, decoding, file, model.source, key)
         if cell is not None:
-            yield [figure.key, *(cell[key] for key in SPREAD)]
+            yield [key, *(cell[key] for key in SPREAD)]
     entry = evaluation.metrics["answers"][decoding].get(file, {}).get(model.source, {})
     for name, figures in entry.get("by_length", {}).items():
         for figure, cell in figures.items():

@@ -8,7 +8,7 @@ from pathlib import Path
 from minillm.report.panels import CURVES, Panel, Section, learning_curves, make_panel, overview, text_of
 from minillm.report.plots import Series, bins, lines, reliability, stacked
 from minillm.report.source import Evaluation, Model
-from minillm.report.tables import NAMED, judge_table, last_excess, spread_of
+from minillm.report.tables import judge_table, last_excess, spread_of
 
 
 def sections_of(evaluation: Evaluation, folder: Path) -> list[Section]:
@@ -108,7 +108,7 @@ def _lengths(evaluation: Evaluation, folder: Path) -> Section:
     groups = {}
     for figure in ("rouge_l", "exact_match"):
         for decoding in evaluation.decodings:
-            heading = f"{NAMED[figure].name} by length of the reference, decoding {decoding}"
+            heading = f"{evaluation.figures[figure].name} by length of the reference, decoding {decoding}"
             made = (_by_length(evaluation, folder, decoding, file, figure, heading) for file in evaluation.files)
             groups[heading] = [panel for panel in made if panel]
     groups["Length of the answers, tokens"] = overview(evaluation, folder, "length")
@@ -130,7 +130,7 @@ def _by_length(
         if entries.get(model.source, {}).get("by_length")
     ]
     names = list(dict.fromkeys(name for _, each in found for name in each))
-    series, rows, counts, digits = [], [], dict.fromkeys(names, 0), NAMED[figure].digits
+    series, rows, counts, digits = [], [], dict.fromkeys(names, 0), evaluation.figures[figure].digits
     for model, each in found:
         cells = [each.get(name, {}).get(figure) or {} for name in names]
         values = ([cell.get(key) for cell in cells] for key in ("mean", "low", "high"))
@@ -145,7 +145,7 @@ def _by_length(
     def draw(canvas) -> None:
         axes = canvas.subplots()
         bins(axes, [f"{name} tokens\nn = {count}" for name, count in counts.items()], series)
-        axes.set_ylabel(NAMED[figure].name)
+        axes.set_ylabel(evaluation.figures[figure].name)
 
     numbers = (["model", "tokens", "mean", "95%", "prompts"], rows)
     kind = f"{figure}_by_length-{decoding}"

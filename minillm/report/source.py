@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from minillm.errors import DataError
+from minillm.metrics.figures import FIGURES, Figure
 from minillm.runs.read import RunFiles
 from minillm.terminal.labels import file_labels
 
@@ -49,6 +50,12 @@ class Evaluation:
     shown: int
     tokens: list[dict] = field(repr=False)
     runs: dict[str, RunFiles] = field(repr=False)
+
+    @property
+    def figures(self) -> dict[str, Figure]:
+        """By key, those of one's own as metrics.json describes them."""
+        own = (Figure(**each) for each in (self.metrics.get("figures") or {}).values())
+        return {figure.key: figure for figure in (*FIGURES, *own)}
 
     @property
     def decodings(self) -> tuple[str, ...]:
@@ -245,6 +252,11 @@ def _check(metrics: Any, file: Path) -> None:
     for source, model in models.items():
         if not isinstance(mapping(model, f"models.{source}").get("label"), str) or "role" not in model:
             raise wrong(f"models.{source}", "label and role")
+    for key, figure in mapping(metrics.get("figures") or {}, "figures").items():
+        kinds = {"key": str, "name": str, "digits": int, "better": int, "heading": str}
+        given = mapping(figure, f"figures.{key}")
+        if given.keys() != kinds.keys() or not all(type(given[name]) is kind for name, kind in kinds.items()):
+            raise wrong(f"figures.{key}", ", ".join(kinds))
     for decoding, files in mapping(metrics.get("answers"), "answers").items():
         for entry, where in each_model(files, f"answers.{decoding}"):
             for name, value in mapping(mapping(entry, where).get("figures"), f"{where}.figures").items():

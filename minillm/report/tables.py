@@ -2,35 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
+from minillm.metrics.figures import Figure
 from minillm.report.published import SETS, row_of, set_of
 from minillm.report.source import SPREAD, Evaluation
 
-
-@dataclass(frozen=True)
-class Figure:
-    """`better` is 1 where more is better, -1 where less is, 0 where neither is."""
-
-    key: str
-    name: str
-    digits: int
-    better: int
-
-
-FIGURES = (
-    Figure("rouge_l", "Rouge-L", 1, 1),
-    Figure("exact_match", "Exact match", 1, 1),
-    Figure("judge", "Judge, % of the reference", 1, 1),
-    Figure("reverse_kl", "Reverse KL, nats a token", 3, -1),
-    Figure("forward_kl", "Forward KL, nats a token", 3, -1),
-    Figure("reference_loss", "Loss on references, nats a token", 3, -1),
-    Figure("length", "Length, tokens", 1, 0),
-    Figure("truncated", "Cut off, share", 3, 0),
-    Figure("empty", "Empty, share", 3, 0),
-    *(Figure(f"distinct_{n}", f"Distinct-{n}", 3, 1) for n in range(1, 5)),
-)
-NAMED = {figure.key: figure for figure in FIGURES}
 # Counts of a judge, by their names in metrics.json.
 JUDGED = {
     "items": "answers", "rated": "rated", "malformed": "malformed", "failed": "failed",
@@ -72,7 +47,7 @@ def table_of(evaluation: Evaluation) -> dict:
     models = [{"label": model.label, "role": model.role} for model in evaluation.models]
     for decoding in evaluation.decodings:
         cells[decoding] = {}
-        for figure in FIGURES:
+        for figure in evaluation.figures.values():
             rows = [
                 [spread_of(evaluation, decoding, file, model.source, figure.key) for file in evaluation.files]
                 for model in evaluation.models
@@ -91,14 +66,17 @@ def table_of(evaluation: Evaluation) -> dict:
             row and {"name": f"{row.family} {row.size}, {row.method}", "values": [values.get(name) for name in sets]}
         )
     return {
-        "figures": [vars(figure) for figure in FIGURES if figure.key in there],
+        "figures": [figure.facts() for figure in evaluation.figures.values() if figure.key in there],
         "decodings": list(evaluation.decodings),
         "files": list(evaluation.files.values()),
         "models": models,
         "cells": cells,
         "best": {
             decoding: {
-                key: [sorted(best_of(rows, models, column, NAMED[key])) for column in range(len(evaluation.files))]
+                key: [
+                    sorted(best_of(rows, models, column, evaluation.figures[key]))
+                    for column in range(len(evaluation.files))
+                ]
                 for key, rows in figures.items()
             }
             for decoding, figures in cells.items()
@@ -130,7 +108,7 @@ def to_latex(evaluation: Evaluation) -> str:
     for decoding, figures in table["cells"].items():
         if not figures:
             continue
-        figure = NAMED[next(iter(figures))]
+        figure = evaluation.figures[next(iter(figures))]
         rows, n_files = figures[figure.key], len(table["files"])
         best = table["best"][decoding][figure.key]
         lines = [

@@ -9,6 +9,7 @@ import yaml
 
 from minillm.config.changes import flat
 from minillm.errors import StorageError
+from minillm.metrics.figures import FIGURES
 from minillm.report.page import page_of
 from minillm.report.panels import CURVES, Panel, Section, learning_curves, overview
 from minillm.report.plots import MARKS, slot
@@ -17,13 +18,15 @@ from minillm.report.rows import table_rows, to_csv
 from minillm.report.samples import samples_of
 from minillm.report.sections import sections_of
 from minillm.report.source import Evaluation, Training, read_folder
-from minillm.report.tables import NAMED, table_of, to_latex
+from minillm.report.tables import table_of, to_latex
 from minillm.runs.loggers import wandb_logger
+from minillm.runs.read import RunFiles
 from minillm.system.files import write_whole
 from minillm.terminal.console import say
 from minillm.terminal.labels import seed_name
 
-_VALIDATED = {key: figure.name for key, figure in NAMED.items()} | {"loss": NAMED["reference_loss"].name}
+_VALIDATED = {figure.key: figure.name for figure in FIGURES} | {"loss": "Loss on references, nats a token"}
+_COUNTS = ("tokens", "uniform")  # of a validation; not its figures
 _STAGES = {"_raw": "as given", "_start": "after the start", "": "at the end"}
 
 
@@ -60,7 +63,7 @@ def _evaluation(source: Evaluation, folder: Path) -> tuple[dict, tuple, str]:
     metrics = source.metrics
     settings = metrics.get("settings") or {}
     cells = {key for each in table_of(source)["cells"].values() for key in each}
-    first = next((key for key in NAMED if key in cells), None)
+    first = next((key for key in source.figures if key in cells), None)
     values = {
         "title": source.folder.resolve().name,
         "kind": "Evaluation",
@@ -107,15 +110,22 @@ def intro(source: Evaluation) -> str:
     )
 
 
+def _own_figures(run: RunFiles) -> list[str]:
+    """Figures of a validation that are not of the package."""
+    keys = dict.fromkeys(key.removeprefix("val/") for row in run.rows for key in row if key.startswith("val/"))
+    return [key for key in keys if key not in (*_VALIDATED, *_COUNTS)]
+
+
 def _training(source: Training, folder: Path) -> tuple[dict, tuple, str]:
     run = source.run
     steps = int(run.rows[-1]["progress/optimizer_step"])
-    bare = [key for key in _VALIDATED if any(f"val/{key}{suffix}" in run.figures for suffix in _STAGES)]
+    validated = _VALIDATED | {key: key for key in _own_figures(run)}
+    bare = [key for key in validated if any(f"val/{key}{suffix}" in run.figures for suffix in _STAGES)]
     stages = [suffix for suffix in _STAGES if any(f"val/{name}{suffix}" in run.figures for name in bare)]
     columns = ["figure", *(_STAGES[suffix] for suffix in stages), "best", "teacher"]
     rows = [
         [
-            _VALIDATED[name],
+            validated[name],
             *(_number(run.figures.get(f"val/{name}{suffix}")) for suffix in stages),
             _number(run.figures.get(f"best/{name}")),
             _number(run.figures.get(f"val/teacher_{name}")),
@@ -125,7 +135,7 @@ def _training(source: Training, folder: Path) -> tuple[dict, tuple, str]:
     text = (
         "Figures of the held-out prompts and of training, by optimizer step; those of the supervised start come first."
     )
-    panels = learning_curves({run.name: (1, run)}, folder, list(CURVES))
+    panels = learning_curves({run.name: (1, run)}, folder, [*CURVES, *(f"val/{key}" for key in _own_figures(run))])
     curves = Section("curves", "Learning curves", text, {"": panels}, legend=False)
     facts = {"State": run.state, "Optimizer steps": f"{steps:,}"}
     if "best/step" in run.figures:

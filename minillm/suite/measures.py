@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from minillm.config.checks import collect
 from minillm.data import ChoiceTask
 from minillm.errors import check
+from minillm.metrics import FIGURES, Figure, figures_at
 from minillm.metrics.judge import Judge
 
 
@@ -47,7 +48,8 @@ class Calibration:
 
 @dataclass(frozen=True)
 class Measures:
-    """`decodings`: no_repeat_ngram_size by name; the first without a limit is that of `plain`."""
+    """`decodings`: no_repeat_ngram_size by name; the first without a limit is that of `plain`. `figures`: import paths
+    of figures of one's own."""
 
     name: str
     teacher_row: bool
@@ -58,8 +60,10 @@ class Measures:
     calibration_limit: int | None
     token_rows: int
     judge: Judge | None
+    figures: list[str] = field(default_factory=list)
 
     def __post_init__(self):
+        figures_at(self.figures)
         sizes = self.decodings.values()
         limit = self.calibration_limit
         check(
@@ -75,6 +79,11 @@ class Measures:
             (limit is None or limit > 0, f"calibration_limit={limit}: wanted a positive number of rows, or null"),
             (self.token_rows >= 0, f"token_rows={self.token_rows}: wanted 0 or more"),
         )
+
+    @property
+    def all_figures(self) -> tuple[Figure, ...]:
+        """With those of one's own, which `figures` names by their import paths."""
+        return (*FIGURES, *figures_at(self.figures))
 
     @property
     def plain(self) -> str | None:

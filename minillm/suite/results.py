@@ -6,14 +6,17 @@ Axes: S seeds, N prompts, B samples, R positions.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from statistics import mean, stdev
+from types import SimpleNamespace
 
 import torch
 
 from minillm.errors import DataError
 from minillm.metrics import (
+    FIGURES,
+    Figure,
     PositionMeans,
     PrefixKL,
     by_length,
@@ -45,6 +48,7 @@ def results_of(suite: Suite, store: Store) -> dict:
             | store.read(Unit("model", source))
             for source in suite.models
         },
+        "figures": {figure.key: figure.facts() for figure in measures.all_figures},
         "notes": [*suite.notes],
         "answers": {},
         "reference_loss": {},
@@ -65,7 +69,8 @@ def results_of(suite: Suite, store: Store) -> dict:
             for decoding in measures.decodings:
                 rows = answers(suite, store, source, file, decoding)
                 kept = _same_ids(suite, f"{source}, {file}, {decoding}", file, rows, kept)
-                figures = answer_figures(rows)
+                by_id = {record.id: record.references for record in suite.records[file]}
+                figures = answer_figures(rows, by_id, measures.all_figures)
                 if measures.judge:
                     figures |= _judge(suite, store, out["judge"], source, file, decoding)
                 _put(out["answers"], decoding, file, source, value={
@@ -160,35 +165,34 @@ def spread(values: dict[int | None, Sequence[float]], weights: dict[int | None, 
     return asdict(found) | {"per_seed": per_seed}
 
 
-def answer_figures(rows: Rows) -> dict[str, dict]:
-    """Percent for Rouge-L and exact match, nats a token for the KLs, tokens for the length, shares for the rest; what
-    does not apply (no references, no teacher) is left out."""
-
-    def of(name: str) -> dict:
-        return {seed: [row[name] for row in own] for seed, own in rows.items()}
-
+def answer_figures(
+    rows: Rows, references: Mapping[str, Sequence[str]] | None = None, figures: Sequence[Figure] = FIGURES
+) -> dict[str, dict]:
+    """Those that apply, each over prompts and seeds. A row keeps what takes long to measure, and what needs a teacher;
+    the KLs are nats a token. `references` by the id of the row."""
     tokens = {seed: [len(row["tokens"]) for row in own] for seed, own in rows.items()}
-    empty = {
-        seed: [float(len(row["tokens"]) == 1 and not row["truncated"]) for row in own] for seed, own in rows.items()
-    }
+    distinct_of = {seed: distinct(row["tokens"] for row in own) for seed, own in rows.items()}
     first = next(iter(rows.values()))
-    figures = {}
-    for name, weights in (("rouge_l", None), ("exact_match", None), ("reverse_kl", tokens), ("forward_kl", tokens)):
-        if first and all(row[name] is not None for row in first):
-            figures[name] = spread(of(name), weights)
-    figures |= {"length": spread(tokens), "truncated": spread(of("truncated")), "empty": spread(empty)}
-    each = {seed: distinct(row["tokens"] for row in own) for seed, own in rows.items()}
-    for name in next(iter(each.values())):
-        values = [found[name] for found in each.values()]
-        figures[name] = {
-            "mean": mean(values),
-            "deviation": stdev(values) if len(values) > 1 else None,
-            "low": None,
-            "high": None,
-            "n": len(first),
-            "per_seed": {seed_name(seed): found[name] for seed, found in each.items()},
-        }
-    return figures
+    found = {}
+    for figure in figures:
+        if figure.key in next(iter(distinct_of.values())):
+            values = {seed_name(seed): each[figure.key] for seed, each in distinct_of.items()}
+            deviation = stdev(values.values()) if len(values) > 1 else None
+            spread_out = {"mean": mean(values.values()), "deviation": deviation, "n": len(first), "per_seed": values}
+            found[figure.key] = dict(NOTHING) | spread_out
+            continue
+        if figure.of is None and figure.key not in ("reverse_kl", "forward_kl"):
+            continue
+        values = {seed: [_value(figure, row, references or {}) for row in own] for seed, own in rows.items()}
+        if None not in values[next(iter(rows))] and (first or figure.of):
+            found[figure.key] = spread(values, None if figure.of else tokens)
+    return found
+
+
+def _value(figure: Figure, row: dict, references: Mapping[str, Sequence[str]]) -> float | None:
+    if figure.key in row:
+        return row[figure.key]
+    return figure.of(SimpleNamespace(**row), references.get(row["id"], ()))
 
 
 def length_bins(rows: Rows) -> dict[str, dict]:

@@ -13,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TextColu
 from rich.progress import Progress as Bars
 from rich.table import Table
 
+from minillm.metrics import FIGURES
 from minillm.suite.settings import Suite
 from minillm.suite.units import Unit
 from minillm.terminal.console import say
@@ -20,15 +21,6 @@ from minillm.terminal.labels import file_labels, folded, labels, seed_name
 from minillm.terminal.numbers import duration
 
 _NAME, _CELL = 20, 12  # columns of a name and of a figure, where words allow it
-_SUMMARY = {
-    "exact_match": ("exact", 1),
-    "reverse_kl": ("KL\nq to p", 3),
-    "forward_kl": ("KL\np to q", 3),
-    "length": ("length", 1),
-    "truncated": ("cut\noff", 2),
-    "distinct_4": ("dist.\n4", 3),
-    "judge": ("judge", 1),
-}
 
 
 class Progress:
@@ -100,8 +92,9 @@ def show_results(results: dict) -> None:
             title = f"Rouge-L, decoding {decoding}: {seeds} [95% interval]"
             _show(title, names, {name: {k: _cell(v) for k, v in column.items()} for name, column in rouge.items()})
         columns = {
-            heading: {source: _mean_of(files, source, figure, digits) for source in names}
-            for figure, (heading, digits) in _SUMMARY.items()
+            figure["heading"]: {source: _mean_of(files, source, key, figure["digits"]) for source in names}
+            for key, figure in (results.get("figures") or {each.key: each.facts() for each in FIGURES}).items()
+            if key != "rouge_l" and figure["heading"]
         }
         losses = results["reference_loss"]
         if losses and decoding == next(iter(results["answers"])):

@@ -2,15 +2,23 @@
 
 import json
 from dataclasses import dataclass
+from itertools import pairwise
+from types import SimpleNamespace
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 
+import minillm
 from examples.extend.hot import Hot
 from examples.extend.renyi import Renyi
+from examples.extend.words import stutter
 from minillm import divergences
+from minillm.errors import ConfigError
+from minillm.metrics import figures_at
 from minillm.models import LanguageModel
 from minillm.objectives import CrossEntropy, MiniLLM, Objective
+from minillm.report import write_report
 from minillm.sampling import Sampler
 from minillm.testing import check_objective
 from tests.conftest import make_model
@@ -84,3 +92,44 @@ def test_a_sampler_without_full_support_is_warned_of(tmp_path, overrides):
     own = "sampler._target_=tests.integration.test_extend.Narrow"
     run = train(tmp_path, [*overrides, "preflight=true", "regime.max_steps=2", own])
     assert "Narrow does not draw every token" in (tmp_path / "preflight.md").read_text() and run.module.step == 2
+
+
+# -- figures -----------------------------------------------------------------------------------------------------------
+
+OWN = "examples.extend.words.STUTTER"
+
+
+def test_a_figure_of_ones_own_is_in_validation_table_screen_and_report(tmp_path, overrides, capsys):
+    train(tmp_path / "run", [*overrides, f"callbacks.validation.figures=[{OWN}]"])
+    answers = [json.loads(line)["answer"].split() for line in (tmp_path / "run/samples/step_6.jsonl").open()]
+    pairs = [list(pairwise(words)) for words in answers]
+    by_hand = [100 * sum(a == b for a, b in each) / len(each) if each else 0.0 for each in pairs]
+    figures = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert figures["val/stutter"] == pytest.approx(sum(by_hand) / len(by_hand)) and "val/teacher_stutter" in figures
+    assert "twice" in capsys.readouterr().out
+    page = write_report(tmp_path / "run").read_text()
+    assert "Validation: stutter" in page
+
+
+def test_a_figure_of_ones_own_is_in_an_evaluation_and_its_report(tmp_path, world, capsys):
+    suite = {**OmegaConf.to_container(OmegaConf.load("conf/suite/quick.yaml")), "figures": [OWN]}
+    options = dict(files=[world / "val.jsonl"], seeds=[1, 2], max_new_tokens=6, run_dir=tmp_path / "own")
+    results = minillm.evaluate([world / "student"], suite=suite, **options)
+    ((model,),) = (each.values() for each in results["answers"]["plain"].values())
+    rows = [json.loads(line) for line in (tmp_path / "own" / "answers.jsonl").open()]
+    by_hand = [stutter(SimpleNamespace(answer=row["answer"]), ()) for row in rows]
+    assert model["figures"]["stutter"]["mean"] == pytest.approx(sum(by_hand) / len(by_hand))
+    assert results["figures"]["stutter"]["name"] == "Words said twice, %" and "twice" in capsys.readouterr().out
+    page = write_report(tmp_path / "own").read_text()
+    assert "Words said twice, %" in page and "stutter" in (tmp_path / "own" / "report" / "table.csv").read_text()
+
+
+@pytest.mark.parametrize("path", ["examples.extend.words.stutter", "examples.extend.words.NOTHING", "json.loads"])
+def test_what_is_no_figure_is_refused(path):
+    with pytest.raises(ConfigError, match=f"figures: {path}: wanted the import path of a Figure"):
+        figures_at([path])
+
+
+def test_a_figure_needs_a_name_of_its_own():
+    with pytest.raises(ConfigError, match="stutter is the name of another figure"):
+        figures_at([OWN, OWN])

@@ -75,7 +75,7 @@ def test_only_ends_long_texts_other_scripts():
 
 def test_no_prompt_at_all():
     figures = answer_figures({1: [], 2: []})
-    assert figures["length"]["n"] == 0 and figures["length"]["mean"] is None and "rouge_l" not in figures
+    assert figures["length"]["n"] == 0 and figures["length"]["mean"] is None and "reverse_kl" not in figures
 
 
 def test_answers_and_references_are_joined_by_id():
