@@ -1,4 +1,4 @@
-"""python -m minillm.chain: the paper's runs, each once what it needs is there, and its table. See conf/chain.yaml.
+"""python -m minillm.chain: the paper's runs, each once what it needs is there, and its table. See conf/chain/.
 
 A stage is a command of its own (train.py, minillm.generate, evaluate.py). Its command, the fingerprints of what it read
 and of what it made are recorded in chain.json; a stage whose result is there is skipped, one that was cut off goes on.
@@ -11,29 +11,30 @@ import json
 from pathlib import Path
 
 import hydra
-from hydra import compose
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
 from minillm import cli
 from minillm.config.changes import within
 from minillm.config.checks import describe, matches
+from minillm.config.overrides import compose_in_conf
 from minillm.data import read_records
-from minillm.errors import ConfigError, DataError
-from minillm.recipe.commands import METHODS, stages_of, with_settings
+from minillm.errors import ConfigError, DataError, nearest
+from minillm.recipe.commands import METHODS, recipe_of, stages_of, with_settings
 from minillm.recipe.stages import begun_on, run_chain
 from minillm.recipe.table import show_table, table_of
 from minillm.system.child import ROOT
 from minillm.terminal.console import say
 from minillm.terminal.labels import name_problems
 
-_MODELS = ("model", "model.student", "model.student.source", "checkpoint@model.student")
-_TEACHER = ("model.teacher.source", "model.teacher.adapter", "model.teacher.architecture", "checkpoint@model.teacher")
+_MODELS = ("model", "model.student", "model.student.source", "pair.student", "pair.student.source")
+_TEACHER = ("model.teacher.source", "model.teacher.adapter", "model.teacher.architecture", "pair.tuned_teacher",
+            "pair.of_teacher")  # fmt: skip
 _ONE_TEACHER = (
     "Name the one that all are to have with teacher=DIR; an adapter is merged into its base first: docs/recipes.md, A "
     "teacher that is an adapter"
 )
-_OWN_PAIR = "make a pair of your own: docs/recipes.md, One's own pair in the chain"
+_OWN_PAIR = "use pair=own model.student=DIR_OR_ID model.teacher=DIR_OR_ID"
 _KINDS = {
     "pair": str, "seeds": list[int], "methods": list[str], "teacher": str | None, "tests": list[str],
     "test_seeds": list[int], "answer_tokens": int | None, "answer_limit": int | None, "test_tokens": int | None,
@@ -54,6 +55,11 @@ def check_chain(cfg: DictConfig) -> dict:
         for key, kind in _KINDS.items()
         if not matches(plain[key], kind)
     ]
+    problems += [
+        f"model.{side}={name!r}: wanted a directory or a hub id, or null: that of the pair"
+        for side, name in plain["model"].items()
+        if not matches(name, str | None)
+    ]
     if not problems:
         lists = ("seeds", "methods", "tests", "test_seeds")
         problems += [f"{key}=[]: wanted at least one" for key in lists if not plain[key]]
@@ -71,11 +77,7 @@ def check_chain(cfg: DictConfig) -> dict:
         stems = [Path(file).stem for file in plain["tests"]]
         if len(set(stems)) < len(stems):
             problems.append(f"tests: the files are columns by their names {', '.join(stems)}; wanted different ones")
-        problems += [
-            f"pair={plain['pair']}: no conf/experiment/{plain['pair']}_{name}.yaml"
-            for name in _experiments(plain)
-            if not (ROOT / "conf" / "experiment" / f"{plain['pair']}_{name}.yaml").exists()
-        ]
+        problems += _pair_problems(plain)
         problems += [
             f"overrides: {each}: goes to the teacher's run too, which would train that model: name a teacher that is "
             f"fine-tuned already (teacher=DIR), or {_OWN_PAIR}"
@@ -98,7 +100,19 @@ def _key(override: str) -> str:
     return override.lstrip("+~").split("=")[0]
 
 
-def _experiments(plain: dict) -> list[str]:
+def _pair_problems(plain: dict) -> list[str]:
+    pairs = {file.stem for file in (ROOT / "conf" / "pair").glob("*.yaml")} - {"base"}
+    if plain["pair"] not in pairs:
+        return [f"pair={plain['pair']}: no conf/pair/{plain['pair']}.yaml; {nearest(plain['pair'], pairs)}"]
+    needed = ["student"] if plain["teacher"] else ["student", "teacher"]
+    return [
+        f"model.{side}=null with pair=own: wanted a directory or a hub id"
+        for side in needed
+        if plain["pair"] == "own" and plain["model"][side] is None
+    ]
+
+
+def _recipes(plain: dict) -> list[str]:
     """Stages whose configs are read: SFT's tells the data, whether or not it is run."""
     stages = {"sft", *plain["methods"]} | (set() if plain["teacher"] else {"teacher"})
     return sorted(stages | ({"start"} if any(name.startswith("minillm") for name in plain["methods"]) else set()))
@@ -107,13 +121,13 @@ def _experiments(plain: dict) -> list[str]:
 def composed(plain: dict) -> dict[str, DictConfig]:
     """The configs of the training stages. Raises ConfigError where one has no place for an override."""
     found = {}
-    for name in _experiments(plain):
-        experiment = f"experiment={plain['pair']}_{name}"
+    for name in _recipes(plain):
+        recipe = recipe_of(plain, name)
         try:
             more = [] if name in ("teacher", "start", "sft") else plain["teacher_overrides"]
-            found[name] = compose("train", [experiment, *plain["overrides"], *more])
+            found[name] = compose_in_conf("train", [*recipe, *plain["overrides"], *more])
         except HydraException as error:
-            text = f"overrides, in {experiment}: {cli.explain(error, 'train')}"
+            text = f"overrides, in {' '.join(recipe)}: {cli.explain(error, 'train')}"
             raise ConfigError(text + (f"\nFor other models {_OWN_PAIR}" if "model." in text else "")) from error
     return found
 
@@ -136,7 +150,7 @@ def _test_problem(file: str) -> str | None:
     return f"tests: {bare[0]} and {len(bare) - 1} more rows have no reference (key output)" if bare else None
 
 
-@hydra.main(config_path="../conf", config_name="chain", version_base="1.3")
+@hydra.main(config_path="../conf/chain", config_name="chain", version_base="1.3")
 @cli.job
 def main(cfg: DictConfig) -> None:
     plain = check_chain(cfg)

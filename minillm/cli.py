@@ -40,7 +40,7 @@ def run(main: Callable[[], None], config_name: str) -> None:
     tune()
     with _told(config_name):
         if config_name != "train" and {"--help", "-h"} & set(sys.argv[1:]):  # Hydra shows train.py's groups for each
-            return show_help(CONF, config_name)
+            return show_help(conf_of(config_name), config_name)
         main()
         if in_a_worker():
             _leave(0)
@@ -137,6 +137,8 @@ def explain(error: HydraException, config_name: str) -> str:
     text = "\n".join(filter(None, [str(error), str(error.__cause__ or "")]))
     if isinstance(error, MissingConfigException) and error.options:
         group, _, name = error.missing_cfg_file.rpartition("/")
+        if group == "experiment" and (now := _recipe_and_pair(name)):
+            return f"experiment={name}: is {now} now"
         return f"{group}={name}: no such choice; {nearest(name, error.options, most=3)}"
     match = re.search(r"Could not override '([^']+)'", text)
     if not match:
@@ -154,11 +156,24 @@ def explain(error: HydraException, config_name: str) -> str:
     return f"{key}: no such key; {nearest(key, known)}"
 
 
+def _recipe_and_pair(name: str) -> str | None:
+    """What took the place of experiment=<pair>_<recipe>."""
+    recipes, pairs = ({file.stem for file in (CONF / group).glob("*.yaml")} for group in ("recipe", "pair"))
+    found = (f"recipe={recipe} pair={name.removesuffix(f'_{recipe}')}" for recipe in sorted(recipes, key=len)
+             if name.endswith(f"_{recipe}") and name.removesuffix(f"_{recipe}") in pairs)  # fmt: skip
+    return next(found, None)
+
+
 def _known_keys(config_name: str) -> list[str]:
     GlobalHydra.instance().clear()
-    with initialize_config_dir(str(CONF), version_base="1.3"):
+    with initialize_config_dir(str(conf_of(config_name)), version_base="1.3"):
         cfg = compose(config_name, return_hydra_config=False)
     return list(_flat(cfg))
+
+
+def conf_of(config_name: str) -> Path:
+    """The directory of a command's config; the chain's own, in which `pair` is a name and no group."""
+    return CONF / "chain" if (CONF / "chain" / f"{config_name}.yaml").exists() else CONF
 
 
 def _flat(cfg: DictConfig, prefix: str = "") -> Iterator[str]:

@@ -31,7 +31,7 @@ from minillm.terminal.console import say
 _KINDS = {
     "devices": int, "device_memory": float, "reserve": float, "layout": str, "tensor_devices": int | None,
     "scale_batch": bool, "prompt_tokens": int | None, "answer_tokens": int | None, "train_prompts": int,
-    "json": str | None, "table": bool, "experiments": list[str], "table_devices": list[int],
+    "json": str | None, "table": bool, "pairs": list[str], "table_devices": list[int],
 }  # fmt: skip
 _ELSEWHERE = "the planner counts the devices of all nodes; wanted their number as devices="
 # Keys of strategy= that say nothing here with these values, and why others are refused.
@@ -268,14 +268,16 @@ def _source(spec: object) -> str:
 
 
 def print_table(keys: DictConfig, overrides: list[str]) -> None:
-    """One line for each experiment on each number of devices; `overrides` go to all of them."""
-    rest = [each for each in overrides if each.split("=")[0] not in ("table", "experiment", "devices")]
+    """One line for each pair on each number of devices, of recipe=minillm where `overrides`, which go to all of them,
+    name no other."""
+    rest = [each for each in overrides if each.split("=")[0] not in ("table", "pair", "devices")]
+    rest = rest if any(each.startswith("recipe=") for each in rest) else ["recipe=minillm", *rest]
     print(f"| {' | '.join(page.HEADINGS)} |\n|{' --- |' * len(page.HEADINGS)}", flush=True)
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(cli.CONF), version_base="1.3"):
-        for name in keys.experiments:
+        for pair in keys.pairs:
             for devices in keys.table_devices:
-                cfg = compose("plan", [*rest, f"experiment={name}", f"devices={devices}"])
+                cfg = compose("plan", [*rest, f"pair={pair}", f"devices={devices}"])
                 print(page.line(make_plan(check_plan(cfg))), flush=True)
 
 

@@ -6,27 +6,33 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from hydra import compose
 from omegaconf import OmegaConf
 
 from minillm.config.changes import flat
-from minillm.config.overrides import override
+from minillm.config.overrides import compose_in_conf, override
 from minillm.recipe.stages import Stage
 
 METHODS = ("sft", "kd", "seqkd", "minillm_nopt", "minillm")
 _MODEL_PATHS = ("source", "adapter", "tokenizer")
 
 
+def recipe_of(plain: dict, stage: str) -> list[str]:
+    """The words that make a stage: its recipe, the pair, and the pair's models where the chain names them."""
+    student = plain["model"]["teacher" if stage == "teacher" else "student"]
+    own = [override("model.student", student)] if student and not stage.startswith("minillm") else []
+    return [f"recipe={stage}", f"pair={plain['pair']}", *own]
+
+
 def stages_of(plain: dict, data: dict, validation_tokens: int) -> list[Stage]:
     """Each after what it reads. `plain` are the chain's settings, `data` is the config group of the pair's
     training runs, `validation_tokens` the length of the answers that validate them."""
-    name, pair, methods, runs = plain["run"]["name"], plain["pair"], plain["methods"], plain["run"]["dir"]
+    name, methods, runs = plain["run"]["name"], plain["methods"], plain["run"]["dir"]
 
     date = [override("data.date", data["date"])] if data["date"] else []
 
     def train(stage: str, seed: int, *overrides: str, reads: tuple[str, ...] = ()) -> Stage:
         own = stage if stage == "teacher" else f"{stage}-{seed}"
-        command = ("train.py", f"experiment={pair}_{stage}", *plain["overrides"], *date, f"seed={seed}", *overrides)
+        command = ("train.py", *recipe_of(plain, stage), *plain["overrides"], *date, f"seed={seed}", *overrides)
         return Stage(own, (*command, f"run.name={name}/{own}"), reads, "student")
 
     teacher, stages = plain["teacher"], []
@@ -80,7 +86,7 @@ def with_settings(stages: list[Stage], run_dir: Path) -> list[Stage]:
     found, made = [], [(run_dir / stage.name).resolve() for stage in stages]
     for stage in stages:
         words = [word for word in stage.command[1:] if "=" in word]
-        cfg = compose(stage.config, [*words, override("run.dir", str(run_dir / stage.name))])
+        cfg = compose_in_conf(stage.config, [*words, override("run.dir", str(run_dir / stage.name))])
         settings = OmegaConf.to_container(cfg, resolve=True)
         files = []
         if stage.config == "train":

@@ -63,6 +63,7 @@ def check_config(
         ConfigError: with every problem found, each as what, got, wanted, where.
     """
     plain = OmegaConf.to_container(cfg, resolve=True)
+    plain.pop("pair", None)  # what recipes read: the models and numbers that came of it stand in the groups
     if secrets := secret_problems(plain, command):
         raise ConfigError(secrets)  # alone: other problems would show values
     if missing := [group for group in (*GROUPS, *SETTINGS) if not isinstance(plain.get(group), dict)]:

@@ -15,7 +15,7 @@ from transformers import AutoConfig
 from minillm.build import build
 from minillm.config.checks import construct
 from minillm.errors import ConfigError, ModelError
-from minillm.generate import check_generation, generate
+from minillm.generation import check_generation, generate
 from minillm.models import Architecture
 from minillm.modules import OnPolicy, Supervised
 from minillm.objectives import CrossEntropy, MiniLLM
@@ -53,15 +53,16 @@ SOURCES = {  # student and teacher before any training
 EXPERIMENTS = [(student, stage) for student in PUBLISHED for stage in STAGES]
 
 
-def experiment(name, *overrides):
-    """As `python train.py experiment=<name>`, in the working directory."""
+def stage_of(pair, recipe, *overrides):
+    """As `python train.py recipe=<recipe> pair=<pair>`, in the working directory."""
+    words = [f"recipe={recipe}", f"pair={pair}", "run.dir=runs/${run.name}", "logger=csv", *overrides]
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        return compose("train", [f"experiment={name}", "run.dir=runs/${run.name}", "logger=csv", *overrides])
+        return compose("train", words)
 
 
 @pytest.mark.parametrize(("student", "stage"), EXPERIMENTS)
 def test_every_stage_is_what_was_published(student, stage):
-    cfg = experiment(f"{student}_{stage}")
+    cfg = stage_of(student, stage)
     made = check_config(cfg)
     rate, epochs, teacher_run, teacher_rate, teacher_epochs = PUBLISHED[student]
     own, teacher = SOURCES[student]
@@ -95,22 +96,20 @@ def test_every_stage_is_what_was_published(student, stage):
 
 
 def test_all_are_there_and_a_stage_is_a_recipe():
-    there = {file.stem for file in CONF.glob("experiment/*.yaml")}
-    wanted = {f"{student}_{stage}" for student, stage in EXPERIMENTS}
-    pairs = {name for name in there if name.startswith(tuple(PUBLISHED)) and "_lora_" not in name}
-    assert len(wanted) == 70 and wanted == pairs
+    there = {file.stem for file in CONF.glob("pair/*.yaml")}
+    assert len(EXPERIMENTS) == 70 and there == {*PUBLISHED, "llama_7b_lora", "narrow", "smollm2", "base", "own"}
     assert {file.stem for file in CONF.glob("recipe/*.yaml")} == set(STAGES)
 
 
 @pytest.mark.parametrize("student", [*PUBLISHED, "narrow", "smollm2"])
 def test_without_a_corpus_none_is_read(student):
     files = ["data.train_file=a.jsonl", "data.val_file=b.jsonl"]
-    on, off = (check_config(experiment(f"{student}_{stage}", *files)) for stage in ("minillm", "minillm_nopt"))
+    on, off = (check_config(stage_of(student, stage, *files)) for stage in ("minillm", "minillm_nopt"))
     assert on.regulariser.on and not off.regulariser.on
 
 
 def test_what_was_published_for_adapters():
-    sft, start, minillm = (check_config(experiment(f"llama_7b_lora_{stage}")) for stage in ("sft", "start", "minillm"))
+    sft, start, minillm = (check_config(stage_of("llama_7b_lora", stage)) for stage in ("sft", "start", "minillm"))
     for made in (sft, start):
         assert (made.optim.learning_rate, made.regime.epochs) == (5e-4, 20)
     assert (minillm.optim.learning_rate, minillm.regime.minibatch_size) == (5e-6, 256)
@@ -118,7 +117,7 @@ def test_what_was_published_for_adapters():
     assert minillm.model.student.source == "runs/llama_7b_lora_start/student"
 
 
-@pytest.mark.parametrize("folder", ["experiment", "recipe", "model", "checkpoint"])
+@pytest.mark.parametrize("folder", ["experiment", "recipe", "pair", "model", "checkpoint"])
 def test_sizes_are_global(folder):
     """How many devices there are is said in conf/strategy/ and nowhere else; they change nothing but speed."""
     for file in CONF.glob(f"{folder}/*.yaml"):
@@ -129,13 +128,13 @@ def test_sizes_are_global(folder):
 def test_what_a_user_changes_in_an_experiment():
     own = ["model.student=other/place", "model.teacher.source=owner/teacher", "model.teacher.offload=true"]
     own += ["regime.minibatch_size=256", "objective=reference", "regulariser=pretrain", "data=builtin"]
-    made = check_config(experiment("gpt2_120m_minillm", *own))
+    made = check_config(stage_of("gpt2_120m", "minillm", *own))
     assert made.model.student.source == "other/place" and made.model.student.architecture is None
     assert made.model.teacher.source == "owner/teacher" and made.model.teacher.architecture.layers == 48
     assert made.model.teacher.offload and made.objective.gamma == 0.95 and made.regulariser.kd_ratio == 0.0
     assert made.regime.minibatch_size == 256 and made.data.val_file == "builtin:validation"
-    assert check_config(experiment("gpt2_120m_sft", "model.student.source=a/b")).model.student.source == "a/b"
-    assert check_config(experiment("gpt2_120m_kd", "recipe=seqkd")).objective.kd_ratio == 0.5
+    assert check_config(stage_of("gpt2_120m", "sft", "model.student=a/b")).model.student.source == "a/b"
+    assert check_config(stage_of("gpt2_120m", "seqkd")).objective.kd_ratio == 0.5
 
 
 # -- all seven stages of a pair in a row, on random models of the same families ------------------------------------
@@ -216,7 +215,7 @@ def test_all_stages_of_a_pair_train_in_a_row(student, data, monkeypatch):
         regime = OnPolicy if "minillm" in stage else Supervised
         sizes = [*SMALL["all"], *SMALL[regime]] + ["regulariser.batch_size=2"] * (stage == "minillm")
         files = [] if stage == "seqkd" else ["data.train_file=train.jsonl"]
-        cfg = on_small_models(experiment(f"{student}_{stage}", *sizes, *files), data / "hub")
+        cfg = on_small_models(stage_of(student, stage, *sizes, *files), data / "hub")
         run = build(check_config(cfg))
         run.trainer.fit(run.module, run.datamodule)
         assert run.module.step == 2
@@ -232,7 +231,7 @@ def test_all_stages_of_a_pair_train_in_a_row(student, data, monkeypatch):
 
 def test_what_an_earlier_stage_left_is_looked_for_and_compared(data, monkeypatch):
     monkeypatch.chdir(data)
-    cfg = on_small_models(experiment("gpt2_120m_kd", *SMALL["all"], "data.train_file=train.jsonl"), data / "hub")
+    cfg = on_small_models(stage_of("gpt2_120m", "kd", *SMALL["all"], "data.train_file=train.jsonl"), data / "hub")
     with pytest.raises(ConfigError, match=r"model.teacher.source=runs/gpt2_1b5_teacher/student: no such file"):
         build(check_config(cfg))
     # The shape of the student stands where the teacher's should be.

@@ -8,9 +8,9 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from minillm.chain import METHODS, stages_of
 from minillm.models import Checkpoint, Lora
 from minillm.models.lora import save_adapter
+from minillm.recipe.commands import METHODS, recipe_of, stages_of
 from minillm.settings import check_config
 from tests.conf.test_compose import CONF
 from tests.conftest import make_model, make_tokenizer
@@ -20,34 +20,27 @@ PAGE = (CONF.parent / "docs" / "recipes.md").read_text()
 
 @pytest.fixture(scope="module")
 def own_pair(tmp_path_factory):
-    """The files that the page shows, and those that it says are the same with another recipe."""
-    folder = tmp_path_factory.mktemp("conf") / "experiment"
+    """The file that the page shows."""
+    folder = tmp_path_factory.mktemp("conf") / "pair"
     folder.mkdir()
-    shown = {}
-    for text in re.findall(r"```yaml\n(.*?)```", PAGE, flags=re.DOTALL):
-        shown[re.search(r"conf/experiment/mine_(\w+)\.yaml", text)[1]] = text
-    for stage, like in {"kd": "start", "seqkd": "start", "minillm_nopt": "minillm"}.items():
-        assert f"mine_{stage}.yaml" in shown[like] and f"`recipe: {stage}`" in shown[like]
-        same = shown[like].replace(f"/recipe: {like}\n", f"/recipe: {stage}\n")
-        shown[stage] = same.replace(f"name: mine_{like}", f"name: mine_{stage}")
-    for stage, text in shown.items():
-        (folder / f"mine_{stage}.yaml").write_text(text)
+    (folder / "mine.yaml").write_text(re.search(r"```yaml\n(.*?)```", PAGE, flags=re.DOTALL)[1])
     return f"hydra.searchpath=[file://{folder.parent}]"
 
 
-def test_the_own_pair_runs_through_the_chain(own_pair):
-    words = shlex.split(PAGE.split("python -m minillm.chain pair=mine")[1].split("```")[0].replace("\\\n", ""))
+@pytest.mark.parametrize("pair", ["mine", "own"])
+def test_the_own_pair_runs_through_the_chain(own_pair, pair):
+    words = shlex.split(re.search(rf"python -m minillm.chain (pair={pair} .*)", PAGE)[1])
+    with initialize_config_dir(str(CONF / "chain"), version_base="1.3"):
+        plain = OmegaConf.to_container(compose("chain", [*words, "run.dir=runs/mine"]), resolve=True)
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        plain = compose("chain", ["pair=mine", *words, "run.dir=runs/mine"])
-        plain = OmegaConf.to_container(plain, resolve=True)
-        overrides = plain["overrides"]
-        data = OmegaConf.to_container(compose("train", ["experiment=mine_sft", *overrides, own_pair]).data)
+        data = OmegaConf.to_container(compose("train", [*recipe_of(plain, "sft"), own_pair]).data)
         found = {}
         for stage in stages_of(plain, data, 32):
             if stage.command[0] == "train.py":
                 made = check_config(compose("train", [*stage.command[1:-1], "run.dir=runs/x", own_pair])).model
                 found[stage.name] = made.student.source, made.teacher and made.teacher.source
     teacher = "runs/mine/teacher/student"
+    assert data["template"] == ("chat" if pair == "mine" else "paper")
     assert found == {
         "teacher": ("MY/TEACHER", None),
         "start-0": ("MY/STUDENT", None),
@@ -58,6 +51,21 @@ def test_the_own_pair_runs_through_the_chain(own_pair):
         "minillm_nopt-0": ("runs/mine/start-0/student", teacher),
     }
     assert {name.split("-")[0] for name in found} == {"teacher", "start", *METHODS}
+
+
+def test_the_stages_by_hand_have_the_right_models():
+    commands = re.findall(r"python train.py (recipe=.*)", PAGE.split("## One's own pair")[1].split("## ")[0])
+    made = {}
+    for command in commands:
+        words = shlex.split(command)
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            model = check_config(compose("train", [*words, "run.dir=runs/x"])).model
+        made[words[0]] = model.student.source, model.teacher and model.teacher.source
+    assert made == {
+        "recipe=teacher": ("MY/TEACHER", None),
+        "recipe=start": ("MY/STUDENT", None),
+        "recipe=minillm": ("runs/my_start/student", "runs/my_teacher/student"),
+    }
 
 
 def test_an_adapter_is_merged_as_the_page_says(tmp_path):

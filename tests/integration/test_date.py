@@ -156,10 +156,10 @@ def test_the_note_names_the_date_that_a_model_was_trained_with(tmp_path, dated, 
 
 
 def test_all_stages_of_a_chain_have_one_date(tmp_path):
-    with initialize_config_dir(str(CONF), version_base="1.3"):
+    with initialize_config_dir(str(CONF / "chain"), version_base="1.3"):
         cfg = compose("chain", ["pair=qwen3_0b6", f"tests=[{tmp_path}/t.jsonl]", "run.dir=runs/x", "run.name=x"])
     plain = OmegaConf.to_container(cfg, resolve=True)
-    data = OmegaConf.to_container(composed("experiment=qwen3_0b6_sft").data, resolve=True) | {"date": "2024-02-28"}
+    data = OmegaConf.to_container(composed("recipe=sft", "pair=qwen3_0b6").data, resolve=True) | {"date": "2024-02-28"}
     stages = stages_of(plain, data, 8)
     assert all("data.date='2024-02-28'" in stage.command for stage in stages)
     assert begun_on(tmp_path) is None

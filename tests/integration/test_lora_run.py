@@ -47,8 +47,8 @@ def test_a_run_with_adapters_resumes_exports_and_can_be_gone_on_from(tmp_path, o
     resumed.module.load_state_dict(best)
     logits = AutoModelForCausalLM.from_pretrained(tmp_path / "exported")(IDS).logits
     torch.testing.assert_close(logits, adapted(IDS).logits, rtol=0, atol=1e-5)
-    source = ["model=gpt2_120m", f"model.student.source={world}/student", f"+model.student.adapter={folder}/adapter"]
-    on = [*overrides[1:], *source, "~model.student.architecture", *LORA, "regime.max_steps=2", "start.steps=0"]
+    source = ["model=own", f"model.student.source={world}/student", f"model.student.adapter={folder}/adapter"]
+    on = [*overrides[1:], *source, *LORA, "regime.max_steps=2", "start.steps=0"]
     again = train(tmp_path / "on", [*on, "optim.learning_rate=1e-12"])
     torch.testing.assert_close(again.module.student.eval()(IDS).logits, student(IDS).logits, rtol=0, atol=1e-5)
     with pytest.raises(ModelError, match=f"names '{world}/student with {folder}/adapter', and it is put on"):

@@ -16,7 +16,7 @@ from tests.conf.test_compose import CONF, composed
 
 
 def chain(*overrides):
-    with initialize_config_dir(str(CONF), version_base="1.3"):
+    with initialize_config_dir(str(CONF / "chain"), version_base="1.3"):
         cfg = compose("chain", ["run.dir=runs/x", "run.name=x", *overrides])
     return check_chain(cfg)
 
@@ -35,7 +35,7 @@ def test_every_training_command_is_a_right_one_and_reads_what_earlier_ones_made(
     given = f"teacher={teacher or 'null'}"
     files = 'overrides=["data.train_file=a.jsonl","data.val_file=b.jsonl"]'
     plain = chain(f"pair={pair}", given, "seeds=[0,1]", f"tests=[{tmp_path}/t.jsonl]", files)
-    data = OmegaConf.to_container(composed(f"experiment={pair}_sft", *plain["overrides"]).data, resolve=True)
+    data = OmegaConf.to_container(composed("recipe=sft", f"pair={pair}", *plain["overrides"]).data, resolve=True)
     found = stages_of(plain, data, 32)
     students = [f"{name}-{seed}" for seed in (0, 1) for name in ("start", *METHODS)]
     assert [stage.name for stage in found] == [*([] if teacher else ["teacher"]), "answers", *students, "test"]
@@ -65,7 +65,7 @@ def test_a_given_teacher_is_not_trained(tmp_path):
     (tmp_path / "t.jsonl").write_text('{"instruction": "a", "output": "b"}')
     memory = 'teacher_overrides=["model.teacher.bits=4"]'
     plain = chain("pair=narrow", "teacher=owner/model", "methods=[kd]", memory, f"tests=[{tmp_path}/t.jsonl]")
-    data = OmegaConf.to_container(composed("experiment=narrow_sft").data, resolve=True)
+    data = OmegaConf.to_container(composed("recipe=sft", "pair=narrow").data, resolve=True)
     found = stages_of(plain, data, 32)
     assert [stage.name for stage in found] == ["kd-0", "test"]
     assert "model.teacher.source='owner/model'" in found[0].command
@@ -79,7 +79,7 @@ def test_a_given_teacher_is_not_trained(tmp_path):
 def test_answers_are_as_long_as_in_validation_or_as_asked(tmp_path, given, lengths):
     (tmp_path / "t.jsonl").write_text('{"instruction": "a", "output": "b"}')
     plain = chain("pair=narrow", "methods=[seqkd]", f"tests=[{tmp_path}/t.jsonl]", *given)
-    data = OmegaConf.to_container(composed("experiment=narrow_sft").data, resolve=True)
+    data = OmegaConf.to_container(composed("recipe=sft", "pair=narrow").data, resolve=True)
     words = [word for stage in stages_of(plain, data, 32) for word in stage.command]
     assert [word.split("=")[1] for word in words if word.startswith("max_new_tokens=")] == lengths
     with pytest.raises(ConfigError, match="test_tokens=0: wanted a positive number of tokens, or null"):
@@ -105,7 +105,7 @@ def test_values_that_no_stage_could_use_are_told_before_the_first(tmp_path, give
 
 
 def test_a_chain_of_a_sweep_has_the_directory_of_its_name():
-    with initialize_config_dir(str(CONF), version_base="1.3"):
+    with initialize_config_dir(str(CONF / "chain"), version_base="1.3"):
         cfg = compose("chain", ["pair=narrow", "tests=[a]"], return_hydra_config=True)
     assert f"{cfg.hydra.sweep.dir}/{cfg.hydra.sweep.subdir}" == cfg.hydra.run.dir == "runs/narrow"
 
@@ -132,7 +132,7 @@ def test_mistakes_come_in_one_message():
         chain("pair=nothing", "methods=[sft,magic]", "tests=[/no/file]")
     text = str(caught.value)
     assert "methods: magic: wanted some of sft, kd" in text and "/no/file: no such file" in text
-    assert "pair=nothing: no conf/experiment/nothing_sft.yaml" in text
+    assert "pair=nothing: no conf/pair/nothing.yaml; " in text
     with pytest.raises(ConfigError, match="pair="):
         chain("tests=[a]")
 
@@ -141,9 +141,9 @@ def test_mistakes_come_in_one_message():
     ("given", "override", "text"),
     [
         ((), "model.student.source=S", "overrides: model.student.source=S: goes to the teacher's run too"),
-        (("teacher=T",), "model.student.source=S", r"in experiment=narrow_(.|\n)*For other models make a pair of your"),
+        (("teacher=T",), "model.student.source=S", "in recipe=sft pair=narrow: (.|\n)*For other models use pair=own"),
         (("teacher=T",), "optim.learning_rat=1", "optim.learning_rat: no such key; did you mean optim.learning_rate?"),
-        (("teacher=T",), "optim=adam", "in experiment=narrow_sft: optim=adam: no such choice; did you mean adamw"),
+        (("teacher=T",), "optim=adam", "in recipe=sft pair=narrow: optim=adam: no such choice; did you mean adamw"),
     ],
 )
 def test_an_override_without_a_place_is_told_before_the_first_stage(tmp_path, given, override, text):

@@ -92,7 +92,8 @@ def test_the_end_of_a_good_one_removes_nothing(command):
     ("override", "text"),
     [
         ("model=smolm2", "model=smolm2: no such choice; did you mean smollm2_pruned?"),
-        ("experiment=gpt2_120_sft", "experiment=gpt2_120_sft: no such choice; did you mean gpt2_120m_sft or "),
+        ("experiment=gpt2_120m_sft", "experiment=gpt2_120m_sft: is recipe=sft pair=gpt2_120m now"),
+        ("pair=gpt2_120", "pair=gpt2_120: no such choice; did you mean gpt2_120m"),
         ("sweep=alfa", "sweep=alfa: no such choice; did you mean alpha?"),
         ("checkpoint@model.teacher=gpt3", "checkpoint=gpt3: no such choice; did you mean gpt2"),
         ("lora=x", "lora=x: no such choice; choose from: default, none"),

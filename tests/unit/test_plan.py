@@ -17,9 +17,9 @@ from tests.conf.test_compose import CONF, composed, settings
 from tests.conftest import make_model
 
 SMALL = [
-    "experiment=opt_1b3_minillm", "data.max_prompt_tokens=6", "sampler.max_new_tokens=6", "data.block_size=8",
+    "recipe=minillm", "pair=opt_1b3", "data.max_prompt_tokens=6", "sampler.max_new_tokens=6", "data.block_size=8",
     "regime.microbatch_tokens=24", "reserve=0", "device_memory=0.1",
-    *(f"model.{side}.architecture.{key}" for side in ("student", "teacher")
+    *(f"pair.{side}.architecture.{key}" for side in ("student", "of_teacher")
       for key in ("layers=1", "width=32", "heads=4", "kv_heads=4", "ffn=64", "vocabulary=50")),
 ]  # fmt: skip
 TRAINED = [each for each in SMALL if not each.startswith(("reserve", "device_memory"))]
@@ -84,19 +84,19 @@ def test_a_teacher_in_few_bits_is_planned_on_any_machine_and_said_to_be_counted_
 )  # fmt: skip
 def test_what_cannot_be_planned(overrides, texts):
     with pytest.raises(ConfigError) as caught:
-        question("experiment=opt_1b3_minillm", *overrides)
+        question("recipe=minillm", "pair=opt_1b3", *overrides)
     for text in texts:
         assert text in str(caught.value)
 
 
 def test_gpt2_cannot_be_split():
     with pytest.raises(ConfigError, match="model.student: layers of gpt2 cannot be split by torch's plans"):
-        question("experiment=gpt2_120m_minillm", "layout=fsdp_tp")
+        question("recipe=minillm", "pair=gpt2_120m", "layout=fsdp_tp")
 
 
 def test_a_directory_tells_its_own_shape(tmp_path):
     make_model("llama").save_pretrained(tmp_path)
-    case = question("experiment=opt_1b3_minillm", f"model.teacher={tmp_path}").case
+    case = question("recipe=minillm", "pair=opt_1b3", f"model.teacher={tmp_path}").case
     assert case.teacher.config.hidden_size == 32 and case.student.config.hidden_size == 2048
 
 
@@ -119,7 +119,7 @@ EXPERTS = {
 
 
 def pair_in(folder):
-    return ["experiment=opt_1b3_minillm", "devices=1", "data.max_prompt_tokens=6", "sampler.max_new_tokens=6",
+    return ["recipe=minillm", "pair=opt_1b3", "devices=1", "data.max_prompt_tokens=6", "sampler.max_new_tokens=6",
             "data.block_size=8", f"model.student={folder}", f"model.teacher={folder}"]  # fmt: skip
 
 
@@ -193,7 +193,7 @@ def test_a_plan_is_shown_and_written(capsys, tmp_path):
 )
 def test_the_prompts_of_an_epoch_are_named_where_they_count(capsys, length, prompts):
     supervised = [each for each in SMALL if not each.startswith(("sampler", "regime", "model.teacher"))]
-    made = make_plan(question(*supervised, "experiment=opt_1b3_sft", "devices=1", *length))
+    made = make_plan(question(*supervised, "recipe=sft", "pair=opt_1b3", "devices=1", *length))
     page.show(made)
     text = " ".join(capsys.readouterr().out.split())
     assert ("train_prompts 640 in an epoch" in text) == (prompts is not None) == ("train_prompts" in text)
@@ -238,15 +238,15 @@ def test_what_does_not_fit_says_so(capsys):
 
 @pytest.mark.slow
 def test_the_table_follows_strategy(capsys):
-    keys = composed(*SMALL, "experiments=[opt_1b3_minillm_nopt]", "table_devices=[2]", config="plan")
+    keys = composed(*SMALL, "pairs=[opt_1b3]", "table_devices=[2]", config="plan")
     module.print_table(keys, [*SMALL, "strategy=fsdp"])
     assert [line.split(" | ")[2] for line in capsys.readouterr().out.splitlines()[2:]] == ["fsdp"]
 
 
 @pytest.mark.slow
 def test_the_table_has_a_line_for_each_run(capsys):
-    keys = composed(*SMALL, "experiments=[opt_1b3_minillm_nopt]", "table_devices=[1,2]", config="plan")
-    module.print_table(keys, [*SMALL, "table=true", "devices=4"])
+    keys = composed(*SMALL[1:], "recipe=minillm_nopt", "pairs=[opt_1b3]", "table_devices=[1,2]", config="plan")
+    module.print_table(keys, ["recipe=minillm_nopt", *SMALL[1:], "table=true", "devices=4"])
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 4 and lines[0] == f"| {' | '.join(page.HEADINGS)} |"
     assert [line.split(" | ")[1:3] for line in lines[2:]] == [["1", "single"], ["2", "ddp"]]

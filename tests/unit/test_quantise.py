@@ -37,7 +37,7 @@ def test_without_the_package_it_says_what_to_do(monkeypatch):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="is for machines without a GPU")
 def test_a_run_refuses_before_any_work_with_all_else_and_a_plan_does_not():
-    bits = ["model=gpt2_120m", "model.teacher.bits=4"]
+    bits = ["pair=gpt2_120m", "model.teacher.bits=4"]
     with pytest.raises(ConfigError) as caught:
         check_config(composed(*bits, "seed=x"))
     assert [problem.split(":")[0] for problem in caught.value.problems] == ["seed='x'", "model.teacher.bits=4"]

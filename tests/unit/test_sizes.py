@@ -100,7 +100,7 @@ def test_parts_of_weights_leave_room_for_more():
 
 @pytest.mark.slow
 def test_a_plan_for_gpt2_on_an_h100_fills_it():
-    plan = make_plan(question("experiment=gpt2_120m_minillm", "devices=1", "device_memory=80"))
+    plan = make_plan(question("recipe=minillm", "pair=gpt2_120m", "devices=1", "device_memory=80"))
     case = plan.case
     assert (case.sampler.batch_size, case.linear_loss.chunk_mb) == (256, 512.0) and case.microbatch_tokens >= 8192
     assert plan.memory.total <= SHARE * 80
