@@ -98,7 +98,7 @@ def check_plan(cfg: DictConfig) -> Question:
         problems += _uneven(rows, layout)
     if problems:
         raise ConfigError(dict.fromkeys(problems))
-    return Question(settings, case, rows, tuple(layouts), rates, keys, plain["run"]["name"], scaled)
+    return Question(settings, case, rows, tuple(layouts), rates, keys, settings.plain["run"]["name"], scaled)
 
 
 def _follow(plain: dict, keys: dict) -> list[str]:
