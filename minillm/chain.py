@@ -136,7 +136,8 @@ def _place_problem(name: str, folder: str) -> list[str]:
     """Stages are runs of their own, by name."""
     wanted = Path("runs", name)
     if Path(folder).resolve() == wanted.resolve():
-        return []
+        found = [each for each in ("config.yaml", "settings.json") if (wanted / each).exists()]
+        return [f"run.name={name}: {wanted} holds another run ({found[0]}); choose another name"] if found else []
     return [f"hydra.run.dir={folder}: wanted {wanted}, below which the stages go by their run.name; choose run.name"]
 
 

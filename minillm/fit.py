@@ -55,11 +55,15 @@ def train(settings: Settings, pair: Pair | None = None) -> Run:
     with holding(settings.run_dir), warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="lightning")
         run = build(settings, pair)
+        # Before the fit: at its end Lightning puts back what was there. So they stay until the process ends, and a
+        # signal after the last step does not make a finished run a failed one.
+        run.module.preemption.watch()
         try:
             run.trainer.fit(run.module, run.datamodule, ckpt_path=run.ckpt_path, weights_only=True)
         except Interrupted:
             barrier()  # all end together: srun ends the others with the first one
             raise
+        run.module.preemption.rest()
     for logger in run.trainer.loggers:
         if isinstance(logger, WandbLogger):
             logger.experiment.finish()

@@ -19,6 +19,7 @@ from minillm.fit import train
 from minillm.linear_loss import LinearLoss
 from minillm.models import Lora, ModelPair, Pair, device_of
 from minillm.modules import OnPolicy, Supervised, SupervisedStart
+from minillm.modules.preemption import kept_handlers
 from minillm.objectives import CrossEntropy, MiniLLM, PretrainLoss
 from minillm.optim import Optim
 from minillm.parallel import Parallel
@@ -194,7 +195,8 @@ def _train(
             },
         }  # fmt: skip
         device = pair.student.device
-        run = train(assemble(plain, built, command="minillm", began=time.time()), pair)
+        with kept_handlers():
+            run = train(assemble(plain, built, command="minillm", began=time.time()), pair)
         pair.student.to(device)  # Lightning leaves it on the CPU
         metrics = json.loads((folder / "metrics.json").read_text())
         history = [{name: float(value) for name, value in row.items()} for row in run.trainer.loggers[0].rows]

@@ -48,7 +48,7 @@ class RunRecord(L.Callback):
 
     @property
     def wall_seconds(self) -> float:
-        return self._earlier + time.time() - self._began
+        return self._earlier + max(0.0, time.time() - self._began)  # clocks may be set back
 
     def state_dict(self) -> dict:
         """With how many rows metrics.csv has, and the row of this round if it is not among them yet: a checkpoint is
@@ -110,6 +110,7 @@ class RunRecord(L.Callback):
         state = None if self.export is None else whole_state(module.pair.student, keep=trainer.is_global_zero)
         # The others wait: a run has not finished on any of them before it has on all.
         on_first(lambda: self._write(trainer, module, state, figures, exported))
+        module.preemption.over = True
 
     def _write(self, trainer, module, state: dict | None, figures: dict, exported: dict) -> None:
         """student/ and adapter/, unless there is no `state`, and metrics.json."""

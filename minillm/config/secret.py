@@ -6,14 +6,18 @@ import os
 import re
 from collections.abc import Iterator
 
-_NAMES = re.compile(r"(TOKEN|API_KEY|SECRET|PASSWORD|PASSWD|CREDENTIALS?)$", re.IGNORECASE)
+_NAMES = re.compile(r"(TOKEN|_KEY|SECRET|PASSWORD|PASSWD|_PWD|_PAT|CREDENTIALS?)$", re.IGNORECASE)
 _SHAPES = {  # what the services' tokens begin with
     "a Hugging Face token": re.compile(r"hf_[A-Za-z0-9]{20,}"),
     "an API key": re.compile(r"\bsk-[A-Za-z0-9_-]{20,}"),
     "a GitHub token": re.compile(r"\b(gh[pousr]_[A-Za-z0-9]{30,}|github_pat_\w{30,})"),
     "an AWS key": re.compile(r"\bAKIA[A-Z0-9]{16}\b"),
     "a W&B key": re.compile(r"\bwandb_v1_\w{20,}|(?<![@\w/])[0-9a-f]{40}\b"),  # not a commit of the hub
-    "a password in an address": re.compile(r"://[^/\s:@]+:[^/\s@]+@"),
+    "a Google key": re.compile(r"\bAIza[A-Za-z0-9_-]{30,}"),
+    "a Slack token": re.compile(r"\bxox[abeoprs]-[A-Za-z0-9-]{10,}"),
+    "a GitLab token": re.compile(r"\bglpat-[A-Za-z0-9_-]{20,}"),
+    "a JSON web token": re.compile(r"\beyJ[A-Za-z0-9_-]{6,}\.eyJ[A-Za-z0-9_-]{6,}\.[A-Za-z0-9_-]{10,}"),
+    "a password in an address": re.compile(r"://[^/\s:@]+:[^/\s@]+@|https?://[A-Za-z0-9_-]{16,}@"),
 }
 _SHORTEST = 8  # a shorter value of the environment would be found in innocent texts
 

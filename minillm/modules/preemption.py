@@ -9,6 +9,8 @@ from __future__ import annotations
 import os
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from minillm.errors import Interrupted
 
@@ -20,6 +22,7 @@ class Preemption:
 
     def __init__(self):
         self.requested: str | None = None  # the signal's name
+        self.over = False  # the run has finished and is saved: a signal has nothing to stop
 
     def watch(self) -> None:
         """Take the signals over from whoever has them; only the main thread of a process may. SIGHUP stays ignored
@@ -31,6 +34,8 @@ class Preemption:
 
     def note(self, number: int, frame) -> None:
         """The handler."""
+        if self.over:
+            return
         again = ""
         if number == signal.SIGINT:
             signal.signal(number, signal.SIG_DFL)  # the second one ends the process, whatever it is in the middle of
@@ -40,7 +45,28 @@ class Preemption:
             # Not print: a handler may run in the middle of one.
             os.write(2, f"{self.requested}: saving at the next possible place, then exit{again}\n".encode())
 
+    def rest(self) -> None:
+        """Ignore signals from now on, while the interpreter ends too: it puts back Python's own handlers before that."""
+        self.over = True
+        if threading.current_thread() is threading.main_thread():
+            for number in SIGNALS:
+                signal.signal(number, signal.SIG_IGN)
+
     def check(self) -> None:
         """Raises Interrupted if a signal has come."""
         if self.requested is not None:
             raise Interrupted(self.requested)
+
+
+@contextmanager
+def kept_handlers() -> Iterator[None]:
+    """The handlers of before are put back at the end, for who goes on after a run (a notebook)."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -92,7 +92,7 @@ class Children:
             raise MinillmError(
                 f"{child.title} {how}; the same command goes on from here.\nThe end of {child.log}:\n{last}"
             )
-        return child.name, time.time() - child.began
+        return child.name, max(0.0, time.time() - child.began)
 
     @contextmanager
     def forwarding(self) -> Iterator[None]:

@@ -10,7 +10,9 @@ from omegaconf import OmegaConf
 
 from minillm.config.changes import flat
 from minillm.config.overrides import compose_in_conf, override
+from minillm.errors import ConfigError
 from minillm.recipe.stages import Stage
+from minillm.settings import check_config
 
 METHODS = ("sft", "kd", "seqkd", "minillm_nopt", "minillm")
 _MODEL_PATHS = ("source", "adapter", "tokenizer")
@@ -82,14 +84,23 @@ def stages_of(plain: dict, data: dict, validation_tokens: int) -> list[Stage]:
 
 
 def with_settings(stages: list[Stage], run_dir: Path) -> list[Stage]:
-    """The same with the config that each command will compose, and with the local files that it reads by that."""
-    found, made = [], [(run_dir / stage.name).resolve() for stage in stages]
+    """The same with the config that each command will compose, and with the local files that it reads by that.
+
+    Raises:
+        ConfigError: what a training stage would refuse, each with the first stage that would.
+    """
+    found, made, problems = [], [(run_dir / stage.name).resolve() for stage in stages], {}
     for stage in stages:
         words = [word for word in stage.command[1:] if "=" in word]
         cfg = compose_in_conf(stage.config, [*words, override("run.dir", str(run_dir / stage.name))])
         settings = OmegaConf.to_container(cfg, resolve=True)
         files = []
         if stage.config == "train":
+            try:
+                check_config(OmegaConf.create(settings | {"resume": "auto"}), elsewhere=True)
+            except ConfigError as error:
+                for problem in error.problems:
+                    problems.setdefault(problem, stage.name)
             files = [
                 asked
                 for asked in _read_in_training(settings)
@@ -97,6 +108,8 @@ def with_settings(stages: list[Stage], run_dir: Path) -> list[Stage]:
                 and not any(path.resolve().is_relative_to(folder) for folder in made)
             ]
         found.append(replace(stage, settings=settings, reads=tuple(dict.fromkeys((*stage.reads, *files)))))
+    if problems:
+        raise ConfigError(f"{stage}: {problem}" for problem, stage in problems.items())
     return found
 
 

@@ -14,6 +14,7 @@ from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
 from minillm.errors import ConfigError, StorageError
+from minillm.runs.read import whole_rows
 from minillm.system.files import write_whole
 from minillm.terminal.console import say
 
@@ -34,8 +35,9 @@ class MetricsCSV(Logger):
         self.columns = [STEP]
         self._behind = False  # the file lacks rows
         if self.file.exists():
-            with open(self.file, newline="") as stream:
-                self.rows = [{k: v for k, v in row.items() if v != ""} for row in csv.DictReader(stream)]
+            self.rows, left_out = whole_rows(self.file)
+            if left_out:
+                say(f"WARNING: {self.file}: {left_out} lines cannot be read and are dropped")
             self.columns = list(dict.fromkeys([STEP, *(key for row in self.rows for key in row)]))
 
     @property

@@ -116,20 +116,41 @@ def read_figures(folder: Path) -> dict[str, Any] | None:
 
 def read_rows(file: Path) -> Iterator[dict[str, float]]:
     """The rows of a metrics.csv that are whole, with the columns that they fill."""
+    for row in whole_rows(file)[0]:
+        yield {name: float(value) for name, value in row.items()}
+
+
+def whole_rows(file: Path) -> tuple[list[dict[str, str]], int]:
+    """The same as text, and how many lines are left out: broken ones, and the last one if it has no end (it may be
+    half a number)."""
     try:
         text = file.read_text(encoding="utf-8", errors="replace")
     except OSError:
-        return
-    text = text[: text.rfind("\n") + 1]  # a line without its end may be half a number
-    for row in csv.DictReader(io.StringIO(text)):
-        if None in row:  # more fields than columns
-            continue
+        return [], 0
+    whole = text[: text.rfind("\n") + 1]
+    rows, left_out = [], int(len(whole) < len(text))
+    lines = csv.DictReader(io.StringIO(whole, newline=""))
+    while True:
         try:
-            values = {name: float(value) for name, value in row.items() if value}
-        except (TypeError, ValueError):
-            continue
-        if "progress/optimizer_step" in values:
-            yield values
+            row = next(lines)
+            values = {name: value for name, value in row.items() if value}
+            usable = None not in row and all(map(_is_number, values.values())) and "progress/optimizer_step" in values
+        except StopIteration:
+            return rows, left_out
+        except csv.Error:  # a field of more than 131 kB
+            usable = False
+        if usable:
+            rows.append(values)
+        else:
+            left_out += 1
+
+
+def _is_number(text: Any) -> bool:
+    try:
+        float(text)
+    except (TypeError, ValueError):
+        return False
+    return True
 
 
 def higher_is_better(figure: str) -> bool | None:

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 
 import lightning as L
 import pytest
@@ -10,6 +11,7 @@ import torch
 from minillm.errors import Interrupted
 from minillm.modules.preemption import SIGNALS
 from minillm.sampling import decode
+from tests.integration.commands import start
 from tests.integration.test_resume import rows, train
 
 
@@ -152,3 +154,15 @@ def test_an_interrupted_run_that_is_interrupted_again_at_once_loses_nothing(tmp_
         with pytest.raises(Interrupted):
             train(tmp_path, overrides, resume="auto", also=At("on_train_start", lambda module: True))
     goes_on(tmp_path, overrides, whole)
+
+
+@pytest.mark.slow
+def test_a_signal_after_the_last_step_leaves_a_finished_run(tmp_path, overrides):
+    process, done = start(tmp_path, overrides), tmp_path / "runs" / "cut" / "metrics.json"
+    while not done.exists():
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.002)
+    while process.poll() is None:
+        process.send_signal(signal.SIGTERM)
+        time.sleep(0.001)
+    assert process.returncode == 0 and (done.parent / "student" / "config.json").exists()

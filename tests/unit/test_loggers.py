@@ -106,3 +106,14 @@ def test_a_netrc_without_a_wandb_key_or_broken_is_offline(monkeypatch, tmp_path,
     (tmp_path / ".netrc").write_text(text)
     (tmp_path / ".netrc").chmod(0o600)
     assert wandb_offline() is True
+
+
+def test_garbage_in_the_file_costs_its_rows_only(tmp_path, capsys):
+    logger = MetricsCSV(tmp_path / "metrics.csv")
+    log(logger, 1, 2, 3)
+    whole = (tmp_path / "metrics.csv").read_bytes().splitlines(keepends=True)
+    garbage = b"\xff\x00\xfe,%s\n" % (b"9" * 200_000)
+    (tmp_path / "metrics.csv").write_bytes(b"".join([*whole[:2], garbage, *whole[2:-1], whole[-1][:-2]]))
+    again = MetricsCSV(tmp_path / "metrics.csv")
+    assert [row[STEP] for row in again.rows] == ["1", "2"]
+    assert "2 lines cannot be read and are dropped" in " ".join(capsys.readouterr().out.split())

@@ -10,7 +10,9 @@ TOKEN = "hf_" + "aB3" * 10
 COMMIT = "0123456789abcdef" * 2 + "01234567"
 
 
-@pytest.mark.parametrize("name", ["WANDB_API_KEY", "HF_TOKEN", "MY_PASSWORD", "JUDGE_SECRET"])
+@pytest.mark.parametrize(
+    "name", ["WANDB_API_KEY", "HF_TOKEN", "MY_PASSWORD", "JUDGE_SECRET", "SIGNING_KEY", "GH_PAT", "DB_PWD"]
+)
 def test_the_value_of_a_variable_is_found_anywhere(monkeypatch, name):
     monkeypatch.setenv(name, "value-of-it")
     plain = {"a": {"b": ["x", "it is value-of-it."]}, "c": 1, "d": None}
@@ -22,7 +24,19 @@ def test_the_value_of_a_variable_is_found_anywhere(monkeypatch, name):
 
 @pytest.mark.parametrize(
     "text",
-    [TOKEN, "sk-" + "a1B2" * 8, "ghp_" + "x" * 36, "AKIA" + "A1" * 8, "0123456789" * 4, "http://me:pass@host/x"],
+    [
+        TOKEN,
+        "sk-" + "a1B2" * 8,
+        "ghp_" + "x" * 36,
+        "AKIA" + "A1" * 8,
+        "0123456789" * 4,
+        "http://me:pass@host/x",
+        "AIza" + "Sy" * 17,
+        "xoxb-123456789012-abc",
+        "glpat-" + "x1" * 10,
+        "eyJhbGciOiJI.eyJzdWIiOiIx.SflKxwRJSMeKKF2QT4",
+        "https://" + "t0k3n" * 5 + "@host/x",
+    ],
 )
 def test_the_form_of_a_token_is_found(text):
     assert len(secret_problems({"data": {"system": f"key {text}"}})) == 1
