@@ -10,7 +10,7 @@ from lightning.pytorch.loggers import WandbLogger
 from omegaconf import DictConfig, OmegaConf
 
 from minillm.build import Run, build
-from minillm.config.stored import composed_of
+from minillm.config.stored import composed_of, resolved
 from minillm.errors import Interrupted
 from minillm.models import Pair
 from minillm.parallel import agree, barrier, join, launch, leave
@@ -29,7 +29,7 @@ def fit(cfg: DictConfig, *, command: str, began: float) -> dict[str, float]:
     Raises:
         MinillmError: see `check_config` and `build`.
     """
-    job = {"task": "train", "cfg": OmegaConf.to_container(cfg, resolve=True), "command": command, "began": began}
+    job = {"task": "train", "cfg": resolved(cfg), "command": command, "began": began}
     cuda = on_cuda(OmegaConf.select(cfg, "trainer.accelerator", default="auto"))
     if in_a_worker():
         join(cuda=cuda)

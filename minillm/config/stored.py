@@ -92,6 +92,11 @@ def write_config(file: Path, plain: Mapping[str, Any]) -> None:
     write_whole(file, yaml.dump(plain, Dumper=_Dumper, sort_keys=False, allow_unicode=True))
 
 
+def resolved(cfg: DictConfig) -> dict[str, Any]:
+    """A run's config as plain values, without `pair`: what a recipe took from it stands in the groups."""
+    return {key: value for key, value in OmegaConf.to_container(cfg, resolve=True).items() if key != "pair"}
+
+
 def composed_of(plain: Mapping[str, Any]) -> DictConfig:
     """Plain settings as a config whose texts resolve to themselves."""
     return OmegaConf.create(_escaped(plain))

@@ -9,17 +9,26 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cached_property, lru_cache, partial
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from minillm.errors import first_line
 from minillm.models.kv_cache import RollingCache
 from minillm.terminal.console import say
 
-if TYPE_CHECKING:
-    from minillm.models.language_model import LanguageModel
+
+class Decodes(Protocol):
+    """What of a `LanguageModel` is needed here."""
+
+    network: PreTrainedModel
+    replay: bool
+    device: torch.device
+
+    def any_next_hidden(self, ids_B: Tensor, cache: RollingCache, starts_B: Tensor, column: Tensor) -> Tensor: ...
+
 
 Step = Callable[[Tensor, Tensor], Tensor]
 COLUMNS = 128  # a window begins and ends at a multiple: the smaller, the less is read in vain and the more is captured
@@ -46,7 +55,7 @@ class ReplayedSteps:
         capture: makes of a function of no arguments, whose tensors stay where they are, one that repeats its kernels.
     """
 
-    def __init__(self, model: LanguageModel, cache: RollingCache, plain: Step, capture: Callable[..., Callable]):
+    def __init__(self, model: Decodes, cache: RollingCache, plain: Step, capture: Callable[..., Callable]):
         self.model, self.cache, self.plain, self.capture = model, cache, plain, capture
         zeros = torch.zeros(cache.n_slots, dtype=torch.long, device=model.device)
         self.ids_B, self.starts_B, self.column = zeros, zeros.clone(), zeros[:1].clone()

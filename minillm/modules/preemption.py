@@ -46,7 +46,7 @@ class Preemption:
             os.write(2, f"{self.requested}: saving at the next possible place, then exit{again}\n".encode())
 
     def rest(self) -> None:
-        """Ignore signals from now on, while the interpreter ends too: it puts back Python's own handlers before that."""
+        """Ignore signals from now on, also while the interpreter ends, which puts back its own handlers."""
         self.over = True
         if threading.current_thread() is threading.main_thread():
             for number in SIGNALS:

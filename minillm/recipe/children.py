@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import TextIO
 
 import torch
 from rich import get_console
@@ -21,10 +21,24 @@ from minillm.errors import Interrupted, MinillmError, first_line
 from minillm.system.child import forwarded, importable
 from minillm.terminal.console import say
 
-if TYPE_CHECKING:
-    from minillm.recipe.stages import Stage
-
 _LOOK_EVERY = 0.05  # seconds
+
+
+@dataclass(frozen=True)
+class Stage:
+    """`command` follows the interpreter; `reads` are stages and files that it depends on; it makes `result`, a file
+    or a directory below the stage's own. `settings`: the config that the command composes, where it is one of ours."""
+
+    name: str
+    command: tuple[str, ...]
+    reads: tuple[str, ...]
+    result: str
+    settings: dict | None = None
+
+    @property
+    def config(self) -> str:
+        """Which config it composes: train, evaluate or generate."""
+        return {"train.py": "train", "evaluate.py": "evaluate"}.get(self.command[0], "generate")
 
 
 @dataclass(frozen=True)

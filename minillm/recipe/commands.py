@@ -10,8 +10,9 @@ from omegaconf import OmegaConf
 
 from minillm.config.changes import flat
 from minillm.config.overrides import compose_in_conf, override
+from minillm.config.stored import resolved
 from minillm.errors import ConfigError
-from minillm.recipe.stages import Stage
+from minillm.recipe.children import Stage
 from minillm.settings import check_config
 
 METHODS = ("sft", "kd", "seqkd", "minillm_nopt", "minillm")
@@ -93,7 +94,7 @@ def with_settings(stages: list[Stage], run_dir: Path) -> list[Stage]:
     for stage in stages:
         words = [word for word in stage.command[1:] if "=" in word]
         cfg = compose_in_conf(stage.config, [*words, override("run.dir", str(run_dir / stage.name))])
-        settings = OmegaConf.to_container(cfg, resolve=True)
+        settings = resolved(cfg)
         files = []
         if stage.config == "train":
             try:

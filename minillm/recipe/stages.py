@@ -8,12 +8,11 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
 from minillm.errors import ConfigError, MinillmError, check
-from minillm.recipe.children import Children
+from minillm.recipe.children import Children, Stage
 from minillm.recipe.made import differing
 from minillm.runs.read import read_json
 from minillm.system.child import ROOT
@@ -21,23 +20,6 @@ from minillm.system.files import fingerprint, write_whole
 from minillm.system.lock import locked
 from minillm.terminal.console import say
 from minillm.terminal.numbers import duration
-
-
-@dataclass(frozen=True)
-class Stage:
-    """`command` follows the interpreter; `reads` are stages and files that it depends on; it makes `result`, a file
-    or a directory below the stage's own. `settings`: the config that the command composes, where it is one of ours."""
-
-    name: str
-    command: tuple[str, ...]
-    reads: tuple[str, ...]
-    result: str
-    settings: dict | None = None
-
-    @property
-    def config(self) -> str:
-        """Which config it composes: train, evaluate or generate."""
-        return {"train.py": "train", "evaluate.py": "evaluate"}.get(self.command[0], "generate")
 
 
 def run_chain(run_dir: Path, stages: list[Stage], jobs: int = 1) -> dict[str, dict]:

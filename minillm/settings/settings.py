@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import lightning as L
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from minillm.callbacks import Profile
 from minillm.config.checks import collect, node_problems
 from minillm.config.secret import secret_problems
+from minillm.config.stored import resolved
 from minillm.data import Sources
 from minillm.errors import ConfigError
 from minillm.linear_loss import LinearLoss
@@ -62,8 +63,7 @@ def check_config(
     Raises:
         ConfigError: with every problem found, each as what, got, wanted, where.
     """
-    plain = OmegaConf.to_container(cfg, resolve=True)
-    plain.pop("pair", None)  # what recipes read: the models and numbers that came of it stand in the groups
+    plain = resolved(cfg)
     if secrets := secret_problems(plain, command):
         raise ConfigError(secrets)  # alone: other problems would show values
     if missing := [group for group in (*GROUPS, *SETTINGS) if not isinstance(plain.get(group), dict)]:

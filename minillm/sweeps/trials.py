@@ -22,6 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 from minillm.config.changes import LONGER, changes, flat
 from minillm.config.overrides import override
 from minillm.config.secret import secret_problems
+from minillm.config.stored import resolved
 from minillm.errors import Interrupted
 from minillm.runs.read import ERROR, LOG, STOPPED, TRIALS, read_figures, read_settings
 from minillm.system.child import ROOT, forwarded
@@ -76,7 +77,7 @@ def run_trial(cfg: DictConfig) -> float | None:
     """
     job = HydraConfig.get()
     run_dir, sweep_dir = Path(job.runtime.output_dir), Path(job.sweep.dir)
-    plain = OmegaConf.to_container(cfg, resolve=True)
+    plain = resolved(cfg)
     number, name = int(job.job.num), run_dir.name
     received: list[int] = []
 

@@ -72,3 +72,22 @@ def test_rooms_do_not_import_each_other():
         tuple(sorted((one, other))) for one, others in imports.items() for other in others if one in imports[other]
     }
     assert not mutual
+
+
+def test_no_file_imports_itself_by_way_of_others():
+    """Packages' __init__.py, which only gather names, are left out; imports for type checkers count."""
+    files = {
+        ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts): path
+        for path in PACKAGE.rglob("*.py")
+        if path.name != "__init__.py"
+    }
+    imports = {}
+    for name, path in files.items():
+        found = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ImportFrom)]
+        pairs = [(node.module or "", alias.name) for node in found for alias in node.names]
+        imports[name] = {each for module, item in pairs for each in (module, f"{module}.{item}") if each in files}
+    left = dict(imports)
+    while free := [name for name, others in left.items() if not others & left.keys()]:
+        for name in free:
+            del left[name]
+    assert not left

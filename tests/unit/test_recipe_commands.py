@@ -8,7 +8,8 @@ from tests.conf.test_compose import CONF
 
 SYSTEM = "Tu es \u00e9l\u00e8ve.\nSay \"yes\", don't say 'no' = [a, {b: c}] \\\\ #"
 PLAIN = {
-    "pair": "narrow", "seeds": [0], "methods": ["sft", "kd", "seqkd"], "teacher": None, "tests": ["t.jsonl"],
+    "pair": "narrow", "model": {"student": None, "teacher": None}, "seeds": [0], "methods": ["sft", "kd", "seqkd"],
+    "teacher": None, "tests": ["t.jsonl"],
     "test_seeds": [10, 20], "answer_tokens": None, "answer_limit": None, "test_tokens": None, "test_limit": 7,
     "test_batch_size": 64, "overrides": [], "teacher_overrides": [], "run": {"name": "x", "dir": "runs/x"},
 }  # fmt: skip
@@ -59,7 +60,7 @@ def test_every_local_file_is_an_input(tmp_path, monkeypatch):
     plain = PLAIN | {
         "methods": ["sft", "kd"],
         "teacher": "~/teacher.gguf",
-        "overrides": [*(f"data.{key}" for key in keys), "model.student.tokenizer='~/tokenizer'"],
+        "overrides": [*(f"data.{key}" for key in keys), "pair.student.tokenizer='~/tokenizer'"],
     }
     found = planned(plain, run_dir)
     files = {"~/train.jsonl", f"{run_dir}/task/val.jsonl", "~/tokenizer"}

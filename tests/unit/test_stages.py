@@ -11,7 +11,8 @@ import pytest
 
 from minillm.errors import ConfigError, MinillmError
 from minillm.recipe import children
-from minillm.recipe.stages import Stage, begun_on, run_chain
+from minillm.recipe.children import Stage
+from minillm.recipe.stages import begun_on, run_chain
 from minillm.system.files import fingerprint
 
 
@@ -173,7 +174,8 @@ time.sleep(20)
 HOLD = f"""
 import sys
 from pathlib import Path
-from minillm.recipe.stages import Stage, begun_on, run_chain
+from minillm.recipe.children import Stage
+from minillm.recipe.stages import begun_on, run_chain
 run_chain(Path(sys.argv[1]), [Stage("a", ("-c", {SLEEPS!r}.replace("{{0}}", sys.argv[1])), (), "out")])
 """
 

@@ -13,6 +13,7 @@ from omegaconf import OmegaConf, open_dict
 
 import minillm.runs.loggers
 from minillm.config.changes import flat
+from minillm.config.stored import resolved
 from minillm.sweeps import trials
 from minillm.sweeps.trials import command_of, error_in, tag, trial_name
 from tests.conf.test_compose import CONF
@@ -62,7 +63,7 @@ def job(tmp_path):
             cfg.hydra.sweep.dir = str(tmp_path / "alpha")
         HydraConfig.instance().set_config(cfg)
         own = OmegaConf.masked_copy(cfg, [key for key in cfg if key != "hydra"])
-        return own, OmegaConf.to_container(own, resolve=True)
+        return own, resolved(own)
 
     yield make
     HydraConfig.instance().cfg = before
@@ -109,7 +110,7 @@ def test_without_wandb_the_command_has_nothing_of_it(job, tmp_path):
 
 def leave(folder: Path, settings, figures=None):
     folder.mkdir(parents=True)
-    (folder / "config.yaml").write_text(OmegaConf.to_yaml(settings))
+    (folder / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(resolved(OmegaConf.create(settings)))))
     if figures is not None:
         (folder / "metrics.json").write_text(figures if isinstance(figures, str) else json.dumps(figures))
 
