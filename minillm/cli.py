@@ -91,6 +91,8 @@ def free(folder: Path, log: str) -> None:
     directory."""
     here = Path.cwd()
     with suppress(OSError):
+        if (folder / log).exists() and not (folder / log).stat().st_size:  # Hydra opened it, perhaps in another's place
+            (folder / log).unlink()
         if folder == here or {each.name for each in folder.iterdir()} - {log}:
             return
         (folder / log).unlink(missing_ok=True)
