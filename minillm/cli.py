@@ -24,7 +24,6 @@ from omegaconf import DictConfig, OmegaConf
 from minillm.config.checks import trainer_problem
 from minillm.errors import Interrupted, MinillmError, nearest
 from minillm.system.child import ROOT
-from minillm.system.machine import tune
 from minillm.system.ranks import in_a_worker, rank, stand_back
 from minillm.terminal.help import show_help
 
@@ -36,8 +35,8 @@ CONF = ROOT / "conf"
 def run(main: Callable[[], None], config_name: str) -> None:
     """Call the main function of a command; an error that the user can act on ends it with a message and status 1."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # so that Hydra raises instead of printing its own summary
-    _quieten()
-    tune()
+    os.environ.setdefault("WANDB_SILENT", "true")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     with _told(config_name):
         if config_name != "train" and {"--help", "-h"} & set(sys.argv[1:]):  # Hydra shows train.py's groups for each
             return show_help(conf_of(config_name), config_name)
@@ -56,6 +55,7 @@ def job(function: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
         if hydra_cfg.mode != RunMode.RUN:
             return function(cfg)
         with _told(hydra_cfg.job.config_name):
+            prepare()
             try:
                 return function(cfg)
             except BaseException:
@@ -122,16 +122,18 @@ def _leave(status: int) -> NoReturn:
     sys.exit(status)
 
 
-def _quieten() -> None:
+def prepare() -> None:
+    """What every command sets once it has work to do: a wrong key is answered before torch is imported."""
     from transformers.utils import logging as transformers_logging
 
+    from minillm.system.machine import tune
+
+    tune()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     for name in ("absl", "alembic"):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="lightning")
-    os.environ.setdefault("WANDB_SILENT", "true")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 
 def explain(error: HydraException, config_name: str) -> str:

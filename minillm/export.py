@@ -139,6 +139,7 @@ def _push(directory: Path, name: str) -> str:
 
 
 def main() -> None:
+    cli.prepare()
     parser = argparse.ArgumentParser(prog="python -m minillm.export", description=__doc__.splitlines()[0])
     parser.add_argument(
         "checkpoint", metavar="CHECKPOINT", type=Path, help="a run directory, or its checkpoints/*.ckpt"

@@ -7,13 +7,14 @@ import hydra
 from omegaconf import DictConfig
 
 from minillm import cli
-from minillm.generation import check_generation, generate
 from minillm.system.ranks import rank, started_processes
 
 
 @hydra.main(config_path="../conf", config_name="generate", version_base="1.3")
 @cli.job
 def main(cfg: DictConfig) -> None:
+    from minillm.generation import check_generation, generate  # a wrong key is answered without torch
+
     generate(check_generation(cfg), cfg.device, rank(), started_processes())
 
 

@@ -17,6 +17,7 @@ from minillm.system.ranks import rank
 
 
 def main() -> None:
+    cli.prepare()
     end_with_parent()  # without the command nobody waits for us, and the next one would meet us
     job = json.loads(Path(sys.argv[1]).read_text())
     if os.getppid() != job["launcher"]:
