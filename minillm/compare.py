@@ -25,7 +25,7 @@ from minillm.runs.read import RunFiles, find_runs, higher_is_better
 from minillm.sweeps.chart import draw
 from minillm.terminal.columns import ABSENT, derived, headings, short, shorts, telling
 from minillm.terminal.console import say
-from minillm.terminal.numbers import count
+from minillm.terminal.numbers import count, is_finite
 
 _FEW = 6  # settings that are all shown where they fit
 _NAME, _CELL = 24, 20  # characters of a run's name and of a setting
@@ -62,8 +62,7 @@ def value_of(run: RunFiles, figure: str) -> float | None:
     value: Any = run.figures.get(figure)
     if value is None and run.state == "unfinished":
         value = next((each for _, each in reversed(run.curve(figure))), None)
-    good = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    return float(value) if good else None
+    return float(value) if is_finite(value) else None
 
 
 def choose_figure(runs: Sequence[RunFiles], wanted: str | None) -> str:
@@ -183,7 +182,7 @@ def _show_means(runs: Sequence[RunFiles], values: dict[str, float], figure: str,
 
 def _order(value: Any) -> tuple[bool, float, str]:
     """A key to sort by: numbers by size, then everything else by its text."""
-    number = isinstance(value, int | float) and not isinstance(value, bool)
+    number = is_finite(value)
     return not number, float(value) if number else 0.0, str(value)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import accumulate
@@ -14,6 +13,7 @@ from minillm.errors import DataError
 from minillm.metrics.figures import FIGURES, Figure
 from minillm.runs.read import RunFiles
 from minillm.terminal.labels import file_labels
+from minillm.terminal.numbers import is_finite
 
 SPREAD = ("mean", "deviation", "low", "high", "n")
 _ANSWER = {"model": str, "file": str, "decoding": str, "id": str, "prompt": str, "answer": str}
@@ -289,4 +289,4 @@ def _check(metrics: Any, file: Path) -> None:
 
 
 def _number(value: Any) -> bool:
-    return value is None or (isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value))
+    return value is None or is_finite(value)

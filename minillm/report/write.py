@@ -24,6 +24,7 @@ from minillm.runs.read import RunFiles
 from minillm.system.files import write_whole
 from minillm.terminal.console import say
 from minillm.terminal.labels import seed_name
+from minillm.terminal.numbers import is_finite
 
 _VALIDATED = {figure.key: figure.name for figure in FIGURES} | {"loss": "Loss on references, nats a token"}
 _COUNTS = ("tokens", "uniform")  # of a validation; not its figures
@@ -197,4 +198,4 @@ def _count(number: int | None) -> str:
 
 
 def _number(value: object) -> str:
-    return f"{value:.4g}" if isinstance(value, int | float) and not isinstance(value, bool) else "–"
+    return f"{value:.4g}" if is_finite(value) else "–"

@@ -9,6 +9,7 @@ from statistics import mean
 
 from minillm.runs.read import RunFiles
 from minillm.terminal.columns import ABSENT, short
+from minillm.terminal.numbers import is_finite
 
 _COLOURS = "#4477aa #ee6677 #228833 #ccbb44 #66ccee #aa3377 #999933 #882255 #44aa99 #555555".split()
 _PANELS, _ACROSS, _LEGEND = 9, 3, 14  # settings that get a panel; panels in a row; curves that get a name
@@ -85,7 +86,7 @@ def _by_setting(
 ) -> None:
     """A dot a run, the mean of each value as a line through numbers, as a bar over names."""
     given = {run.name: run.settings.get(key, ABSENT) for run in runs}
-    numeric = all(isinstance(each, int | float) and not isinstance(each, bool) for each in given.values())
+    numeric = all(map(is_finite, given.values()))
     if numeric:
         places, ticks = {name: float(each) for name, each in given.items()}, None
         positive = [each for each in places.values() if each > 0]

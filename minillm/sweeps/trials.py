@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import re
 import subprocess
 import sys
@@ -29,7 +28,7 @@ from minillm.system.child import ROOT, forwarded
 from minillm.system.files import write_whole
 from minillm.system.lock import locked
 from minillm.terminal.console import say
-from minillm.terminal.numbers import count, duration
+from minillm.terminal.numbers import count, duration, is_finite
 
 DONE = ("finished", "stopped early")
 _LONGEST_NAME, _LONGEST_TAG = 100, 64  # W&B refuses longer tags
@@ -117,7 +116,7 @@ def _found(plain: dict, run_dir: Path, number: int) -> Outcome | None:
 
 def _done(plain: dict, run_dir: Path, number: int, figures: dict, **more) -> Outcome:
     value = figures.get(plain["optimized_metric"])
-    finite = isinstance(value, int | float) and math.isfinite(value)
+    finite = is_finite(value)
     state = "stopped early" if STOPPED in figures else "finished"
     return Outcome(number, run_dir.name, state, figure=float(value) if finite else None, **more)
 

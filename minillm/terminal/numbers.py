@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 _UNITS = (("s", 60), ("min", 60), ("h", 24))  # and how many make the next one
 
 
 def count(value: float, digits: int = 3) -> str:
     """ "0.0123", "12.3", "1,500": so many digits, and all of those before the point; no power of ten above 1."""
     return f"{value:,.0f}" if abs(value) >= 10**digits - 0.5 else f"{value:,.{digits}g}"
+
+
+def is_finite(value: Any) -> bool:
+    """Whether a value of a file is a number that a float can hold; a bool is none."""
+    try:
+        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    except OverflowError:  # an integer of 400 digits
+        return False
 
 
 def millions(number: int) -> str:

@@ -161,3 +161,27 @@ def test_text_that_looks_like_an_interpolation_stays_text(tmp_path, overrides):
     export(tmp_path / "run", tmp_path / "out")
     (note,) = template_notes([f"{tmp_path}/run/student"], LISTED["data"])
     assert r"data.system='Say \${x}'" in note  # what to type
+
+
+HUGE = "9" * 400
+
+
+@pytest.mark.parametrize(
+    ("file", "text"),
+    [
+        ("metrics.json", f'{{"val/reverse_kl": {HUGE}}}'), ("metrics.json", '{"val/reverse_kl": 1e999}'),
+        ("metrics.json", '{"val/reverse_kl": [1]}'), ("metrics.json", "[" * 100_000), ("config.yaml", f"seed: {HUGE}"),
+        ("config.yaml", "a: ${"), ("config.yaml", "a: " + "[" * 20_000), ("config.yaml", "&a [*a]"),
+        ("metrics.csv", f"progress/optimizer_step,train/loss\n1,{'9' * 200_000}\n2,0.5\n"),
+    ],
+)  # fmt: skip
+def test_one_broken_run_ends_neither_comparison_nor_report(tmp_path, capsys, file, text):
+    for name in ("good", "odd"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.yaml").write_text("{seed: 1, optimized_metric: val/reverse_kl}")
+        (tmp_path / name / "metrics.json").write_text('{"val/reverse_kl": 0.5}')
+        (tmp_path / name / "metrics.csv").write_text("progress/optimizer_step,train/loss\n1,0.7\n")
+    (tmp_path / "odd" / file).write_text(text)
+    compare(tmp_path, None, [], tmp_path / "compare.png")
+    assert "good" in capsys.readouterr().out
+    assert write_report(tmp_path / "odd").exists()
