@@ -142,6 +142,7 @@ def test_a_second_ctrl_c_ends_all_processes_without_saving(tmp_path, overrides):
     while not (folder / "samples" / "raw.jsonl").exists():
         assert process.poll() is None, process.stderr.read()
         time.sleep(0.01)
+    time.sleep(3)  # past the rollout, after which the first Ctrl-C would find a place to save
     workers = psutil.Process(process.pid).children()
     process.send_signal(signal.SIGINT)
     assert any("SIGINT: saving at the next possible place, then exit; Ctrl-C again" in line for line in process.stderr)
