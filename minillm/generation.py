@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from rich.progress import Progress
 
 from minillm.config.changes import changes, flat
-from minillm.config.checks import collect, describe, matches
+from minillm.config.checks import collect, matches, value_problems
 from minillm.config.secret import secret_problems
 from minillm.data import PromptSet, Record, Sources, read_records, training_keys
 from minillm.errors import ConfigError, ModelError
@@ -68,12 +68,7 @@ def check_generation(cfg: DictConfig) -> Generation:
         )
     if not isinstance(file, str):
         problems.append(f"data.file={file!r}: wanted a .jsonl file, builtin, or a hub data set")
-    for key, kind in _KINDS.items():
-        value = plain[key]
-        if not matches(value, kind):
-            problems.append(f"{key}={value!r}: wanted {describe(kind)}")
-        elif key in _POSITIVE and value is not None and value <= 0:
-            problems.append(f"{key}={value}: wanted a positive number")
+    problems += value_problems(plain, _KINDS, _POSITIVE)
     run_dir = Path(plain["run"]["dir"])
     before = read_job_settings(run_dir)
     if plain["data"]["date"] is None and before is not None and "models" not in before:

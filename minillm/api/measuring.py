@@ -100,5 +100,7 @@ def _directory(model: str | Path | Run | Pair, directory: Path) -> str:
 def _teacher_source(teacher: str | Path | Pair | LanguageModel) -> str:
     if isinstance(teacher, str | Path):
         return str(teacher)
-    network = (teacher.teacher if isinstance(teacher, Pair) else teacher).network
-    return network.name_or_path
+    model = teacher.teacher if isinstance(teacher, Pair) else teacher
+    if model is None or not model.network.name_or_path:
+        raise ConfigError("teacher: was not loaded from a directory or a hub id; wanted one of them")
+    return model.network.name_or_path

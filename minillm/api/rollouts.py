@@ -57,7 +57,8 @@ def backward(
     max_tokens: int = _MAX_TOKENS,
 ) -> dict[str, float]:
     """Add the gradient of the objective on a rollout to the student's, as one mini-batch; returns the loss and its
-    parts. `max_tokens` go through the student at a time, which changes nothing but rounding.
+    parts. `max_tokens` go through the student at a time, which changes nothing but rounding, unless the objective
+    divides by what is in a micro-batch.
 
     To make several steps on one rollout, pass what `prepared(rollout, objective)` gives.
     """
@@ -66,7 +67,10 @@ def backward(
     normaliser = objective.normaliser(batch.response_mask_BR)
     model = LanguageModel(pair.student, pair.n_vocab, pair.compile)
     sums: dict[str, float] = {}
-    for micro in micro_batches(batch, max_tokens):
+    micros = micro_batches(batch, max_tokens)
+    for micro in micros:
+        if objective.per_micro_batch:
+            normaliser = len(micro) * len(micros)
         teacher = None
         if objective.needs:
             teacher = Side(micro.take(batch.teacher_hidden_BRH), pair.teacher.head(batch.temperature))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import types
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from hydra.utils import get_object
@@ -120,6 +120,18 @@ def construct(node: Mapping, **supplied: Any) -> Any:
         if not str(key).startswith("_"):
             arguments[key] = value
     return get_object(node["_target_"])(**arguments, **supplied)
+
+
+def value_problems(plain: Mapping, kinds: Mapping[str, Any], positive: Collection[str]) -> list[str]:
+    """Of keys without a constructor: values that are not of their type, and those not above 0 that must be."""
+    problems = []
+    for key, kind in kinds.items():
+        value = plain[key]
+        if not matches(value, kind):
+            problems.append(f"{key}={value!r}: wanted {describe(kind)}")
+        elif key in positive and value is not None and value <= 0:
+            problems.append(f"{key}={value}: wanted a positive number")
+    return problems
 
 
 def collect(problems: list[str], path: str, node: dict, **supplied: Any) -> Any:

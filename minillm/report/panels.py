@@ -142,15 +142,8 @@ def learning_curves(runs: dict[str, tuple[int, RunFiles]], folder: Path, figures
             lines(axes, series, points=figure.startswith("val/"))
             axes.set_xlabel("optimizer step")
 
-        panels.append(
-            make_panel(
-                folder,
-                "curve",
-                CURVES.get(figure, figure.replace("val/", "Validation: ")),
-                draw,
-                curves=("step", series),
-            )
-        )
+        heading = CURVES.get(figure, figure.replace("val/", "Validation: "))
+        panels.append(make_panel(folder, "curve", heading, draw, curves=("step", series)))
     return panels
 
 

@@ -118,11 +118,11 @@ def made_by(plain: dict) -> str:
     """One sentence for the model card."""
     student, teacher, objective = plain["model"].get("student"), plain["model"].get("teacher"), plain["objective"]
     teacher = teacher.get("source") if isinstance(teacher, dict) else teacher
-    name = objective["_target_"].rpartition(".")[2]
+    name = str(objective.get("_target_", "MiniLLM")).rpartition(".")[2]
     if name == "MiniLLM":
         return f"A student distilled from `{teacher}` by MiniLLM (reverse KL on its own samples, arXiv 2306.08543)."
     if "kd_ratio" not in objective:
-        own = " on its own samples" if "inner_epochs" in plain["regime"] else ""
+        own = " on its own samples" if "inner_epochs" in (plain.get("regime") or {}) else ""
         return f"A student distilled from `{teacher}`{own} by the objective {name}."
     if isinstance(student, dict):
         pruned = any(key in student for key in ("keep_layers", "drop_layers"))

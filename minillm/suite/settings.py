@@ -12,7 +12,7 @@ from typing import Any, Literal, TypeVar
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from minillm.config.checks import collect, describe, matches
+from minillm.config.checks import collect, matches, value_problems
 from minillm.config.secret import secret_problems
 from minillm.data import Record, Sources, read_choices, read_records, training_keys
 from minillm.errors import ConfigError, DataError, ModelError
@@ -133,13 +133,7 @@ def check_suite(cfg: DictConfig) -> Suite:
 
 
 def _value_problems(plain: dict) -> list[str]:
-    problems = []
-    for key, kind in _KINDS.items():
-        value = plain[key]
-        if not matches(value, kind):
-            problems.append(f"{key}={value!r}: wanted {describe(kind)}")
-        elif key in _POSITIVE and value is not None and value <= 0:
-            problems.append(f"{key}={value}: wanted a positive number")
+    problems = value_problems(plain, _KINDS, _POSITIVE)
     seeds = plain["seeds"]
     if matches(seeds, list) and (not seeds or len(set(map(str, seeds))) < len(seeds)):
         problems.append(f"seeds={seeds}: wanted different integers, or [null] for greedy decoding")

@@ -128,3 +128,21 @@ def test_what_is_wrong_is_said_before_anything_is_trained(tmp_path, world):
         minillm.distill(pair, PROMPTS, regime=minillm.OnPolicy(rollouts=5))
     with pytest.raises(AttributeError, match="no attribute 'distil'"):
         minillm.distil  # noqa: B018
+
+
+def test_an_objective_that_divides_by_micro_batches_does_so_in_ones_own_loop(world):
+    pair = load(world)
+    rollout = next(minillm.rollouts(pair, world / "train.jsonl", size=8, sampler=minillm.Sampler(max_new_tokens=5)))
+    tokens, local = (minillm.MiniLLM(denominator=name) for name in ("tokens", "micro_batch"))
+    three = 3 * rollout.ids_BS.shape[1]  # rows a micro-batch: 3, 3 and 2
+    whole = [minillm.backward(pair, rollout, each)["loss"] for each in (tokens, local)]
+    parts = [minillm.backward(pair, rollout, each, max_tokens=three)["loss"] for each in (tokens, local)]
+    assert whole[0] == pytest.approx(whole[1], abs=1e-6) and parts[0] == pytest.approx(whole[0], abs=1e-6)
+    assert abs(parts[1] - whole[1]) > 1e-5
+
+
+def test_a_teacher_that_is_nowhere_cannot_be_named(world):
+    pair = load(world)
+    pair.teacher.network.name_or_path = ""
+    with pytest.raises(ConfigError, match="teacher: was not loaded from"):
+        minillm.evaluate([pair], teacher=pair)

@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from minillm import cli
 from minillm.errors import ConfigError, ModelError
 from minillm.export import export, main
+from minillm.settings import made_by
 from tests.conftest import make_model
 from tests.integration.test_resume import train
 
@@ -206,3 +207,10 @@ def test_a_mistake_is_status_1_and_no_traceback(tmp_path, monkeypatch, capsys):
         cli.run(main, "train")
     assert caught.value.code == 1
     assert capsys.readouterr().err.startswith(f"Error: CHECKPOINT={tmp_path / 'none'}: nothing there")
+
+
+def test_the_card_of_a_config_that_says_little():
+    plain = {"model": {"teacher": "T"}, "objective": {}, "data": {}}
+    assert "by MiniLLM" in made_by(plain)
+    own = plain | {"objective": {"_target_": "own.Loss"}}
+    assert made_by(own) == "A student distilled from `T` by the objective Loss."

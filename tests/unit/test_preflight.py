@@ -293,7 +293,6 @@ def test_the_page_is_short_and_says_it_all(pair, found, tmp_path, capsys):
         ):  # fmt: skip
             assert part in flat, part
     assert "| end | &lt;/s> (id 0) |" in page and page.startswith("# Preflight\n")
-
     facts = json.loads((tmp_path / "preflight.json").read_text())
     assert facts["agreement"]["samples"] == 8 and facts["vocabulary"]["shared"] == 36
     assert facts["memory"]["total"] == pytest.approx(found.memory.total)
