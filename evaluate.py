@@ -9,16 +9,16 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig
 
-from minillm import cli
-from minillm.errors import check
-from minillm.system.ranks import rank
+from minillm.common import cli
+from minillm.common.errors import check
+from minillm.common.ranks import rank
 
 
 @hydra.main(config_path="conf", config_name="evaluate", version_base="1.3")
 @cli.job
 def main(cfg: DictConfig) -> None:
-    from minillm.report import write_report  # a wrong key is answered without torch
-    from minillm.suite import evaluate
+    from minillm.evaluation.report import write_report  # a wrong key is answered without torch
+    from minillm.evaluation.suite import evaluate
 
     check((isinstance(cfg.wandb, bool), f"wandb={cfg.wandb}: wanted true or false"))
     if cfg.report is None:

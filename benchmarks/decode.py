@@ -18,10 +18,10 @@ def ragged_lengths() -> list[int]:
 
 
 def ours() -> dict:
+    from minillm.common.machine import tune
+    from minillm.common.types import PromptBatch
     from minillm.models import LanguageModel
-    from minillm.sampling import decode
-    from minillm.system.machine import tune
-    from minillm.types import PromptBatch
+    from minillm.rollout import decode
 
     tune()
     student, teacher = (LanguageModel(make_model(name, device=DEVICE)) for name in ("student", "teacher"))
@@ -51,9 +51,9 @@ class _Lengths(StoppingCriteria):
 
 
 def generate(allocator: bool) -> dict:
-    """transformers as it is; with `allocator` after `minillm.system.machine.keep_freed_memory`."""
+    """transformers as it is; with `allocator` after `minillm.common.machine.keep_freed_memory`."""
     if allocator:
-        from minillm.system.machine import keep_freed_memory
+        from minillm.common.machine import keep_freed_memory
 
         keep_freed_memory()
     models = {name: make_model(name, device=DEVICE) for name in ("student", "teacher")}

@@ -10,12 +10,12 @@ import transformers
 from transformers import AutoConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
+from minillm.common.errors import ModelError, first_line
+from minillm.common.types import PromptBatch
 from minillm.data.prompts import pad
-from minillm.errors import ModelError, first_line
 from minillm.models import LanguageModel, keep_layers
 from minillm.models.families import attention_for, unsupported
-from minillm.scoring.consistency import check_consistency
-from minillm.types import PromptBatch
+from minillm.rollout.consistency import check_consistency
 from tests.families import MORE, ROWS, SIZES, WINDOW, family_config, family_model
 
 PAGE = Path(__file__).parents[1] / "docs" / "families.md"

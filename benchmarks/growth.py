@@ -8,7 +8,7 @@ TOKENS = 4096  # of answers in a step, however long each is
 
 
 def time_per_token(length: int) -> dict:
-    from minillm.system.machine import tune
+    from minillm.common.machine import tune
 
     tune()
     step, _ = make_step("student", TOKENS // length, 32, length)
@@ -17,7 +17,7 @@ def time_per_token(length: int) -> dict:
 
 def memory(vocabulary: int) -> dict:
     """Of three optimizer steps above the loaded models, and of that what the head itself needs."""
-    from minillm.system.machine import tune
+    from minillm.common.machine import tune
 
     tune()
     step, network = make_step("student", 8, 32, 128, vocabulary)

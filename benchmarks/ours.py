@@ -22,14 +22,16 @@ def train(settings: dict) -> dict:
     import torch
     from torch.utils.data import DataLoader
 
-    from minillm.linear_loss import LinearLoss
+    from minillm.common.machine import tune
+    from minillm.common.types import PromptBatch, TrainBatch
     from minillm.models import LanguageModel, Pair
-    from minillm.modules import OnPolicy, OnPolicyDistillation, SupervisedStart
     from minillm.objectives import MiniLLM, PretrainLoss
-    from minillm.optim import Optim
-    from minillm.sampling import Sampler
-    from minillm.system.machine import tune
-    from minillm.types import PromptBatch, TrainBatch
+    from minillm.objectives.linear_loss import LinearLoss
+    from minillm.rollout import Sampler
+    from minillm.train.on_policy import OnPolicyDistillation
+    from minillm.train.optim import Optim
+    from minillm.train.regime import OnPolicy
+    from minillm.train.start import SupervisedStart
 
     tune()
     n, rounds, epochs = settings["n"], settings["rounds"], settings["inner_epochs"]

@@ -29,11 +29,11 @@ def real(shapes: tuple[Architecture, Architecture], rows: int, tokens: int, budg
 def planned(shapes: tuple[Architecture, Architecture], rows: int, tokens: int, budget: int) -> dict:
     import torch
 
-    from minillm.linear_loss import LinearLoss
     from minillm.objectives import MiniLLM, PretrainLoss
-    from minillm.optim import Optim
-    from minillm.planning import Blueprint, Case, measure
-    from minillm.sampling import Sampler
+    from minillm.objectives.linear_loss import LinearLoss
+    from minillm.plan import Blueprint, Case, measure
+    from minillm.rollout import Sampler
+    from minillm.train.optim import Optim
 
     blueprints = [Blueprint(shape.config(), torch.float32) for shape in shapes]
     sampler = Sampler(alpha=0.2, max_new_tokens=tokens, batch_size=rows)

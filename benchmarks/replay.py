@@ -10,10 +10,10 @@ from transformers import GPT2LMHeadModel
 
 from benchmarks.common import DEVICE, in_new_process, report, row, synchronize
 from benchmarks.models import make_prompts
+from minillm.common.machine import without_cudnn_attention
+from minillm.common.types import PromptBatch
 from minillm.models import Architecture, LanguageModel
-from minillm.sampling import decode
-from minillm.system.machine import without_cudnn_attention
-from minillm.types import PromptBatch
+from minillm.rollout import decode
 
 ROWS, TOKENS, PROMPT = 64, 64, 64
 SHAPES = {

@@ -19,13 +19,13 @@ def make_step(
     name: str, rows: int, prompt: int, tokens: int, vocabulary: int = VOCABULARY, compiled: bool = False, **sizes
 ):
     """A function that makes one optimizer step on random answers, and the model."""
-    from minillm.linear_loss import LinearLoss, Side
+    from minillm.common.types import Rollout
     from minillm.models import LanguageModel
     from minillm.objectives import MiniLLM
-    from minillm.optim import Optim
-    from minillm.scoring import prepared
-    from minillm.scoring.micro_batch import micro_batches
-    from minillm.types import Rollout
+    from minillm.objectives.linear_loss import LinearLoss, Side
+    from minillm.rollout import prepared
+    from minillm.rollout.micro_batch import micro_batches
+    from minillm.train.optim import Optim
 
     network = make_model(name, vocabulary, DEVICE).train()
     model, width = LanguageModel(network, compile=compiled), network.config.hidden_size
@@ -64,7 +64,7 @@ def needed_operations(network, rows: int, prompt: int, tokens: int, vocabulary: 
 
 
 def measure(compiled: bool) -> dict:
-    from minillm.system.machine import tune
+    from minillm.common.machine import tune
 
     tune()
     step, network = make_step("SmolLM2-135M", ROWS, PROMPT, TOKENS, compiled=compiled)

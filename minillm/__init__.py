@@ -16,13 +16,14 @@ _PUBLIC = {
         "load_pair",
         "rollouts",
     ),
-    "minillm.linear_loss": ("LinearLoss",),
+    "minillm.objectives.linear_loss": ("LinearLoss",),
     "minillm.models": ("Lora", "Pair"),
-    "minillm.modules": ("OnPolicy", "Supervised", "SupervisedStart"),
+    "minillm.train.regime": ("OnPolicy", "Supervised"),
+    "minillm.train.start": ("SupervisedStart",),
     "minillm.objectives": ("CrossEntropy", "MiniLLM", "PretrainLoss"),
-    "minillm.optim": ("Optim",),
-    "minillm.sampling": ("Sampler",),
-    "minillm.types": ("Rollout",),
+    "minillm.train.optim": ("Optim",),
+    "minillm.rollout": ("Sampler",),
+    "minillm.common.types": ("Rollout",),
 }  # fmt: skip
 _HOME = {name: module for module, names in _PUBLIC.items() for name in names}
 __all__ = ["__version__", *_HOME]

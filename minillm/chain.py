@@ -14,18 +14,18 @@ import hydra
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
-from minillm import cli
-from minillm.config.changes import within
-from minillm.config.checks import describe, matches
-from minillm.config.overrides import compose_in_conf
+from minillm.common import cli
+from minillm.common.changes import within
+from minillm.common.checks import describe, matches
+from minillm.common.child import ROOT
+from minillm.common.console import say
+from minillm.common.errors import ConfigError, DataError, nearest
+from minillm.common.labels import name_problems
+from minillm.common.overrides import compose_in_conf
 from minillm.data import read_records
-from minillm.errors import ConfigError, DataError, nearest
-from minillm.recipe.commands import METHODS, recipe_of, stages_of, with_settings
-from minillm.recipe.stages import begun_on, run_chain
-from minillm.recipe.table import show_table, table_of
-from minillm.system.child import ROOT
-from minillm.terminal.console import say
-from minillm.terminal.labels import name_problems
+from minillm.experiments.commands import METHODS, recipe_of, stages_of, with_settings
+from minillm.experiments.stages import begun_on, run_chain
+from minillm.experiments.table import show_table, table_of
 
 _MODELS = ("model", "model.student", "model.student.source", "pair.student", "pair.student.source")
 _TEACHER = ("model.teacher.source", "model.teacher.adapter", "model.teacher.architecture", "pair.tuned_teacher",

@@ -18,14 +18,14 @@ from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
 
-from minillm import cli
-from minillm.config.changes import NOTHING, within
-from minillm.errors import ConfigError, DataError, nearest
-from minillm.runs.read import RunFiles, find_runs, higher_is_better
-from minillm.sweeps.chart import draw
-from minillm.terminal.columns import ABSENT, derived, headings, short, shorts, telling
-from minillm.terminal.console import say
-from minillm.terminal.numbers import count, is_finite
+from minillm.common import cli
+from minillm.common.changes import NOTHING, within
+from minillm.common.columns import ABSENT, derived, headings, short, shorts, telling
+from minillm.common.console import say
+from minillm.common.errors import ConfigError, DataError, nearest
+from minillm.common.numbers import count, is_finite
+from minillm.common.read import RunFiles, find_runs, higher_is_better
+from minillm.experiments.chart import draw
 
 _FEW = 6  # settings that are all shown where they fit
 _NAME, _CELL = 24, 20  # characters of a run's name and of a setting

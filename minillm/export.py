@@ -11,18 +11,18 @@ import re
 import sys
 from pathlib import Path
 
-from minillm import cli
-from minillm.callbacks import Checkpoints, Validation
-from minillm.config.checks import collect
-from minillm.config.stored import other_targets, read_config
-from minillm.errors import ConfigError, ModelError, check, first_line
+from minillm.common import cli
+from minillm.common.checks import collect
+from minillm.common.console import say
+from minillm.common.errors import ConfigError, ModelError, check, first_line
+from minillm.common.folders import vacant
+from minillm.common.saved import damage, differences, load_saved
+from minillm.common.stored import other_targets, read_config
 from minillm.models import ModelPair, device_of
 from minillm.models.export import export_student
-from minillm.modules import StudentModule
-from minillm.runs.saved import damage, differences, load_saved
-from minillm.settings import made_by
-from minillm.system.folders import vacant
-from minillm.terminal.console import say
+from minillm.train.callbacks import Checkpoints, Validation
+from minillm.train.settings import made_by
+from minillm.train.student import StudentModule
 
 # All that an export constructs: a file on disk must not name code that is run.
 _CLASSES = tuple(

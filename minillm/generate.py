@@ -6,14 +6,14 @@ from types import ModuleType
 import hydra
 from omegaconf import DictConfig
 
-from minillm import cli
-from minillm.system.ranks import rank, started_processes
+from minillm.common import cli
+from minillm.common.ranks import rank, started_processes
 
 
 @hydra.main(config_path="../conf", config_name="generate", version_base="1.3")
 @cli.job
 def main(cfg: DictConfig) -> None:
-    from minillm.generation import check_generation, generate  # a wrong key is answered without torch
+    from minillm.evaluation.generation import check_generation, generate  # a wrong key is answered without torch
 
     generate(check_generation(cfg), cfg.device, rank(), started_processes())
 

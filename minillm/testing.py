@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from minillm.linear_loss import LinearLoss, Side
+from minillm.common.types import Rollout
 from minillm.models import Head
 from minillm.objectives import Objective
-from minillm.scoring import prepared
-from minillm.types import Rollout
+from minillm.objectives.linear_loss import LinearLoss, Side
+from minillm.rollout import prepared
 
 
 def check_objective(objective: Objective, *, seed: int = 0, close: float = 1e-10) -> None:

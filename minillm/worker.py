@@ -6,14 +6,14 @@ import os
 import sys
 from pathlib import Path
 
-from minillm import cli
-from minillm.config.stored import composed_of
-from minillm.errors import Interrupted
-from minillm.fit import fit
+from minillm.common import cli
+from minillm.common.child import end_with_parent
+from minillm.common.errors import Interrupted
+from minillm.common.ranks import rank
+from minillm.common.stored import composed_of
+from minillm.evaluation.suite import evaluate
 from minillm.parallel import FAILED, FINISHED, INTERRUPTED, note
-from minillm.suite import evaluate
-from minillm.system.child import end_with_parent
-from minillm.system.ranks import rank
+from minillm.train.fit import fit
 
 
 def main() -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-from minillm.metrics.judge import Item, Judge
+from minillm.evaluation.judge.judge import Item, Judge
 
 KEY = "sk-" + "Secret7" * 4
 

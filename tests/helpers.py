@@ -4,10 +4,10 @@ import threading
 
 import torch
 
+from minillm.common.types import PromptBatch
 from minillm.data.prompts import pad
-from minillm.linear_loss import LinearLoss, Side
 from minillm.models import Head
-from minillm.types import PromptBatch
+from minillm.objectives.linear_loss import LinearLoss, Side
 
 PROMPTS = [[7, 9, 12], [5, 0, 8, 11, 30, 6, 10], [14, 15, 16, 17, 18]]  # the second has an eos (0) inside
 # Every test of a loss runs on both: all tokens at once by autograd, and chunks of a few tokens in closed form.

@@ -11,7 +11,7 @@ HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 
 
-# What `minillm.system.machine.keep_freed_memory` sets, for a process that does not call it.
+# What `minillm.common.machine.keep_freed_memory` sets, for a process that does not call it.
 ALLOCATOR = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1), "MALLOC_TOP_PAD_": str(2**28)}
 
 

@@ -5,10 +5,9 @@ python train.py 'hydra.searchpath=[file://examples/extend/conf]' sampler=hot exp
 
 from dataclasses import dataclass, replace
 
-from minillm.errors import check
-from minillm.linear_loss import LinearLoss
-from minillm.sampling import Sampler, decode
-from minillm.scoring import answer_logprobs
+from minillm.common.errors import check
+from minillm.objectives.linear_loss import LinearLoss
+from minillm.rollout import Sampler, answer_logprobs, decode
 
 
 @dataclass(frozen=True)

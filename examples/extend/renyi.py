@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from minillm.errors import check
+from minillm.common.errors import check
 from minillm.objectives import Objective
 
 

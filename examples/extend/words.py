@@ -6,7 +6,7 @@ python train.py experiment=demo 'callbacks.validation.figures=[examples.extend.w
 
 from itertools import pairwise
 
-from minillm.metrics import Figure
+from minillm.evaluation.metrics import Figure
 
 
 def stutter(answer, references) -> float:

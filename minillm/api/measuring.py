@@ -12,13 +12,13 @@ from omegaconf import OmegaConf
 
 from minillm.api.inputs import Prompts, prompts_of
 from minillm.api.run import Run, Student, pair_of_model
-from minillm.errors import ConfigError
+from minillm.common.child import ROOT
+from minillm.common.errors import ConfigError
 from minillm.evaluation import answer_prompts
-from minillm.generation import row_of
+from minillm.evaluation.generation import row_of
+from minillm.evaluation.suite.run import run_suite
+from minillm.evaluation.suite.settings import check_suite
 from minillm.models import LanguageModel, Pair
-from minillm.suite.run import run_suite
-from minillm.suite.settings import check_suite
-from minillm.system.child import ROOT
 
 
 def generate(

@@ -9,15 +9,14 @@ from typing import Any
 import torch
 
 from minillm.api.inputs import Prompts, prompts_of
+from minillm.common.seeding import seed_for
+from minillm.common.types import Experience, Rollout
 from minillm.data import rows_at
-from minillm.linear_loss import LinearLoss, Side
 from minillm.models import LanguageModel, Pair
 from minillm.objectives import MiniLLM, Objective
-from minillm.sampling import Sampler
-from minillm.scoring import prepared, with_teacher
-from minillm.scoring.micro_batch import micro_batches
-from minillm.seeding import seed_for
-from minillm.types import Experience, Rollout
+from minillm.objectives.linear_loss import LinearLoss, Side
+from minillm.rollout import Sampler, prepared, with_teacher
+from minillm.rollout.micro_batch import micro_batches
 
 _MAX_TOKENS = 2048
 

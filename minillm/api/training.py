@@ -13,18 +13,19 @@ from typing import Any, Literal
 
 from minillm.api.inputs import Prompts, as_file, plain_of, sources_of
 from minillm.api.run import Run
+from minillm.common.errors import ConfigError
 from minillm.data import read_records
-from minillm.errors import ConfigError
-from minillm.fit import train
-from minillm.linear_loss import LinearLoss
 from minillm.models import Lora, ModelPair, Pair, device_of
-from minillm.modules import OnPolicy, Supervised, SupervisedStart
-from minillm.modules.preemption import kept_handlers
 from minillm.objectives import CrossEntropy, MiniLLM, PretrainLoss
-from minillm.optim import Optim
+from minillm.objectives.linear_loss import LinearLoss
 from minillm.parallel import Parallel
-from minillm.sampling import Sampler
-from minillm.settings import assemble
+from minillm.rollout import Sampler
+from minillm.train.fit import train
+from minillm.train.optim import Optim
+from minillm.train.preemption import kept_handlers
+from minillm.train.regime import OnPolicy, Supervised
+from minillm.train.settings import assemble
+from minillm.train.start import SupervisedStart
 
 _NO_CORPUS = PretrainLoss(enabled=False, coefficient=0.0, batch_size=1)
 
@@ -176,7 +177,7 @@ def _train(
             ),
         }
         monitor = "loss" if pair.teacher is None else "reverse_kl"
-        ours, tokens = "minillm.callbacks.", groups["sampler"].max_new_tokens
+        ours, tokens = "minillm.train.callbacks.", groups["sampler"].max_new_tokens
         kept = run_dir is not None
         plain = {name: plain_of(each) for name, each in built.items()} | {
             "seed": seed, "eval_seed": eval_seed, "resume": "auto" if resume else None, "profile": False,

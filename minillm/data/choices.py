@@ -7,8 +7,8 @@ from functools import partial
 from pathlib import Path
 from string import Formatter
 
+from minillm.common.errors import DataError, check
 from minillm.data.records import Record, json_lines, parse_rows, require_unicode
-from minillm.errors import DataError, check
 
 
 @dataclass(frozen=True)

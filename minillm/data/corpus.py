@@ -25,15 +25,15 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from minillm.common.console import say
+from minillm.common.errors import DataError
+from minillm.common.files import write_whole
+from minillm.common.lock import locked
 from minillm.data.documents import PIECE, Documents
 from minillm.data.order import rows_at
 from minillm.data.tokenise import batches, encode_all, usable_cores
 from minillm.data.worker import Batch, portable
-from minillm.errors import DataError
 from minillm.models.gguf import cache_dir
-from minillm.system.files import write_whole
-from minillm.system.lock import locked
-from minillm.terminal.console import say
 
 log = logging.getLogger(__name__)
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
+from minillm.common.errors import DataError, first_line
 from minillm.data.records import is_hub_name, json_lines, require_unicode
-from minillm.errors import DataError, first_line
 
 PIECE = 2**16  # characters that are tokenised at a time (longer ones cost more each); see `_cut` for longer documents
 _CHECKED = 2**22  # characters that are read ahead for mistakes

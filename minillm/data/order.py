@@ -6,7 +6,7 @@ from functools import lru_cache
 
 import torch
 
-from minillm.seeding import seed_for
+from minillm.common.seeding import seed_for
 
 _LARGE = 2**20  # rows from which on no permutation is kept in memory
 

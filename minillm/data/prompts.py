@@ -12,11 +12,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from minillm.common.errors import DataError
+from minillm.common.types import PromptBatch
 from minillm.data.records import Dropped, Record
 from minillm.data.templates import LOST
 from minillm.data.text import UNWRITABLE, PlainText
-from minillm.errors import DataError
-from minillm.types import PromptBatch
 
 # Reasons to drop a prompt.
 HELD_OUT, BEYOND = "also a validation prompt", "beyond data.val_size"

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from minillm.errors import DataError, first_line
+from minillm.common.errors import DataError, first_line
 
 BUILTIN = {"builtin": "train.jsonl", "builtin:validation": "validation.jsonl"}
 _SHOWN = 10  # problems in one message

@@ -10,12 +10,12 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from minillm.common.errors import check
 from minillm.data.corpus import Corpus, build_corpus
 from minillm.data.documents import Documents
 from minillm.data.prompts import BEYOND, PromptSet, build_prompts
 from minillm.data.records import Record, read_records
 from minillm.data.templates import TemplateName, asks_for_date, front_ids, prompt_encoder
-from minillm.errors import check
 from minillm.models import Pair
 
 

@@ -9,9 +9,9 @@ from typing import Any, Literal
 from transformers import PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import _compile_jinja_template
 
+from minillm.common.errors import ConfigError, DataError, first_line
 from minillm.data.records import Dropped, Record
 from minillm.data.text import Messages, PlainText
-from minillm.errors import ConfigError, DataError, first_line
 
 TemplateName = Literal["paper", "chat"]
 Turns = Sequence[tuple[str, str]]  # (role, content)

@@ -16,9 +16,9 @@ from typing import Any
 
 import numpy as np
 
+from minillm.common.errors import DataError
 from minillm.data import worker
 from minillm.data.worker import Batch, encode
-from minillm.errors import DataError
 
 BATCH = 2**20  # characters that are sent to a process at a time
 

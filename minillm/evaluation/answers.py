@@ -9,16 +9,15 @@ from dataclasses import asdict, dataclass, field
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from minillm.common.seeding import seed_for
+from minillm.common.types import Rollout
 from minillm.data import PromptSet
-from minillm.linear_loss import LinearLoss
-from minillm.metrics import FIGURES, Figure, distinct_n
+from minillm.evaluation.metrics import FIGURES, Figure, distinct_n
 from minillm.models import LanguageModel
+from minillm.objectives.linear_loss import LinearLoss
 from minillm.parallel import ALONE, Group
-from minillm.sampling import decode
-from minillm.scoring import rollout_reverse_kl
-from minillm.scoring.micro_batch import micro_batches
-from minillm.seeding import seed_for
-from minillm.types import Rollout
+from minillm.rollout import decode, rollout_reverse_kl
+from minillm.rollout.micro_batch import micro_batches
 
 _MAX_TOKENS = 2048  # through the models at a time when answers are scored
 

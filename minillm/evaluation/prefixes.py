@@ -11,15 +11,14 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
+from minillm.common.seeding import seed_for
+from minillm.common.types import Rollout
 from minillm.data import PromptSet
 from minillm.data.prompts import pad
-from minillm.linear_loss import LinearLoss
-from minillm.metrics import PrefixKL
+from minillm.evaluation.metrics import PrefixKL
 from minillm.models import LanguageModel
-from minillm.sampling import decode
-from minillm.scoring import Divergence, rollout_divergence
-from minillm.seeding import seed_for
-from minillm.types import Rollout
+from minillm.objectives.linear_loss import LinearLoss
+from minillm.rollout import Divergence, decode, rollout_divergence
 
 
 @dataclass(frozen=True)

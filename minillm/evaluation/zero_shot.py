@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from minillm.common.errors import ConfigError, DataError
+from minillm.common.types import Rollout
 from minillm.data import PromptSet
 from minillm.data.text import PlainText
-from minillm.errors import ConfigError, DataError
-from minillm.linear_loss import LinearLoss
 from minillm.models import LanguageModel
-from minillm.scoring.micro_batch import micro_batches
-from minillm.types import Rollout
+from minillm.objectives.linear_loss import LinearLoss
+from minillm.rollout.micro_batch import micro_batches
 
 
 def word_tokens(words: Sequence[str], tokenizer: PreTrainedTokenizerBase, n_vocab: int) -> list[tuple[int, ...]]:

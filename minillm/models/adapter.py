@@ -10,7 +10,7 @@ from peft import PeftConfig, PeftModel, get_peft_model_state_dict
 from peft.utils.save_and_load import load_peft_weights
 from transformers import PreTrainedModel
 
-from minillm.errors import ConfigError, ModelError
+from minillm.common.errors import ConfigError, ModelError
 
 
 def merge_adapter(network: PreTrainedModel, adapter: str, source: str, *, merge: bool = True) -> PreTrainedModel:

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
-from minillm.errors import ModelError, check
+from minillm.common.errors import ModelError, check
 from minillm.models.families import attention_for, text_config, without_noise
 from minillm.parallel import SPLITTABLE
 

@@ -20,15 +20,15 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from minillm.errors import ConfigError, ModelError, check, first_line
+from minillm.common.console import say
+from minillm.common.errors import ConfigError, ModelError, check, first_line
+from minillm.common.machine import has_bfloat16
 from minillm.models.adapter import merge_adapter
 from minillm.models.architecture import Architecture
 from minillm.models.families import attention_for, unsupported, without_noise
 from minillm.models.gguf import converted, file_in_package
 from minillm.models.quantise import Bits, missing_for, quantisation
 from minillm.models.vocabulary import Ends
-from minillm.system.machine import has_bfloat16
-from minillm.terminal.console import say
 
 Dtype = Literal["auto", "float32", "float64", "bfloat16", "float16"]
 Attention = Literal["sdpa", "eager", "flash_attention_2"]

@@ -8,10 +8,10 @@ from pathlib import Path
 from torch import Tensor
 from transformers import GenerationConfig
 
+from minillm.common.folders import whole_directory
+from minillm.common.numbers import count
 from minillm.models.lora import is_adapted, merged_weights
 from minillm.models.pair import Pair
-from minillm.system.folders import whole_directory
-from minillm.terminal.numbers import count
 
 _CARD = """\
 ---

@@ -13,7 +13,7 @@ from pathlib import Path
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from minillm.errors import ModelError, StorageError, first_line
+from minillm.common.errors import ModelError, StorageError, first_line
 
 log = logging.getLogger(__name__)
 _WANTED = (

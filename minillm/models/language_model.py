@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import Cache, DynamicCache, PreTrainedModel
 
 from minillm import parallel
-from minillm.errors import ModelError, first_line
+from minillm.common.errors import ModelError, first_line
 from minillm.models.architecture import body_of, decoder_layers
 from minillm.models.families import exact_length, text_config, too_long, unsupported, windows
 from minillm.models.gap import LogitGap

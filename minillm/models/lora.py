@@ -18,11 +18,11 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from minillm.errors import ConfigError, check, first_line
+from minillm.common.console import say
+from minillm.common.errors import ConfigError, check, first_line
+from minillm.common.folders import whole_directory
+from minillm.common.seeding import seed_for
 from minillm.models.architecture import body_of
-from minillm.seeding import seed_for
-from minillm.system.folders import whole_directory
-from minillm.terminal.console import say
 
 _NAME = "default"  # peft's own for the only adapter
 

@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from minillm.errors import ConfigError, ModelError, check
+from minillm.common.console import say
+from minillm.common.errors import ConfigError, ModelError, check
 from minillm.models.architecture import body_of
 from minillm.models.checkpoint import Attention, Checkpoint, Dtype, choose_dtype
 from minillm.models.families import text_config
@@ -19,7 +20,6 @@ from minillm.models.quantise import missing_for
 from minillm.models.recompute import recompute_activations
 from minillm.models.scratch import FromScratch
 from minillm.models.vocabulary import Vocabulary, compare_vocabularies, stop_ids, vocabulary_of
-from minillm.terminal.console import say
 
 
 @dataclass(frozen=True)

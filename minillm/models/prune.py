@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
-from minillm.errors import ModelError, first_line
+from minillm.common.errors import ModelError, first_line
 from minillm.models.architecture import decoder_layers
 from minillm.models.families import text_config
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from transformers import PreTrainedModel
 
-from minillm.errors import ModelError
+from minillm.common.errors import ModelError
 
 
 def recompute_activations(network: PreTrainedModel) -> None:

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from minillm.errors import first_line
+from minillm.common.console import say
+from minillm.common.errors import first_line
 from minillm.models.kv_cache import RollingCache
-from minillm.terminal.console import say
 
 
 class Decodes(Protocol):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from minillm.errors import ConfigError
+from minillm.common.errors import ConfigError
 from minillm.models.architecture import Architecture
 from minillm.models.checkpoint import Attention, load_tokenizer
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from minillm.errors import ModelError
+from minillm.common.errors import ModelError
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from typing import ClassVar, NamedTuple
 
 from torch import Tensor
 
-from minillm.types import Rollout
+from minillm.common.types import Rollout
 
 TEACHER = "teacher"  # in `Objective.needs`: its log-probs over the whole vocabulary at each token
 

@@ -9,7 +9,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from minillm import divergences
-from minillm.errors import check
+from minillm.common.errors import check
 from minillm.objectives.contract import TEACHER, Objective, TokenLoss
 
 

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from minillm import divergences, losses
-from minillm.errors import check
+from minillm.common.errors import check
+from minillm.common.types import Rollout
 from minillm.objectives.contract import TEACHER, Objective, TokenLoss
-from minillm.types import Rollout
 
 
 @dataclass(frozen=True)

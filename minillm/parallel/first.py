@@ -10,7 +10,7 @@ from typing import TypeVar
 
 import torch.distributed as dist
 
-from minillm.errors import ConfigError, MinillmError
+from minillm.common.errors import ConfigError, MinillmError
 
 Value = TypeVar("Value")
 _PATIENCE = 15.0  # seconds until a file that one node wrote is seen by another

@@ -25,10 +25,10 @@ from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-from minillm.errors import Interrupted, MinillmError
+from minillm.common.child import end_with_parent, importable
+from minillm.common.errors import Interrupted, MinillmError
+from minillm.common.ranks import in_a_worker, rank
 from minillm.parallel.notes import FAILED, notes_in, status_after_signal
-from minillm.system.child import end_with_parent, importable
-from minillm.system.ranks import in_a_worker, rank
 
 _PATIENCE = timedelta(hours=2)  # a rank may wait for another that tokenises a corpus or reads a large model
 _GRACE = 3600  # seconds from a signal to the end of a round, before the workers are killed

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from minillm.errors import Interrupted
-from minillm.system.ranks import rank
+from minillm.common.errors import Interrupted
+from minillm.common.ranks import rank
 
 _FOLDER = "MINILLM_NOTES"  # the variable that names the folder to the processes
 TRAINING, FINISHED, INTERRUPTED, FAILED = "training", "finished", "interrupted", "failed"

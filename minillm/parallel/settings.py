@@ -7,8 +7,8 @@ from typing import Literal, get_args
 
 import torch
 
-from minillm.errors import check
-from minillm.system.ranks import started_processes
+from minillm.common.errors import check
+from minillm.common.ranks import started_processes
 
 Kind = Literal["single", "ddp", "fsdp", "fsdp_tp"]
 KINDS = get_args(Kind)

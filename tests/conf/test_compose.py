@@ -6,13 +6,13 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from minillm.config.checks import construct, node_problems
-from minillm.errors import ConfigError
+from minillm.common.checks import construct, node_problems
+from minillm.common.errors import ConfigError
+from minillm.evaluation.suite import check_suite
+from minillm.evaluation.suite.measures import read_measures
 from minillm.models import Architecture
-from minillm.settings import check_config
-from minillm.settings.loaded import check_lengths
-from minillm.suite import check_suite
-from minillm.suite.measures import read_measures
+from minillm.train.loaded import check_lengths
+from minillm.train.settings import check_config
 from tests.conftest import make_pair
 
 CONF = Path(__file__).parents[2] / "conf"

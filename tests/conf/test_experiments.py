@@ -12,14 +12,14 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from transformers import AutoConfig
 
-from minillm.build import build
-from minillm.config.checks import construct
-from minillm.errors import ConfigError, ModelError
-from minillm.generation import check_generation, generate
+from minillm.common.checks import construct
+from minillm.common.errors import ConfigError, ModelError
+from minillm.evaluation.generation import check_generation, generate
 from minillm.models import Architecture
-from minillm.modules import OnPolicy, Supervised
 from minillm.objectives import CrossEntropy, MiniLLM
-from minillm.settings import check_config
+from minillm.train.build import build
+from minillm.train.regime import OnPolicy, Supervised
+from minillm.train.settings import check_config
 from tests.conf.test_compose import CONF
 from tests.conftest import WORDS, make_tokenizer
 

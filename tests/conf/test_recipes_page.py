@@ -8,10 +8,10 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
+from minillm.experiments.commands import METHODS, recipe_of, stages_of
 from minillm.models import Checkpoint, Lora
 from minillm.models.lora import save_adapter
-from minillm.recipe.commands import METHODS, recipe_of, stages_of
-from minillm.settings import check_config
+from minillm.train.settings import check_config
 from tests.conf.test_compose import CONF
 from tests.conftest import make_model, make_tokenizer
 

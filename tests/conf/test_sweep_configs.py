@@ -10,9 +10,9 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args
 
-from minillm.errors import ConfigError
-from minillm.settings import check_config
-from minillm.sweeps import SweepStart, begin
+from minillm.common.errors import ConfigError
+from minillm.experiments.sweep import SweepStart, begin
+from minillm.train.settings import check_config
 from tests.conf.test_compose import CONF, settings
 from tests.unit.test_secret import TOKEN
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 
-from minillm.suite import check_suite, run_suite
+from minillm.evaluation.suite import check_suite, run_suite
 from tests.conf.test_compose import CONF
 from tests.conftest import WORDS, make_model, make_tokenizer, write_texts
 from tests.integration.evaluations import command, options

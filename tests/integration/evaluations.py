@@ -7,8 +7,8 @@ import sys
 
 import torch
 
+from minillm.evaluation.suite.settings import SETTINGS
 from minillm.models import Checkpoint, pair_of
-from minillm.suite.settings import SETTINGS
 from tests.integration.commands import ROOT
 
 SAMPLES = 5

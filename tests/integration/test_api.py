@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import minillm
 from examples import loop
-from minillm.errors import ConfigError
+from minillm.common.errors import ConfigError
 from tests.integration.test_resume import rows, train
 
 SMALL = dict(rollouts=4, minibatch_size=2, microbatch_tokens=64, inner_epochs=1)

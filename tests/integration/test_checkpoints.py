@@ -11,10 +11,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from minillm.callbacks import Checkpoints
-from minillm.callbacks.boundary import find
-from minillm.errors import ConfigError, ModelError, StorageError
-from minillm.runs.saved import load_saved
+from minillm.common.errors import ConfigError, ModelError, StorageError
+from minillm.common.saved import load_saved
+from minillm.train.callbacks import Checkpoints
+from minillm.train.callbacks.boundary import find
 from tests.integration.test_resume import Killed, rows, train
 
 

@@ -11,13 +11,13 @@ from omegaconf import OmegaConf
 from transformers import AutoTokenizer
 
 import minillm.data.sources
-from minillm.config.stored import read_config
+from minillm.common.errors import ConfigError
+from minillm.common.stored import read_config
 from minillm.data import Sources
-from minillm.errors import ConfigError
-from minillm.generation import check_generation, generate
-from minillm.recipe.commands import stages_of
-from minillm.recipe.stages import begun_on
-from minillm.suite import check_suite, run_suite
+from minillm.evaluation.generation import check_generation, generate
+from minillm.evaluation.suite import check_suite, run_suite
+from minillm.experiments.commands import stages_of
+from minillm.experiments.stages import begun_on
 from tests.conf.test_compose import CONF, composed
 from tests.conftest import make_model
 from tests.integration.test_resume import Killed, rows, train

@@ -6,10 +6,10 @@ import lightning as L
 import pytest
 from hydra import compose, initialize_config_dir
 
-from minillm.build import build
-from minillm.errors import Interrupted
-from minillm.runs.saved import load_saved
-from minillm.settings import check_config
+from minillm.common.errors import Interrupted
+from minillm.common.saved import load_saved
+from minillm.train.build import build
+from minillm.train.settings import check_config
 from tests.conf.test_compose import CONF
 from tests.integration.test_resume import Killed, train
 

@@ -10,10 +10,10 @@ import torch
 import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from minillm import cli
-from minillm.errors import ConfigError, ModelError
+from minillm.common import cli
+from minillm.common.errors import ConfigError, ModelError
 from minillm.export import export, main
-from minillm.settings import made_by
+from minillm.train.settings import made_by
 from tests.conftest import make_model
 from tests.integration.test_resume import train
 

@@ -14,12 +14,12 @@ from examples.extend.hot import Hot
 from examples.extend.renyi import Renyi
 from examples.extend.words import stutter
 from minillm import divergences
-from minillm.errors import ConfigError
-from minillm.metrics import figures_at
+from minillm.common.errors import ConfigError
+from minillm.evaluation.metrics import figures_at
+from minillm.evaluation.report import write_report
 from minillm.models import LanguageModel
 from minillm.objectives import CrossEntropy, MiniLLM, Objective
-from minillm.report import write_report
-from minillm.sampling import Sampler
+from minillm.rollout import Sampler
 from minillm.testing import check_objective
 from tests.conftest import make_model
 from tests.helpers import prompt_batch

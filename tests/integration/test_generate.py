@@ -9,12 +9,12 @@ import pytest
 from hydra import compose, initialize_config_dir
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-import minillm.generation
+import minillm.evaluation.generation
+from minillm.common.errors import ConfigError
+from minillm.common.ranks import rank, started_processes
 from minillm.data import read_records
-from minillm.errors import ConfigError
-from minillm.generation import check_generation, generate
+from minillm.evaluation.generation import check_generation, generate
 from minillm.models import Checkpoint
-from minillm.system.ranks import rank, started_processes
 from tests.conf.test_compose import CONF
 from tests.integration.test_commands import ROOT
 from tests.integration.test_resume import train
@@ -59,7 +59,7 @@ def test_what_was_cut_off_is_counted_and_trained_on_without_an_end(tmp_path, wor
 
 def test_a_stopped_run_goes_on_and_ends_the_same(tmp_path, world, monkeypatch):
     generate(work(world, tmp_path / "whole"), "cpu")
-    calls, real = [], minillm.generation.answer_prompts
+    calls, real = [], minillm.evaluation.generation.answer_prompts
 
     def stop_at_the_second(*args, **kwargs):
         calls.append(kwargs["rows"])
@@ -67,7 +67,7 @@ def test_a_stopped_run_goes_on_and_ends_the_same(tmp_path, world, monkeypatch):
             raise KeyboardInterrupt
         return real(*args, **kwargs)
 
-    monkeypatch.setattr(minillm.generation, "answer_prompts", stop_at_the_second)
+    monkeypatch.setattr(minillm.evaluation.generation, "answer_prompts", stop_at_the_second)
     with pytest.raises(KeyboardInterrupt):
         generate(work(world, tmp_path / "cut"), "cpu")
     assert not (tmp_path / "cut" / "answers.jsonl").exists()
@@ -109,9 +109,11 @@ def test_each_rank_does_its_share_and_the_last_one_joins(tmp_path, world):
 
 def test_a_rank_that_comes_late_does_nothing_again(tmp_path, world, monkeypatch, capsys):
     """While it loads its model, another command does all that is left and joins the parts."""
-    late, load, answered = work(world, tmp_path), Checkpoint.load, minillm.generation.answer_prompts
+    late, load, answered = work(world, tmp_path), Checkpoint.load, minillm.evaluation.generation.answer_prompts
     calls = []
-    monkeypatch.setattr(minillm.generation, "answer_prompts", lambda *a, **k: calls.append(1) or answered(*a, **k))
+    monkeypatch.setattr(
+        minillm.evaluation.generation, "answer_prompts", lambda *a, **k: calls.append(1) or answered(*a, **k)
+    )
 
     def slow(checkpoint, *options):
         loaded = load(checkpoint, *options)

@@ -5,14 +5,14 @@ import shutil
 import pytest
 import yaml
 
+from minillm.common.errors import ConfigError, ModelError
+from minillm.common.stored import read_config
 from minillm.compare import compare
-from minillm.config.stored import read_config
-from minillm.errors import ConfigError, ModelError
+from minillm.evaluation.report import write_report
+from minillm.evaluation.suite.trained import template_notes
+from minillm.experiments.made import differing
 from minillm.export import export
-from minillm.recipe.made import differing
-from minillm.report import write_report
-from minillm.settings.resume import compare_settings
-from minillm.suite.trained import template_notes
+from minillm.train.resume import compare_settings
 from tests.integration.test_resume import train
 
 EVIL = "from pathlib import Path\nPath(__file__).with_name('ran').touch()\ndef call(**given):\n    return {}\n"

@@ -9,14 +9,15 @@ import time
 import pytest
 import torch
 
-import minillm.callbacks.checkpoint
-import minillm.runs.loggers
-import minillm.runs.saved
-import minillm.system.files
-from minillm.callbacks import Validation
-from minillm.modules import OnPolicyDistillation, SupervisedDistillation
-from minillm.optim import Optim
-from minillm.runs.saved import damage
+import minillm.common.files
+import minillm.common.saved
+import minillm.train.callbacks.checkpoint
+import minillm.train.loggers
+from minillm.common.saved import damage
+from minillm.train.callbacks import Validation
+from minillm.train.on_policy import OnPolicyDistillation
+from minillm.train.optim import Optim
+from minillm.train.supervised import SupervisedDistillation
 from tests.integration.commands import grown, start
 from tests.integration.test_resume import rows, train
 
@@ -66,12 +67,12 @@ MOMENTS = {
     "last.ckpt begun": lambda: in_writing(4, 0.0),
     "last.ckpt half written": lambda: in_writing(4, 0.5),
     "last.ckpt written, not in place": lambda: in_writing(4, 1.0),
-    "the one before it kept": lambda: before(minillm.callbacks.checkpoint, "put_in_place", 3),
-    "last.ckpt in place, its row not written": lambda: before(minillm.runs.loggers.MetricsCSV, "log_metrics", 7),
-    "between checkpoint and row": lambda: before(minillm.runs.loggers.MetricsCSV, "log_metrics", 5),
+    "the one before it kept": lambda: before(minillm.train.callbacks.checkpoint, "put_in_place", 3),
+    "last.ckpt in place, its row not written": lambda: before(minillm.train.loggers.MetricsCSV, "log_metrics", 7),
+    "between checkpoint and row": lambda: before(minillm.train.loggers.MetricsCSV, "log_metrics", 5),
     "the last update": lambda: before(Optim, "step", 8),
-    "the student's files": lambda: before(minillm.callbacks.record, "export_student", 1),
-    "metrics.json": lambda: before(minillm.callbacks.record, "write_whole", 1),
+    "the student's files": lambda: before(minillm.train.callbacks.record, "export_student", 1),
+    "metrics.json": lambda: before(minillm.train.callbacks.record, "write_whole", 1),
 }
 
 

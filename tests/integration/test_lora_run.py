@@ -5,7 +5,7 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
-from minillm.errors import ModelError
+from minillm.common.errors import ModelError
 from minillm.export import export
 from minillm.models import Checkpoint
 from tests.integration.test_resume import Killed, rows, train
@@ -15,7 +15,7 @@ LORA = ["lora=default", "model.lora.rank=4", "callbacks.record.export=last"]
 
 
 def test_a_run_with_adapters_resumes_exports_and_can_be_gone_on_from(tmp_path, overrides, world, caplog):
-    caplog.set_level("INFO", logger="minillm.build")
+    caplog.set_level("INFO", logger="minillm.train.build")
     whole = train(tmp_path / "whole", [*overrides, *LORA])
     assert (
         "On cpu: products in 32-true (trainer.precision); weights (model.dtype): student float32, frozen, adapters "

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from minillm.errors import NonFiniteError
+from minillm.common.errors import NonFiniteError
 from tests.integration.test_resume import rows, train
 
 

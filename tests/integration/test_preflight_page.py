@@ -10,10 +10,10 @@ from hydra import compose, initialize_config_dir
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-import minillm.system.machine
-from minillm.build import build
-from minillm.errors import MinillmError
-from minillm.settings import check_config
+import minillm.common.machine
+from minillm.common.errors import MinillmError
+from minillm.train.build import build
+from minillm.train.settings import check_config
 from tests.conf.test_compose import CONF
 from tests.conftest import make_model, make_tokenizer
 from tests.integration.test_resume import Killed, rows, train
@@ -53,7 +53,7 @@ def test_memory_is_counted_with_the_precision_that_was_chosen(tmp_path, override
         return json.loads((tmp_path / name / "preflight.json").read_text())["memory"]
 
     full, half = update("full"), update("half", "trainer.precision=bf16-mixed")
-    monkeypatch.setattr(minillm.system.machine, "has_bfloat16", lambda device: True)
+    monkeypatch.setattr(minillm.common.machine, "has_bfloat16", lambda device: True)
     assert update("auto", "trainer.precision=auto") == half != full
 
 
@@ -86,7 +86,7 @@ def test_a_resumed_run_keeps_the_page_of_its_beginning(tmp_path, overrides, caps
 
 
 def test_without_the_page_its_warnings_are_logged(tmp_path, overrides, capsys, caplog):
-    with caplog.at_level(logging.WARNING, logger="minillm.preflight.begin"):
+    with caplog.at_level(logging.WARNING, logger="minillm.train.preview.begin"):
         prepared(tmp_path, [*overrides, "regime.rollouts=20", "preflight=false"])
     assert "12 training prompts for rounds of 20" in caplog.text and "Preflight" not in capsys.readouterr().out
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from minillm.settings.directory import LOCK
+from minillm.train.directory import LOCK
 from tests.integration.commands import ROOT, start
 from tests.integration.test_resume import Killed, rows, train
 

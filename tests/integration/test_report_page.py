@@ -15,7 +15,7 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import Select, WebDriverWait
 
-from minillm.report import write_report
+from minillm.evaluation.report import write_report
 from tests.evaluation_files import CHINESE, FILES, HOSTILE, START, STUDENT, write_evaluation
 
 pytestmark = pytest.mark.browser

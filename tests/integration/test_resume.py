@@ -10,11 +10,11 @@ from hydra import compose, initialize_config_dir
 from omegaconf import open_dict
 from transformers import AutoModelForCausalLM
 
-from minillm.build import build
-from minillm.callbacks import Validation
-from minillm.callbacks.boundary import find
-from minillm.errors import ConfigError, ModelError
-from minillm.settings import check_config
+from minillm.common.errors import ConfigError, ModelError
+from minillm.train.build import build
+from minillm.train.callbacks import Validation
+from minillm.train.callbacks.boundary import find
+from minillm.train.settings import check_config
 from tests.conf.test_compose import CONF
 
 

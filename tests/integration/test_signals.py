@@ -8,9 +8,9 @@ import lightning as L
 import pytest
 import torch
 
-from minillm.errors import Interrupted
-from minillm.modules.preemption import SIGNALS
-from minillm.sampling import decode
+from minillm.common.errors import Interrupted
+from minillm.rollout import decode
+from minillm.train.preemption import SIGNALS
 from tests.integration.commands import start
 from tests.integration.test_resume import rows, train
 
@@ -49,7 +49,7 @@ def sent_in_decoding(monkeypatch, nth, number):
             return decode(*args, interrupt=send, **kwargs)
         return decode(*args, interrupt=interrupt, **kwargs)
 
-    for module in ("sampling.sampler", "modules.start", "evaluation.answers"):
+    for module in ("rollout.sampler", "train.start", "evaluation.answers"):
         monkeypatch.setattr(f"minillm.{module}.decode", noted)
 
 

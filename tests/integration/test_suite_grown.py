@@ -6,11 +6,11 @@ import shutil
 import pytest
 import torch
 
-import minillm.suite.run
-from minillm.errors import ConfigError, DataError
-from minillm.suite import run_suite
-from minillm.suite.grown import told
-from minillm.suite.units import Store
+import minillm.evaluation.suite.run
+from minillm.common.errors import ConfigError, DataError
+from minillm.evaluation.suite import run_suite
+from minillm.evaluation.suite.grown import told
+from minillm.evaluation.suite.units import Store
 from tests.chat_server import failure, reply, serving
 from tests.conftest import make_model
 from tests.integration.evaluations import BRIEF, begun, results, same
@@ -56,7 +56,7 @@ def test_grown_is_as_made_at_once(whole, checked, world, place, tmp_path, made, 
 
 def test_what_is_left_out_and_taken_in_again_is_not_measured_again(whole, checked, place, tmp_path, made, monkeypatch):
     shutil.copytree(whole, tmp_path / "run")
-    monkeypatch.setattr(minillm.suite.run, "load", lambda *_: pytest.fail("loaded"))
+    monkeypatch.setattr(minillm.evaluation.suite.run, "load", lambda *_: pytest.fail("loaded"))
     found = run_suite(checked(tmp_path / "run", f"models=[{place}/two/student]", "suite.exposure=null"))
     assert f"{place}/one/student" not in found["models"] and found["exposure"] == {}
     run_suite(checked(tmp_path / "run"))
@@ -120,7 +120,7 @@ def test_how_it_is_measured_may_not_change(whole, checked, world, place):
 @pytest.mark.parametrize("fails", ["settings.json", "answers.jsonl", "tokens.jsonl", "metrics.json"])
 def test_killed_in_between_no_metrics_pass_for_complete(whole, checked, place, tmp_path, monkeypatch, fails):
     shutil.copytree(whole, tmp_path / "run")
-    real = minillm.suite.run.write_whole
+    real = minillm.evaluation.suite.run.write_whole
 
     def killed(file, text):
         if file.name == fails:
@@ -129,7 +129,7 @@ def test_killed_in_between_no_metrics_pass_for_complete(whole, checked, place, t
 
     less = f"models=[{place}/one/student]"
     with monkeypatch.context() as patch:
-        patch.setattr(minillm.suite.run, "write_whole", killed)
+        patch.setattr(minillm.evaluation.suite.run, "write_whole", killed)
         with pytest.raises(KeyboardInterrupt):
             run_suite(checked(tmp_path / "run", less))
     assert not (tmp_path / "run" / "metrics.json").exists()
@@ -175,25 +175,27 @@ def _counts(found):
 
 def test_the_first_of_several_processes_alone_asks_the_judge(checked, tmp_path, made, monkeypatch):
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    monkeypatch.setattr(minillm.suite.run, "started_processes", lambda: 2)
+    monkeypatch.setattr(minillm.evaluation.suite.run, "started_processes", lambda: 2)
     with serving() as (chat, url):
         judge = [f"suite.judge.base_url={url}", "suite.judge.model=m", f"suite.judge.cache_dir={tmp_path}/cache"]
         suite = begun(checked(tmp_path / "run", *judge, "suite.judge.key_variable=null", "limit=4", *BRIEF))
-        monkeypatch.setattr(minillm.suite.run, "rank", lambda: 1)
+        monkeypatch.setattr(minillm.evaluation.suite.run, "rank", lambda: 1)
         run_suite(suite)
         assert made and not chat.requests and not [unit for unit in made if unit.kind == "judge"]
-        monkeypatch.setattr(minillm.suite.run, "rank", lambda: 0)
+        monkeypatch.setattr(minillm.evaluation.suite.run, "rank", lambda: 0)
         assert _counts(run_suite(suite))["rated"] > 0 and chat.requests
 
 
 def test_a_directory_that_is_not_shared_is_named(checked, tmp_path, monkeypatch):
     """The first of two processes, which never sees what the other has made."""
-    monkeypatch.setattr(minillm.suite.run, "started_processes", lambda: 2)
+    monkeypatch.setattr(minillm.evaluation.suite.run, "started_processes", lambda: 2)
     with pytest.raises(DataError, match=f"all nodes must share run.dir={tmp_path}"):
         run_suite(checked(tmp_path, "limit=4", *BRIEF))
-    monkeypatch.setattr(minillm.suite.run, "rank", lambda: 1)
-    monkeypatch.setattr(minillm.suite.run, "on_first", lambda work: False)  # the first one has begun, elsewhere
-    monkeypatch.setattr(minillm.suite.run, "load", lambda *_: pytest.fail("loaded"))
+    monkeypatch.setattr(minillm.evaluation.suite.run, "rank", lambda: 1)
+    monkeypatch.setattr(
+        minillm.evaluation.suite.run, "on_first", lambda work: False
+    )  # the first one has begun, elsewhere
+    monkeypatch.setattr(minillm.evaluation.suite.run, "load", lambda *_: pytest.fail("loaded"))
     with pytest.raises(DataError, match="settings.json: is not there"):
         run_suite(checked(tmp_path / "elsewhere", "limit=4", *BRIEF))
 

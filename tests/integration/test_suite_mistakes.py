@@ -5,11 +5,19 @@ import json
 import pytest
 import torch
 
-from minillm.errors import ConfigError, DataError, Interrupted, JudgeError, ModelError, NonFiniteError, StorageError
-from minillm.metrics.judge import Judge
+from minillm.common.errors import (
+    ConfigError,
+    DataError,
+    Interrupted,
+    JudgeError,
+    ModelError,
+    NonFiniteError,
+    StorageError,
+)
+from minillm.evaluation.judge.judge import Judge
+from minillm.evaluation.suite import run_suite
+from minillm.evaluation.suite.work import Bench
 from minillm.models import Checkpoint
-from minillm.suite import run_suite
-from minillm.suite.work import Bench
 from tests.chat_server import KEY, failure, reply, serving
 from tests.conftest import make_model, make_tokenizer
 from tests.integration.evaluations import BRIEF

@@ -9,11 +9,11 @@ import datasets
 import pytest
 import torch
 
-import minillm.suite.run
-import minillm.suite.work
-from minillm.errors import ConfigError, DataError
-from minillm.suite import run_suite
-from minillm.suite.units import Store, Unit, file_name
+import minillm.evaluation.suite.run
+import minillm.evaluation.suite.work
+from minillm.common.errors import ConfigError, DataError
+from minillm.evaluation.suite import run_suite
+from minillm.evaluation.suite.units import Store, Unit, file_name
 from tests.conftest import make_model
 from tests.integration.evaluations import BRIEF, begun, command, results, same
 
@@ -42,10 +42,10 @@ def test_stopped_work_goes_on_and_ends_the_same(whole, checked, tmp_path, monkey
 @pytest.mark.parametrize("size", [2, 3])
 def test_processes_share_the_work(whole, checked, tmp_path, monkeypatch, size):
     """One after the other, the first at the end: it puts together what all have made."""
-    monkeypatch.setattr(minillm.suite.run, "started_processes", lambda: size)
+    monkeypatch.setattr(minillm.evaluation.suite.run, "started_processes", lambda: size)
     suite = begun(checked(tmp_path))
     for rank in reversed(range(size)):
-        monkeypatch.setattr(minillm.suite.run, "rank", lambda rank=rank: rank)
+        monkeypatch.setattr(minillm.evaluation.suite.run, "rank", lambda rank=rank: rank)
         before = {file.name for file in tmp_path.glob("units/*")}
         assert bool(run_suite(suite)) == (rank == 0)
         assert len({file.name for file in tmp_path.glob("units/*")} - before) > 20
@@ -53,7 +53,7 @@ def test_processes_share_the_work(whole, checked, tmp_path, monkeypatch, size):
 
 
 def test_a_finished_run_shows_its_tables_and_loads_no_model(whole, checked, monkeypatch, capsys):
-    monkeypatch.setattr(minillm.suite.run, "load", lambda *_: pytest.fail("loaded"))
+    monkeypatch.setattr(minillm.evaluation.suite.run, "load", lambda *_: pytest.fail("loaded"))
     assert run_suite(checked(whole)) == results(whole)
     shown = capsys.readouterr().out
     assert "metrics.json is already there" in shown and "Rouge-L, decoding no_repeat_ngram_1" in shown
@@ -61,7 +61,7 @@ def test_a_finished_run_shows_its_tables_and_loads_no_model(whole, checked, monk
 
 def test_what_is_lost_of_a_finished_run_is_made_again_from_its_units(whole, checked, tmp_path, monkeypatch):
     shutil.copytree(whole, tmp_path / "run")
-    monkeypatch.setattr(minillm.suite.run, "load", lambda *_: pytest.fail("loaded"))
+    monkeypatch.setattr(minillm.evaluation.suite.run, "load", lambda *_: pytest.fail("loaded"))
     for name in ("answers.jsonl", "metrics.json"):
         (tmp_path / "run" / name).unlink()
         run_suite(checked(tmp_path / "run"))
@@ -80,7 +80,7 @@ def test_what_is_lost_of_a_finished_run_is_made_again_from_its_units(whole, chec
 
 
 def test_what_to_type_after_a_stop_is_the_whole_name(checked, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(minillm.suite.run, "_work", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(minillm.evaluation.suite.run, "_work", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         run_suite(checked(tmp_path / "a" / "b", "run.name=a/b"))
     assert "the same command with run.name=a/b goes on" in " ".join(capsys.readouterr().out.split())
@@ -89,14 +89,14 @@ def test_what_to_type_after_a_stop_is_the_whole_name(checked, tmp_path, capsys, 
 def test_two_commands_do_not_measure_into_one_run(checked, place, tmp_path, monkeypatch):
     """The second begins and ends while the first is at work."""
     mine, other = ([*BRIEF, "limit=2", f"models=[{place}/{name}/student]"] for name in ("one", "two"))
-    first, work = checked(tmp_path, *mine), minillm.suite.run._work
+    first, work = checked(tmp_path, *mine), minillm.evaluation.suite.run._work
 
     def interrupted(suite, store):
         work(suite, store)
         if suite is first:
             run_suite(checked(tmp_path, *other))
 
-    monkeypatch.setattr(minillm.suite.run, "_work", interrupted)
+    monkeypatch.setattr(minillm.evaluation.suite.run, "_work", interrupted)
     with pytest.raises(DataError, match="another command measures into"):
         run_suite(first)
     assert f"{place}/two/student" in results(tmp_path)["models"]

@@ -8,9 +8,9 @@ import torch
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from minillm.common.errors import ConfigError, DataError
+from minillm.common.seeding import seed_for
 from minillm.data import rows_at
-from minillm.errors import ConfigError, DataError
-from minillm.seeding import seed_for
 from tests.integration.test_resume import Killed, rows, train
 
 

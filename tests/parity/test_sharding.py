@@ -12,11 +12,11 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor
 from transformers import AutoModelForCausalLM, MixtralConfig
 
-from minillm.errors import ModelError
+from minillm.common.errors import ModelError
 from minillm.models import Head, LanguageModel
 from minillm.parallel.sharding import DATA, TENSOR, whole_state
-from minillm.sampling import decode
-from minillm.scoring.consistency import check_consistency
+from minillm.rollout import decode
+from minillm.rollout.consistency import check_consistency
 from tests.conftest import make_model
 from tests.helpers import prompt_batch
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import torch.distributed as dist
 
+from minillm.common.ranks import rank
 from minillm.parallel import join, leave
-from minillm.system.ranks import rank
 from tests.integration.test_resume import Killed, train
 from tests.parity.conftest import Rollouts
 

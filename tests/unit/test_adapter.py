@@ -6,7 +6,7 @@ import pytest
 import torch
 from peft import PeftModel
 
-from minillm.errors import ConfigError, ModelError
+from minillm.common.errors import ConfigError, ModelError
 from minillm.models import Architecture, Checkpoint, Lora, ModelPair
 from minillm.models.adapter import merge_adapter, same_base
 from minillm.models.lora import is_adapted, save_adapter

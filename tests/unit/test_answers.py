@@ -6,10 +6,10 @@ import pytest
 import torch
 
 import minillm.evaluation.answers
+from minillm.common.types import Rollout
 from minillm.data import PromptSet, Record
 from minillm.evaluation import answer_prompts, is_uniform, reference_loss, reference_losses
 from minillm.models import LanguageModel
-from minillm.types import Rollout
 from tests.conftest import make_model, make_tokenizer
 from tests.helpers import PROMPTS
 from tests.tokenizers import byte_level

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from minillm.callbacks.checkpoint import wins
+from minillm.train.callbacks.checkpoint import wins
 
 NAN, INF = math.nan, math.inf
 

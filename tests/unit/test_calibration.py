@@ -5,8 +5,8 @@ import pytest
 import torch
 from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibrationError
 
-from minillm.errors import DataError
-from minillm.metrics import calibration_figures, label_probabilities
+from minillm.common.errors import DataError
+from minillm.evaluation.metrics import calibration_figures, label_probabilities
 
 FEW = dict(resamples=50)
 

@@ -7,11 +7,11 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 import minillm.chain
-import minillm.recipe.stages
+import minillm.experiments.stages
 from minillm.chain import METHODS, check_chain, stages_of
-from minillm.errors import ConfigError
-from minillm.recipe.table import show_table, table_of
-from minillm.settings import check_config
+from minillm.common.errors import ConfigError
+from minillm.experiments.table import show_table, table_of
+from minillm.train.settings import check_config
 from tests.conf.test_compose import CONF, composed
 
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from minillm.config.changes import LONGER, changes, flat
+from minillm.common.changes import LONGER, changes, flat
 
 BEFORE = flat({
     "seed": 0, "run": {"name": "a"}, "resume": None, "optim": {"betas": [0.9, 0.95], "schedule": "constant"},

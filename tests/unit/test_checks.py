@@ -6,12 +6,12 @@ from typing import Any, Literal
 import lightning
 import pytest
 
-from minillm.config.checks import FORBIDDEN_TRAINER, construct, describe, matches, node_problems, trainer_problem
-from minillm.errors import ConfigError
+from minillm.common.checks import FORBIDDEN_TRAINER, construct, describe, matches, node_problems, trainer_problem
+from minillm.common.errors import ConfigError
 from minillm.models import ModelPair, PrunedTeacher
-from minillm.optim import Optim
+from minillm.train.optim import Optim
 
-OPTIM = "minillm.optim.Optim"
+OPTIM = "minillm.train.optim.Optim"
 PAIR = "minillm.models.ModelPair"
 PRUNED = "minillm.models.PrunedTeacher"
 TRAINER = "lightning.Trainer"

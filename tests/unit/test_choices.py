@@ -4,8 +4,8 @@ import json
 
 import pytest
 
+from minillm.common.errors import ConfigError, DataError
 from minillm.data import ChoiceTask, read_choices
-from minillm.errors import ConfigError, DataError
 
 TASK = ChoiceTask(instruction="Is {{this}} true: {claim}?", input="{text}", words=("no", "yes"))
 

@@ -9,15 +9,15 @@ import pytest
 from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
 
-from minillm import cli
-from minillm.cli import CONF
+from minillm.common import cli
+from minillm.common.cli import CONF
 
 PROGRAM = """
 import logging, os, sys
 from pathlib import Path
 import hydra
-from minillm import cli
-from minillm.errors import ConfigError
+from minillm.common import cli
+from minillm.common.errors import ConfigError
 
 @hydra.main(config_path=sys.argv.pop(), config_name="generate", version_base="1.3")
 @cli.job
@@ -42,7 +42,7 @@ def command(tmp_path):
         program.write_text(PROGRAM.format(body=body))
         return subprocess.run(
             [sys.executable, program, f"run.name={name}", str(CONF)], cwd=here, capture_output=True, text=True,
-            env=os.environ | {"PYTHONPATH": str(Path(cli.__file__).parents[1])},
+            env=os.environ | {"PYTHONPATH": str(Path(cli.__file__).parents[2])},
         )  # fmt: skip
 
     call.here = here

@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 
-from minillm.terminal.columns import headings, short, shorts, telling
+from minillm.common.columns import headings, short, shorts, telling
 
 
 def test_the_fewest_settings_that_tell_runs_apart():

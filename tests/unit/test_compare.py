@@ -8,9 +8,9 @@ import pytest
 import yaml
 from rich.console import Console
 
-from minillm import cli
+from minillm.common import cli
+from minillm.common.errors import ConfigError, DataError
 from minillm.compare import choose_figure, compare, differing, main, read_runs, value_of
-from minillm.errors import ConfigError, DataError
 
 
 @pytest.fixture

@@ -3,12 +3,12 @@
 import pytest
 import torch
 
+from minillm.common.errors import ModelError
+from minillm.common.types import PromptBatch
 from minillm.data.prompts import pad
-from minillm.errors import ModelError
 from minillm.models import Head, LanguageModel
 from minillm.models.gap import LogitGap
-from minillm.scoring.consistency import check_consistency
-from minillm.types import PromptBatch
+from minillm.rollout.consistency import check_consistency
 from tests.families import ROWS, SIZES, WINDOW, family_config, family_model, model_of
 
 # Rows of unequal length; the last is longer than every window.

@@ -14,9 +14,9 @@ import pytest
 import torch
 from transformers import ByT5Tokenizer
 
+from minillm.common.errors import DataError
 from minillm.data import build_corpus, corpus, read_documents, rows_at
 from minillm.data.corpus import Corpus
-from minillm.errors import DataError
 from tests.conftest import WORDS
 
 

@@ -3,14 +3,15 @@
 import pytest
 import torch
 
-from minillm.linear_loss import LinearLoss
+from minillm.common.types import TrainBatch
 from minillm.models import LanguageModel, Pair, language_model, replay
-from minillm.modules import OnPolicy, OnPolicyDistillation, SupervisedStart
 from minillm.objectives import MiniLLM, PretrainLoss
-from minillm.optim import Optim
-from minillm.sampling import Sampler, decode
-from minillm.scoring import prepared
-from minillm.types import TrainBatch
+from minillm.objectives.linear_loss import LinearLoss
+from minillm.rollout import Sampler, decode, prepared
+from minillm.train.on_policy import OnPolicyDistillation
+from minillm.train.optim import Optim
+from minillm.train.regime import OnPolicy
+from minillm.train.start import SupervisedStart
 from tests.conftest import FAMILIES, make_pair
 from tests.helpers import PROMPTS, prompt_batch
 

@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from minillm.errors import ConfigError
+from minillm.common.errors import ConfigError
 from minillm.losses import token_logprobs
 from minillm.models import Head, LanguageModel
-from minillm.sampling import Sampler, decode
+from minillm.rollout import Sampler, decode
 from tests.conftest import FAMILIES, make_model, make_pair
 from tests.helpers import PROMPTS, own_logits, prompt_batch
 
@@ -220,7 +220,7 @@ def test_looking_less_often_for_ended_rows_changes_no_answer(monkeypatch):
     pair, student = make_pair(), LanguageModel(make_model(seed=1))
     options = OPTIONS | {"stop_ids": (0, 4, 9, 20, 25), "batch_size": 3, "seeds": list(range(12)), "alpha": 0.2}
     usual = decode(student, pair.teacher, prompt_batch(PROMPTS * 4), **options)
-    monkeypatch.setattr("minillm.sampling.decoding._look_every", lambda device: 8)
+    monkeypatch.setattr("minillm.rollout.decoding._look_every", lambda device: 8)
     rare = decode(student, pair.teacher, prompt_batch(PROMPTS * 4), **options)
     same_answers(usual, rare)
     mask = usual.response_mask_BR

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from minillm.errors import ConfigError
-from minillm.settings import directory
-from minillm.settings.directory import LOCK, holding
+from minillm.common.errors import ConfigError
+from minillm.train import directory
+from minillm.train.directory import LOCK, holding
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from minillm.metrics import distinct, distinct_n
+from minillm.evaluation.metrics import distinct, distinct_n
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,8 @@ import datasets
 import pytest
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
 
+from minillm.common.errors import DataError
 from minillm.data.documents import PIECE, read_documents
-from minillm.errors import DataError
 
 LLAMA_3 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|"

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from minillm.sampling.draw import BLOCK, EDGE, Distribution, draw
+from minillm.rollout.draw import BLOCK, EDGE, Distribution, draw
 
 
 def logits_of(n_vocab, rows=3, seed=0, dtype=torch.float64):

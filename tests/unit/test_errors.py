@@ -2,7 +2,7 @@
 
 import pytest
 
-from minillm.errors import ConfigError, DataError, MinillmError, ModelError, NonFiniteError, check, nearest
+from minillm.common.errors import ConfigError, DataError, MinillmError, ModelError, NonFiniteError, check, nearest
 
 
 @pytest.mark.parametrize(

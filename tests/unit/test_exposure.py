@@ -10,9 +10,9 @@ from fractions import Fraction
 import pytest
 import torch
 
+from minillm.common.errors import DataError, NonFiniteError
 from minillm.data.prompts import pad
-from minillm.errors import DataError, NonFiniteError
-from minillm.metrics import PrefixKL, exposure_curve, exposure_interval
+from minillm.evaluation.metrics import PrefixKL, exposure_curve, exposure_interval
 
 V, T, END = 3, 4, 0
 ROWS = [(1, 1, 2), (1, 2, 1), (2, 1, 1)]  # quarters

@@ -8,16 +8,15 @@ import torch
 import transformers
 from transformers import AutoConfig
 
+from minillm.common.errors import ConfigError, ModelError
+from minillm.common.types import PromptBatch
 from minillm.data.prompts import pad
-from minillm.errors import ConfigError, ModelError
-from minillm.linear_loss import LinearLoss
 from minillm.models import Architecture, Checkpoint, LanguageModel, Lora, ModelPair, PrunedTeacher, keep_layers
 from minillm.models.families import exact_length, positions, too_long, unsupported, without_noise
 from minillm.models.pair import pair_of
-from minillm.sampling import decode
-from minillm.scoring import rollout_reverse_kl
-from minillm.scoring.micro_batch import micro_batches
-from minillm.types import PromptBatch
+from minillm.objectives.linear_loss import LinearLoss
+from minillm.rollout import decode, rollout_reverse_kl
+from minillm.rollout.micro_batch import micro_batches
 from tests.conftest import make_tokenizer
 from tests.families import MORE, REFUSED, ROWS, SIZES, family_config, family_model, longrope, model_of, multimodal
 

@@ -5,7 +5,7 @@ import resource
 
 import pytest
 
-from minillm.system.files import keep_as, write_whole
+from minillm.common.files import keep_as, write_whole
 
 
 def test_a_full_disk_leaves_the_old_file_and_nothing_else(tmp_path):

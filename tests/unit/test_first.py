@@ -6,7 +6,7 @@ import time
 import pytest
 import torch.distributed as dist
 
-from minillm.errors import ConfigError, Interrupted
+from minillm.common.errors import ConfigError, Interrupted
 from minillm.parallel import FirstFailed, check_shared, first, on_first
 from tests.helpers import on_threads
 

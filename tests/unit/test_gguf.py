@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from minillm.errors import ModelError
+from minillm.common.errors import ModelError
 from minillm.models import Checkpoint
 
 WIDTH, FFN, WORDS = 16, 24, ["</s>", "<unk>", *"abcdefghijklmnopqrstuvwxyz"]

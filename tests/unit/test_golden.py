@@ -10,10 +10,10 @@ from omegaconf import OmegaConf
 from safetensors import safe_open
 
 from minillm import losses
-from minillm.config.checks import construct
+from minillm.common.checks import construct
+from minillm.common.types import Rollout
 from minillm.objectives import PretrainLoss
-from minillm.scoring import prepared
-from minillm.types import Rollout
+from minillm.rollout import prepared
 from tests.helpers import ROAD_NAMES, ROADS, logits_side
 
 GOLDEN = sorted((Path(__file__).parent.parent / "golden").glob("*.safetensors"))

@@ -5,8 +5,8 @@ import pytest
 import torch
 from lightning.pytorch import LightningModule
 
-from minillm.modules.finite import all_finite
 from minillm.parallel import Parallel, Sharded, clip_gradients, gradient_norm
+from minillm.train.finite import all_finite
 
 
 def parameter(device: str, *gradient: float) -> torch.nn.Parameter:

@@ -5,8 +5,8 @@ import sys
 import pytest
 from omegaconf import OmegaConf
 
-from minillm import cli
-from minillm.config.changes import flat
+from minillm.common import cli
+from minillm.common.changes import flat
 
 
 @pytest.mark.parametrize("name", ["chain", "generate", "evaluate", "plan"])

@@ -7,8 +7,8 @@ from statistics import stdev
 import numpy as np
 import pytest
 
-from minillm.errors import DataError
-from minillm.metrics import bootstrap, over_seeds
+from minillm.common.errors import DataError
+from minillm.evaluation.metrics import bootstrap, over_seeds
 
 
 @pytest.mark.parametrize(("n", "level"), [(3, 0.8), (4, 0.9), (5, 0.95)])

@@ -7,9 +7,9 @@ from dataclasses import replace
 
 import pytest
 
-from minillm.errors import DataError, JudgeError
-from minillm.metrics.judge import Item
-from minillm.metrics.verdict import REMINDER
+from minillm.common.errors import DataError, JudgeError
+from minillm.evaluation.judge.judge import Item
+from minillm.evaluation.judge.verdict import REMINDER
 from tests.chat_server import KEY, Sent, failure, items, judges, reply, scores_of, serving
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from minillm.errors import StorageError
+from minillm.common.errors import StorageError
 from tests.chat_server import items, judges, scores_of, serving
 
 
@@ -37,7 +37,7 @@ def test_a_damaged_file_is_said_and_asked_again(make, tmp_path, capsys):
 @pytest.mark.slow
 def test_a_killed_process_pays_for_nothing_twice(make, tmp_path):
     code = (
-        "import sys; from minillm.metrics.judge import Item, Judge\n"
+        "import sys; from minillm.evaluation.judge.judge import Item, Judge\n"
         "items = [Item(f'id{i}', f'Question {i}?', f'reference {i}', f'answer {i}') for i in range(30)]\n"
         "Judge(sys.argv[1], 'm', sys.argv[2], 'JUDGE_API_KEY', concurrency=3).rate(items)"
     )

@@ -7,10 +7,10 @@ from dataclasses import asdict
 
 import pytest
 
-from minillm.config.checks import collect
-from minillm.config.secret import secret_problems
-from minillm.errors import ConfigError, JudgeError, MinillmError
-from minillm.metrics.judge import Item
+from minillm.common.checks import collect
+from minillm.common.errors import ConfigError, JudgeError, MinillmError
+from minillm.common.secret import secret_problems
+from minillm.evaluation.judge.judge import Item
 from tests.chat_server import KEY, Sent, failure, items, judges, reply, serving
 
 
@@ -59,7 +59,12 @@ def test_wrong_settings_are_refused_without_showing_a_key(make, monkeypatch, pro
 
 @pytest.mark.usefixtures("make")  # the key is in the environment
 def test_a_config_makes_one():
-    node = {"_target_": "minillm.metrics.judge.Judge", "base_url": "http://host/v1", "model": "m", "cache_dir": "x"}
+    node = {
+        "_target_": "minillm.evaluation.judge.judge.Judge",
+        "base_url": "http://host/v1",
+        "model": "m",
+        "cache_dir": "x",
+    }
     node |= {"key_variable": "JUDGE_API_KEY", "options": {"seed": 1}, "timeout": 5}
     problems = []
     assert collect(problems, "judge", node).options == {"seed": 1} and not problems

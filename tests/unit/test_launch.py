@@ -12,7 +12,7 @@ import pytest
 from torch.distributed.elastic.multiprocessing.api import SignalException
 
 from minillm import worker
-from minillm.errors import ConfigError, Interrupted, MinillmError
+from minillm.common.errors import ConfigError, Interrupted, MinillmError
 from minillm.parallel import FAILED, FINISHED, INTERRUPTED, launch
 from minillm.parallel.notes import TRAINING, notes_in, status_after_signal
 

@@ -2,8 +2,8 @@
 
 import pytest
 
-from minillm.errors import DataError
-from minillm.metrics import by_length, reference_length
+from minillm.common.errors import DataError
+from minillm.evaluation.metrics import by_length, reference_length
 
 
 def test_edges_belong_to_the_lower_bin_and_empty_bins_stay():

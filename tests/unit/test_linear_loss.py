@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from minillm import divergences, losses
-from minillm.errors import ConfigError
-from minillm.linear_loss import LinearLoss, Side
+from minillm.common.errors import ConfigError
 from minillm.models import Head
 from minillm.objectives import TEACHER, CrossEntropy, MiniLLM, Objective, TokenLoss
+from minillm.objectives.linear_loss import LinearLoss, Side
 
 N, V, H, T = 13, 37, 6, 9  # tokens, vocabulary, widths of student and teacher
 HEADS = {

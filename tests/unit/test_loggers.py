@@ -4,8 +4,8 @@ import csv
 
 import pytest
 
-from minillm.errors import ConfigError
-from minillm.runs.loggers import STEP, MetricsCSV, wandb_logger, wandb_offline
+from minillm.common.errors import ConfigError
+from minillm.train.loggers import STEP, MetricsCSV, wandb_logger, wandb_offline
 
 
 def read(file):

@@ -7,16 +7,17 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
-from minillm.errors import ConfigError
+from minillm.common.errors import ConfigError
+from minillm.common.types import TrainBatch
 from minillm.models import Architecture, FromScratch, LanguageModel, Lora, ModelPair, Pair
 from minillm.models.export import export_student
 from minillm.models.lora import is_adapted, merged_weights, not_adapted, save_adapter
-from minillm.modules import OnPolicy, OnPolicyDistillation, SupervisedStart
 from minillm.objectives import MiniLLM, PretrainLoss
-from minillm.optim import Optim
-from minillm.sampling import Sampler
-from minillm.scoring import prepared
-from minillm.types import TrainBatch
+from minillm.rollout import Sampler, prepared
+from minillm.train.on_policy import OnPolicyDistillation
+from minillm.train.optim import Optim
+from minillm.train.regime import OnPolicy
+from minillm.train.start import SupervisedStart
 from tests.conftest import FAMILIES, make_model, make_pair, make_tokenizer
 from tests.families import family_model
 from tests.helpers import PROMPTS, ROAD_NAMES, ROADS, prompt_batch

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from minillm.system.machine import choose_precision, on_cuda
+from minillm.common.machine import choose_precision, on_cuda
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,8 @@ from statistics import median
 
 import pytest
 
-from minillm.callbacks.median import hopeless
-from minillm.errors import ConfigError
+from minillm.common.errors import ConfigError
+from minillm.train.callbacks.median import hopeless
 from tests.conf.test_compose import settings
 
 

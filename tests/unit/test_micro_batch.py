@@ -5,11 +5,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from minillm.linear_loss import LinearLoss
+from minillm.common.types import Rollout
 from minillm.models import LanguageModel
-from minillm.scoring import rollout_divergence, rollout_reverse_kl
-from minillm.scoring.micro_batch import micro_batches
-from minillm.types import Rollout
+from minillm.objectives.linear_loss import LinearLoss
+from minillm.rollout import rollout_divergence, rollout_reverse_kl
+from minillm.rollout.micro_batch import micro_batches
 from tests.conftest import make_model
 
 

@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 
-from minillm.errors import ConfigError, ModelError
+from minillm.common.errors import ConfigError, ModelError
 from minillm.models import (
     Architecture,
     Checkpoint,

@@ -5,14 +5,15 @@ from dataclasses import replace
 import pytest
 import torch
 
-from minillm.errors import ConfigError
+from minillm.common.errors import ConfigError
+from minillm.common.types import TrainBatch
 from minillm.models import LanguageModel, Pair
-from minillm.modules import OnPolicy, OnPolicyDistillation, SupervisedStart
 from minillm.objectives import MiniLLM, PretrainLoss
-from minillm.optim import Optim
-from minillm.sampling import Sampler
-from minillm.scoring import prepared
-from minillm.types import TrainBatch
+from minillm.rollout import Sampler, prepared
+from minillm.train.on_policy import OnPolicyDistillation
+from minillm.train.optim import Optim
+from minillm.train.regime import OnPolicy
+from minillm.train.start import SupervisedStart
 from tests.conftest import make_model, make_pair
 from tests.helpers import PROMPTS, ROAD_NAMES, ROADS, prompt_batch
 

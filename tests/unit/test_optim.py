@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from minillm.errors import ConfigError
-from minillm.modules import SupervisedStart
-from minillm.optim import Optim, without_decay
+from minillm.common.errors import ConfigError
+from minillm.train.optim import Optim, without_decay
+from minillm.train.start import SupervisedStart
 from tests.conftest import make_model
 
 

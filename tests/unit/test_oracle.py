@@ -8,9 +8,9 @@ import itertools
 import pytest
 import torch
 
+from minillm.common.types import Rollout
 from minillm.objectives import MiniLLM
-from minillm.scoring import prepared
-from minillm.types import Rollout
+from minillm.rollout import prepared
 from tests.helpers import ROAD_NAMES, ROADS, logits_side
 
 V, T = 3, 4

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from minillm.errors import ConfigError
+from minillm.common.errors import ConfigError
+from minillm.common.ranks import in_a_worker, local_rank, rank
 from minillm.parallel import Parallel, environment
-from minillm.system.ranks import in_a_worker, local_rank, rank
 
 
 def test_sizes():

@@ -8,16 +8,15 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 from transformers import DynamicCache
 
-from minillm.linear_loss import LinearLoss, Side
+from minillm.common.types import PromptBatch, Rollout
 from minillm.models import Architecture, LanguageModel, RollingCache
 from minillm.objectives import MiniLLM, PretrainLoss
-from minillm.optim import Optim
+from minillm.objectives.linear_loss import LinearLoss, Side
 from minillm.parallel import Parallel
-from minillm.planning import Blueprint, Case, fake_device, largest, measure
-from minillm.sampling import Sampler, decode
-from minillm.scoring import prepared
-from minillm.scoring.micro_batch import micro_batches
-from minillm.types import PromptBatch, Rollout
+from minillm.plan import Blueprint, Case, fake_device, largest, measure
+from minillm.rollout import Sampler, decode, prepared
+from minillm.rollout.micro_batch import micro_batches
+from minillm.train.optim import Optim
 from tests.conftest import make_model
 
 FAMILIES = {

@@ -5,8 +5,8 @@ import random
 import pytest
 import torch
 
-from minillm.errors import DataError, NonFiniteError
-from minillm.metrics import pooled, position_means
+from minillm.common.errors import DataError, NonFiniteError
+from minillm.evaluation.metrics import pooled, position_means
 
 
 def lengths_mask(lengths, width):

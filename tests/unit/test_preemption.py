@@ -8,9 +8,9 @@ import threading
 
 import pytest
 
-from minillm.errors import Interrupted
-from minillm.modules.preemption import SIGNALS, Preemption
-from minillm.sampling import decode
+from minillm.common.errors import Interrupted
+from minillm.rollout import decode
+from minillm.train.preemption import SIGNALS, Preemption
 from tests.helpers import prompt_batch
 
 
@@ -48,7 +48,7 @@ def test_nohup_is_respected(handlers):
 def test_a_second_ctrl_c_ends_the_process_at_once():
     code = """if True:
         import os, signal
-        from minillm.modules.preemption import Preemption
+        from minillm.train.preemption import Preemption
         Preemption().watch()
         os.kill(os.getpid(), signal.SIGINT)
         print("goes on", flush=True)

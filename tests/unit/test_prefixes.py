@@ -7,14 +7,14 @@ from collections import Counter
 import pytest
 import torch
 
+from minillm.common.types import Rollout
 from minillm.data import PromptSet, Record
+from minillm.evaluation.metrics import exposure_curve
 from minillm.evaluation.prefixes import Sample, divergence, prefix_kl, sample_answers, sample_mask
-from minillm.linear_loss import LinearLoss
 from minillm.losses import reverse_kl, token_logprobs
-from minillm.metrics import exposure_curve
 from minillm.models import LanguageModel
-from minillm.scoring import rollout_divergence
-from minillm.types import Rollout
+from minillm.objectives.linear_loss import LinearLoss
+from minillm.rollout import rollout_divergence
 from tests.conftest import FAMILIES, make_model, make_pair
 from tests.helpers import PROMPTS, ROAD_NAMES, ROADS, own_logits, prompt_batch
 

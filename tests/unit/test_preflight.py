@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 import torch
 
+from minillm.common.seeding import row_uniforms, seed_for
 from minillm.data import Corpus, Record, Sources, rows_at
 from minillm.models import LanguageModel, Lora, ModelPair, pair_of, solo
-from minillm.modules import OnPolicy, Supervised, SupervisedStart
-from minillm.planning import Memory
-from minillm.preflight import Work, agreement, collect, show, write
-from minillm.sampling import Sampler
-from minillm.seeding import row_uniforms, seed_for
+from minillm.plan import Memory
+from minillm.rollout import Sampler
+from minillm.train.preview import Work, agreement, collect, show, write
+from minillm.train.regime import OnPolicy, Supervised
+from minillm.train.start import SupervisedStart
 from tests.conftest import WORDS, make_model, make_tokenizer
 
 RECORDS = [
@@ -180,7 +181,7 @@ def test_what_deserves_a_second_look(pair, options, text):
 
 
 def test_too_little_memory_is_told_with_what_to_lower(pair, monkeypatch):
-    monkeypatch.setattr("minillm.preflight.facts.usable_memory", lambda device: 1e-6)
+    monkeypatch.setattr("minillm.train.preview.facts.usable_memory", lambda device: 1e-6)
     (text,) = gathered(pair)[0].warnings
     assert "GB are needed and 0.0 are there: lower regime.microbatch_tokens" in text
     (text,) = gathered(pair, work=SUPERVISED, max_response_tokens=9)[0].warnings

@@ -6,13 +6,13 @@ import pytest
 import torch
 
 from minillm.data import Sources
-from minillm.linear_loss import LinearLoss
 from minillm.models import ModelPair
-from minillm.modules import OnPolicy, Supervised
 from minillm.objectives import CrossEntropy, MiniLLM, PretrainLoss
-from minillm.optim import Optim
-from minillm.preflight import case_of, estimate
-from minillm.sampling import Sampler
+from minillm.objectives.linear_loss import LinearLoss
+from minillm.rollout import Sampler
+from minillm.train.optim import Optim
+from minillm.train.preview import case_of, estimate
+from minillm.train.regime import OnPolicy, Supervised
 from tests.conftest import FAMILIES, make_pair
 
 SAMPLER = Sampler(alpha=0.2, max_new_tokens=6, batch_size=8)

@@ -1,6 +1,6 @@
 """The parts of a profile add up to the phases, and the picture is one."""
 
-from minillm.callbacks.profile import draw_times, parts_of
+from minillm.train.callbacks.profile import draw_times, parts_of
 
 
 def test_parts_and_what_is_left_add_up_to_each_phase():

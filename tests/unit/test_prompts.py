@@ -5,9 +5,9 @@ import random
 
 import pytest
 
+from minillm.common.errors import ConfigError, DataError
 from minillm.data import Record, Sources, build_prompts
 from minillm.data.prompts import pad
-from minillm.errors import ConfigError, DataError
 
 
 def prompts(records, **options):

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from minillm.report import Model
-from minillm.report.published import ROWS, row_of, set_of
+from minillm.evaluation.report import Model
+from minillm.evaluation.report.published import ROWS, row_of, set_of
 
 
 @pytest.mark.parametrize(

@@ -5,12 +5,12 @@ import importlib.util
 import pytest
 import torch
 
-from minillm.errors import ConfigError, ModelError
+from minillm.common.errors import ConfigError, ModelError
 from minillm.models import Checkpoint, LanguageModel, ModelPair, PrunedTeacher
 from minillm.models import checkpoint as checkpoint_module
 from minillm.models.quantise import quantisation
-from minillm.plan import check_plan
-from minillm.settings import check_config
+from minillm.plan.command import check_plan
+from minillm.train.settings import check_config
 from tests.conf.test_compose import composed
 from tests.conftest import make_model, make_tokenizer
 

@@ -2,8 +2,8 @@
 
 import pytest
 
-from minillm.errors import ConfigError
-from minillm.runs.read import RunFiles, find_runs, higher_is_better, read_figures, read_job_settings, read_rows
+from minillm.common.errors import ConfigError
+from minillm.common.read import RunFiles, find_runs, higher_is_better, read_figures, read_job_settings, read_rows
 
 HEADER = "progress/optimizer_step,val/reverse_kl,train/loss\n"
 

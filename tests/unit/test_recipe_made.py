@@ -6,9 +6,9 @@ from types import SimpleNamespace
 import pytest
 from omegaconf import OmegaConf
 
-from minillm.errors import ConfigError, Interrupted
-from minillm.recipe.children import Children
-from minillm.recipe.stages import run_chain
+from minillm.common.errors import ConfigError, Interrupted
+from minillm.experiments.children import Children
+from minillm.experiments.stages import run_chain
 from tests.unit.test_recipe_commands import PLAIN, planned
 
 

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from minillm.errors import ModelError
+from minillm.common.errors import ModelError
 from minillm.models import LanguageModel, Lora
 from minillm.models.recompute import recompute_activations
-from minillm.sampling import decode
+from minillm.rollout import decode
 from tests.conftest import FAMILIES, make_model
 from tests.helpers import PROMPTS, prompt_batch
 

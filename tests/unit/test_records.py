@@ -8,8 +8,8 @@ from pathlib import Path
 import datasets
 import pytest
 
+from minillm.common.errors import DataError
 from minillm.data import read_documents, read_records
-from minillm.errors import DataError
 
 
 def write(tmp_path, *rows):

@@ -6,12 +6,12 @@ import pytest
 import torch
 from transformers import GenerationConfig, NoRepeatNGramLogitsProcessor
 
+from minillm.common.errors import ConfigError
 from minillm.data import PromptSet, Record
-from minillm.errors import ConfigError
 from minillm.evaluation import answer_prompts
 from minillm.models import LanguageModel
-from minillm.sampling import decode
-from minillm.sampling.repeats import Repeats
+from minillm.rollout import decode
+from minillm.rollout.repeats import Repeats
 from tests.conftest import make_model, make_pair
 from tests.helpers import PROMPTS, prompt_batch
 

@@ -5,7 +5,7 @@ import torch
 
 from minillm.models import LanguageModel, replay
 from minillm.models.replay import ReplayedSteps
-from minillm.sampling import decode
+from minillm.rollout import decode
 from tests.conftest import FAMILIES, make_pair
 from tests.helpers import PROMPTS, prompt_batch
 

@@ -8,16 +8,16 @@ from pathlib import Path
 
 import pytest
 
-from minillm.report import read_folder, write_report
-from minillm.report.page import embedded, page_of
-from minillm.report.plots import COLOURS, page_svg
-from minillm.report.published import ROWS
-from minillm.report.rows import table_rows, to_csv
-from minillm.report.samples import samples_of
-from minillm.report.sections import sections_of
-from minillm.report.source import _run_of
-from minillm.report.tables import latex_escape, table_of, to_latex
-from minillm.report.write import intro
+from minillm.evaluation.report import read_folder, write_report
+from minillm.evaluation.report.page import embedded, page_of
+from minillm.evaluation.report.plots import COLOURS, page_svg
+from minillm.evaluation.report.published import ROWS
+from minillm.evaluation.report.rows import table_rows, to_csv
+from minillm.evaluation.report.samples import samples_of
+from minillm.evaluation.report.sections import sections_of
+from minillm.evaluation.report.source import _run_of
+from minillm.evaluation.report.tables import latex_escape, table_of, to_latex
+from minillm.evaluation.report.write import intro
 from tests.evaluation_files import CHINESE, FILES, HOSTILE, START, STUDENT, TEACHER, write_evaluation
 
 
@@ -97,7 +97,9 @@ def judged(folder, tmp_path, monkeypatch):
     (copy / "metrics.json").write_text(json.dumps(metrics))
     row = next(each for each in ROWS if (each.size, each.method) == ("120M", "MiniLLM"))
     for module in ("tables", "rows"):
-        monkeypatch.setattr(f"minillm.report.{module}.row_of", lambda model: row if model.source == STUDENT else None)
+        monkeypatch.setattr(
+            f"minillm.evaluation.report.{module}.row_of", lambda model: row if model.source == STUDENT else None
+        )
     return read_folder(copy)
 
 
@@ -189,7 +191,7 @@ def test_samples_say_each_prompt_once_and_kl_a_token(evaluation):
 def test_a_page_has_the_first_prompts_of_each_file_with_all_their_answers(tmp_path, monkeypatch):
     folder = write_evaluation(tmp_path / "run")
     every = [json.loads(line) for line in (folder / "answers.jsonl").read_text().splitlines()]
-    monkeypatch.setattr("minillm.report.source.SHOWN", 3)
+    monkeypatch.setattr("minillm.evaluation.report.source.SHOWN", 3)
     found = read_folder(folder)
     firsts = {file: list(dict.fromkeys(row["id"] for row in every if row["file"] == file))[:3] for file in FILES}
     wanted = [row for row in every if row["id"] in firsts[row["file"]]]
@@ -198,12 +200,12 @@ def test_a_page_has_the_first_prompts_of_each_file_with_all_their_answers(tmp_pa
 
 @pytest.mark.parametrize(("limit", "value"), [("MOST_ANSWERS", 75), ("MOST_CHARACTERS", 12_000)])
 def test_a_page_has_no_more_answers_than_it_can_carry_and_says_so(folder, monkeypatch, limit, value):
-    monkeypatch.setattr(f"minillm.report.source.{limit}", value)
+    monkeypatch.setattr(f"minillm.evaluation.report.source.{limit}", value)
     found = read_folder(folder)
     of_first = 3 * 3 * 2 * 2  # models, files, decodings, seeds
     assert found.shown == 2 and len(found.answers) == 2 * of_first
     assert {row["file"] for row in found.answers} == {*FILES}
-    monkeypatch.setattr(f"minillm.report.source.{limit}", 1)
+    monkeypatch.setattr(f"minillm.evaluation.report.source.{limit}", 1)
     found = read_folder(folder)
     assert found.shown == 1 and len(found.answers) == of_first
     assert "The first 1 prompts of each data set, 36 of 180 answers" in intro(found)
@@ -245,7 +247,7 @@ def test_tables_and_plots_go_to_wandb(tmp_path, monkeypatch):
         def log_image(self, key, images, caption):
             sent[key] = (images, caption)
 
-    monkeypatch.setattr("minillm.report.write.wandb_logger", lambda **given: sent.update(given) or Logger())
+    monkeypatch.setattr("minillm.evaluation.report.write.wandb_logger", lambda **given: sent.update(given) or Logger())
     folder = training_run(tmp_path / "mine")
     write_report(folder, wandb=True)
     image = folder / "report" / "curve-Validation_Rouge-L.png"

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from minillm.errors import ModelError
+from minillm.common.errors import ModelError
 from minillm.models import Checkpoint
 from minillm.models.adapter import merge_adapter
 from tests.conftest import make_model, make_tokenizer

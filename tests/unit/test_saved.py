@@ -8,9 +8,9 @@ import resource
 import pytest
 import torch
 
-from minillm.errors import ModelError, StorageError
-from minillm.runs import saved
-from minillm.runs.saved import CheckpointFile, damage, differences, load_saved, newest_good
+from minillm.common import saved
+from minillm.common.errors import ModelError, StorageError
+from minillm.common.saved import CheckpointFile, damage, differences, load_saved, newest_good
 
 
 def content(step=3):
@@ -87,7 +87,7 @@ def test_a_file_that_cannot_be_read_now_is_not_put_away(tmp_path, monkeypatch, c
         raise OSError(code, os.strerror(code))
 
     with monkeypatch.context() as patch:
-        patch.setattr(f"minillm.runs.saved.{reader}", fails)
+        patch.setattr(f"minillm.common.saved.{reader}", fails)
         with pytest.raises(
             StorageError, match=rf"last.ckpt cannot be read \({os.strerror(code)}\).*nothing was changed"
         ):

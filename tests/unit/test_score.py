@@ -7,9 +7,8 @@ import torch
 
 from minillm.losses import reverse_kl, token_logprobs
 from minillm.models import LanguageModel
-from minillm.sampling import decode
-from minillm.scoring import rollout_reverse_kl, with_teacher
-from minillm.scoring.micro_batch import micro_batches
+from minillm.rollout import decode, rollout_reverse_kl, with_teacher
+from minillm.rollout.micro_batch import micro_batches
 from tests.conftest import FAMILIES, make_pair
 from tests.helpers import PROMPTS, ROAD_NAMES, ROADS, own_logits, prompt_batch
 

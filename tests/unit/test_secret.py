@@ -2,8 +2,8 @@
 
 import pytest
 
-from minillm.config.secret import secret_problems
-from minillm.errors import ConfigError
+from minillm.common.errors import ConfigError
+from minillm.common.secret import secret_problems
 from tests.conf.test_compose import settings
 
 TOKEN = "hf_" + "aB3" * 10

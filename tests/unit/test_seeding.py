@@ -4,7 +4,7 @@ import hashlib
 
 import torch
 
-from minillm.seeding import row_uniforms, seed_for
+from minillm.common.seeding import row_uniforms, seed_for
 
 
 def test_seeds_are_fixed_numbers():

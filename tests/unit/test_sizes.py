@@ -3,12 +3,12 @@
 import pytest
 import torch
 
-from minillm.errors import ConfigError
+from minillm.common.errors import ConfigError
 from minillm.parallel import Parallel
-from minillm.plan import make_plan
-from minillm.planning import CPU, Memory, choose, measure
-from minillm.planning.sizes import LEAST, MOST, SHARE
-from minillm.preflight import case_of, choose_sizes
+from minillm.plan import CPU, Memory, choose, measure
+from minillm.plan.command import make_plan
+from minillm.plan.sizes import LEAST, MOST, SHARE
+from minillm.train.preview import case_of, choose_sizes
 from tests.conf.test_compose import settings
 from tests.conftest import make_pair
 from tests.unit.test_plan import SMALL, TRAINED, question

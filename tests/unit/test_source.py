@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from minillm.errors import DataError
-from minillm.report import read_folder, write_report
+from minillm.common.errors import DataError
+from minillm.evaluation.report import read_folder, write_report
 from tests.evaluation_files import FILES, START, TEACHER, write_evaluation
 
 

@@ -2,8 +2,8 @@
 
 import pytest
 
+from minillm.common.errors import ConfigError
 from minillm.data.sources import Sources
-from minillm.errors import ConfigError
 
 CHAT_ONLY = "system/template_arguments: only the chat template takes them; set data.template=chat"
 

@@ -4,11 +4,11 @@ from dataclasses import replace
 
 import pytest
 
-from minillm.errors import ConfigError
+from minillm.common.errors import ConfigError
 from minillm.objectives import PretrainLoss
 from minillm.parallel import Parallel
-from minillm.planning import Rates, Sizes, speed
-from minillm.sampling import Sampler
+from minillm.plan import Rates, Sizes, speed
+from minillm.rollout import Sampler
 from tests.unit.test_planning import FAMILIES, case_of
 
 RATES = Rates(

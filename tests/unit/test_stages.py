@@ -9,11 +9,11 @@ import time
 
 import pytest
 
-from minillm.errors import ConfigError, MinillmError
-from minillm.recipe import children
-from minillm.recipe.children import Stage
-from minillm.recipe.stages import begun_on, run_chain
-from minillm.system.files import fingerprint
+from minillm.common.errors import ConfigError, MinillmError
+from minillm.common.files import fingerprint
+from minillm.experiments import children
+from minillm.experiments.children import Stage
+from minillm.experiments.stages import begun_on, run_chain
 
 
 def write(name, text, reads=()):
@@ -174,8 +174,8 @@ time.sleep(20)
 HOLD = f"""
 import sys
 from pathlib import Path
-from minillm.recipe.children import Stage
-from minillm.recipe.stages import begun_on, run_chain
+from minillm.experiments.children import Stage
+from minillm.experiments.stages import begun_on, run_chain
 run_chain(Path(sys.argv[1]), [Stage("a", ("-c", {SLEEPS!r}.replace("{{0}}", sys.argv[1])), (), "out")])
 """
 

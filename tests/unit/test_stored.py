@@ -6,9 +6,9 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
-from minillm.config.overrides import override
-from minillm.config.stored import composed_of, read_config, write_config
-from minillm.errors import ConfigError
+from minillm.common.errors import ConfigError
+from minillm.common.overrides import override
+from minillm.common.stored import composed_of, read_config, write_config
 
 TEXTS = [
     *["${x}", "a\\${x}", "a\\\\${x} \\", "${", "1e-6", "1.", ".5", "2026-01-01", "1:30", "1_000", "0x1f", "true"],

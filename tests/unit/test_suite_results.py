@@ -4,12 +4,12 @@ from statistics import mean, stdev
 
 import pytest
 
+from minillm.common.errors import DataError
 from minillm.data import Record
-from minillm.errors import DataError
 from minillm.evaluation import Answer
-from minillm.metrics import exact_match, rouge_l
-from minillm.suite.results import answer_figures, length_bins
-from minillm.suite.work import joined, pieces
+from minillm.evaluation.metrics import exact_match, rouge_l
+from minillm.evaluation.suite.results import answer_figures, length_bins
+from minillm.evaluation.suite.work import joined, pieces
 from tests.conftest import make_tokenizer
 
 

@@ -3,8 +3,8 @@
 import pytest
 import rich
 
-from minillm.suite.screen import show_results
-from minillm.terminal.labels import file_labels, folded, labels
+from minillm.common.labels import file_labels, folded, labels
+from minillm.evaluation.suite.screen import show_results
 
 
 def test_labels_are_as_short_as_is_unique():

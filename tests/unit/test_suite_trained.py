@@ -2,7 +2,7 @@
 
 import pytest
 
-from minillm.suite.trained import template_notes
+from minillm.evaluation.suite.trained import template_notes
 
 CHAT = {"template": "chat", "system": None, "template_arguments": {}, "files": ["x.jsonl"]}
 

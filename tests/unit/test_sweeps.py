@@ -5,9 +5,9 @@ from dataclasses import asdict
 
 import pytest
 
-from minillm.errors import Interrupted, MinillmError
-from minillm.sweeps import Sweep, SweepStart, with_report
-from minillm.sweeps.trials import Outcome
+from minillm.common.errors import Interrupted, MinillmError
+from minillm.experiments.sweep import Sweep, SweepStart, with_report
+from minillm.experiments.trials import Outcome
 
 
 class TerminatedWorkerError(Exception):

@@ -5,10 +5,10 @@ from datetime import date
 
 import pytest
 
+from minillm.common.errors import ConfigError, DataError
 from minillm.data import Sources, build_prompts
 from minillm.data.records import Record
 from minillm.data.templates import paper_prompt, prompt_encoder
-from minillm.errors import ConfigError, DataError
 from tests.tokenizers import byte_level, slow
 
 

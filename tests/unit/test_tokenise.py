@@ -6,10 +6,10 @@ import random
 import pytest
 from tokenizers import processors
 
+from minillm.common.errors import DataError
 from minillm.data import tokenise
 from minillm.data.tokenise import batches, encode_all, usable_cores
 from minillm.data.worker import encode, portable
-from minillm.errors import DataError
 from tests.conftest import WORDS
 from tests.tokenizers import byte_level, slow
 

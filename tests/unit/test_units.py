@@ -2,8 +2,8 @@
 
 import pytest
 
-from minillm.callbacks.progress import _figures
-from minillm.terminal.numbers import count, duration
+from minillm.common.numbers import count, duration
+from minillm.train.callbacks.progress import _figures
 
 
 @pytest.mark.parametrize(

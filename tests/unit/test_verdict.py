@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from minillm.metrics.verdict import QUESTION, ratio_interval, ratio_over_seeds, read_scores, score_ratio
+from minillm.evaluation.judge.verdict import QUESTION, ratio_interval, ratio_over_seeds, read_scores, score_ratio
 
 
 @pytest.mark.parametrize(

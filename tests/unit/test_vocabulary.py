@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from minillm.errors import ModelError
+from minillm.common.errors import ModelError
 from minillm.models import (
     LanguageModel,
     pair_of,

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
+from minillm.common.errors import ConfigError, DataError
 from minillm.data import Record, build_prompts
-from minillm.errors import ConfigError, DataError
+from minillm.evaluation.metrics import calibration_figures, label_probabilities
 from minillm.evaluation.zero_shot import choice_labels, label_logprobs, word_tokens
-from minillm.metrics import calibration_figures, label_probabilities
 from minillm.models import LanguageModel
 from tests.conftest import FAMILIES, make_model, make_tokenizer
 

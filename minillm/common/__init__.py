@@ -1,0 +1,1 @@
+"""What every room uses: types, errors, settings as plain values, a run's files, the terminal, the machine."""

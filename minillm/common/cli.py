@@ -1,0 +1,189 @@
+"""The edge to the shell: our errors as plain text, unknown keys with the nearest right name, a quiet terminal."""
+
+from __future__ import annotations
+
+import errno
+import functools
+import logging
+import os
+import re
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, NoReturn
+
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException, MissingConfigException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+
+from minillm.common.checks import trainer_problem
+from minillm.common.child import ROOT
+from minillm.common.errors import Interrupted, MinillmError, nearest
+from minillm.common.help import show_help
+from minillm.common.ranks import in_a_worker, rank, stand_back
+
+# What a user can mend: permission, space, quota, a file in a directory's place.
+_DISK = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.ENOTDIR, errno.EEXIST)
+CONF = ROOT / "conf"
+
+
+def run(main: Callable[[], None], config_name: str) -> None:
+    """Call the main function of a command; an error that the user can act on ends it with a message and status 1."""
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # so that Hydra raises instead of printing its own summary
+    os.environ.setdefault("WANDB_SILENT", "true")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    with _told(config_name):
+        if config_name != "train" and {"--help", "-h"} & set(sys.argv[1:]):  # Hydra shows train.py's groups for each
+            return show_help(conf_of(config_name), config_name)
+        main()
+        if in_a_worker():
+            _leave(0)
+
+
+def job(function: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
+    """Wrap the function that @hydra.main calls: errors are told before Hydra prints a line of its own above them, and a
+    start that made nothing leaves no directory. A sweep's job is passed through: its trial is a command of its own."""
+
+    @functools.wraps(function)
+    def call(cfg: DictConfig) -> Any:
+        hydra_cfg = HydraConfig.get()
+        if hydra_cfg.mode != RunMode.RUN:
+            return function(cfg)
+        with _told(hydra_cfg.job.config_name):
+            prepare()
+            try:
+                return function(cfg)
+            except BaseException:
+                if rank() == 0:
+                    free(Path(hydra_cfg.runtime.output_dir), f"{hydra_cfg.job.name}.log")
+                raise
+
+    return call
+
+
+@contextmanager
+def _told(config_name: str) -> Iterator[None]:
+    try:
+        yield
+    except Interrupted as error:
+        if rank():
+            _leave(error.status)
+        fail(str(error), error.status)
+    except MinillmError as error:
+        fail(f"Error: {error}", error.status)
+    except HydraException as error:
+        fail(f"Error: {explain(error, config_name)}")
+    except OSError as error:
+        if error.errno not in _DISK:
+            raise
+        fail(f"Error: cannot write {error.filename or 'a file'}: {error.strerror}")
+    except KeyboardInterrupt:
+        fail("Error: interrupted", 130)  # as shells have it
+
+
+def free(folder: Path, log: str) -> None:
+    """Remove a run directory that holds nothing but Hydra's log, and parents that are empty then, up to the working
+    directory."""
+    here = Path.cwd()
+    with suppress(OSError):
+        if (folder / log).exists() and not (folder / log).stat().st_size:  # Hydra opened it, perhaps in another's place
+            (folder / log).unlink()
+        if folder == here or {each.name for each in folder.iterdir()} - {log}:
+            return
+        (folder / log).unlink(missing_ok=True)
+        folder.rmdir()
+        for above in folder.parents:
+            if here not in above.parents:
+                return
+            above.rmdir()
+
+
+def fail(text: str, status: int = 1) -> None:
+    """Print a message on stderr and end the process."""
+    if rank():
+        stand_back()
+        text = f"rank {rank()}: {text}"
+    print(text, file=sys.stderr)
+    _leave(status)
+
+
+def _leave(status: int) -> NoReturn:
+    """End the process; one of several at once, because threads of process groups may still want the interpreter and
+    Python 3.11 aborts where one comes late."""
+    if in_a_worker():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    sys.exit(status)
+
+
+def prepare() -> None:
+    """What every command sets once it has work to do: a wrong key is answered before torch is imported."""
+    from transformers.utils import logging as transformers_logging
+
+    from minillm.common.machine import tune
+
+    tune()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    for name in ("absl", "alembic"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module="lightning")
+
+
+def explain(error: HydraException, config_name: str) -> str:
+    """Hydra's message; for an unknown key or choice, the nearest right one."""
+    text = "\n".join(filter(None, [str(error), str(error.__cause__ or "")]))
+    if isinstance(error, MissingConfigException) and error.options:
+        group, _, name = error.missing_cfg_file.rpartition("/")
+        if group == "experiment" and (now := _recipe_and_pair(name)):
+            return f"experiment={name}: is {now} now"
+        return f"{group}={name}: no such choice; {nearest(name, error.options, most=3)}"
+    match = re.search(r"Could not override '([^']+)'", text)
+    if not match:
+        return text
+    key = match[1].lstrip("+")
+    group, _, rest = key.partition(".")
+    if group == "trainer" and (refused := trainer_problem(rest)):
+        return refused
+    files = sorted((CONF / group).glob("*.yaml"))
+    having = [f"{group}={file.stem}" for file in files if rest in _flat(OmegaConf.load(file))]
+    known = _known_keys(config_name)
+    if having or key in known:
+        places = " and ".join(having) or "another choice of a group"
+        return f"{key}: not a key of what is composed, but of {places}. Where it is meant all the same: +{key}=..."
+    return f"{key}: no such key; {nearest(key, known)}"
+
+
+def _recipe_and_pair(name: str) -> str | None:
+    """What took the place of experiment=<pair>_<recipe>."""
+    recipes, pairs = ({file.stem for file in (CONF / group).glob("*.yaml")} for group in ("recipe", "pair"))
+    found = (f"recipe={recipe} pair={name.removesuffix(f'_{recipe}')}" for recipe in sorted(recipes, key=len)
+             if name.endswith(f"_{recipe}") and name.removesuffix(f"_{recipe}") in pairs)  # fmt: skip
+    return next(found, None)
+
+
+def _known_keys(config_name: str) -> list[str]:
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(conf_of(config_name)), version_base="1.3"):
+        cfg = compose(config_name, return_hydra_config=False)
+    return list(_flat(cfg))
+
+
+def conf_of(config_name: str) -> Path:
+    """The directory of a command's config; the chain's own, in which `pair` is a name and no group."""
+    return CONF / "chain" if (CONF / "chain" / f"{config_name}.yaml").exists() else CONF
+
+
+def _flat(cfg: DictConfig, prefix: str = "") -> Iterator[str]:
+    for key in cfg:
+        name = f"{prefix}{key}"
+        yield name
+        unresolved = OmegaConf.is_missing(cfg, key) or OmegaConf.is_interpolation(cfg, key)
+        if not unresolved and isinstance(cfg[key], DictConfig):
+            yield from _flat(cfg[key], f"{name}.")

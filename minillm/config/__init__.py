@@ -1,1 +1,0 @@
-"""Plain configs: types of their keys, what differs between two, no secrets in them."""

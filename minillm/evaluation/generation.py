@@ -1,0 +1,191 @@
+"""A teacher answers prompts, on disk, as training data of SeqKD.
+
+Prompts are answered in chunks, each a file of its own that is written aside and renamed. A stopped run goes on with the
+chunks that are missing, and under torchrun or srun the processes share them;
+what comes out is the same, since a row's random stream depends on seed and row alone and a chunk is decoded as one.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from rich.progress import Progress
+
+from minillm.common.changes import changes, flat
+from minillm.common.checks import collect, matches, value_problems
+from minillm.common.console import say
+from minillm.common.errors import ConfigError, ModelError
+from minillm.common.files import fingerprint, write_whole
+from minillm.common.ranks import local_rank
+from minillm.common.read import SETTINGS, read_job_settings
+from minillm.common.secret import secret_problems
+from minillm.data import PromptSet, Record, Sources, read_records, training_keys
+from minillm.evaluation import Answer, answer_prompts
+from minillm.models import Attention, Checkpoint, Dtype, LanguageModel, choose_dtype, device_of, solo
+
+_KINDS = {
+    "seed": int, "temperature": float, "max_new_tokens": int, "batch_size": int, "chunk": int, "limit": int | None,
+    "dtype": Dtype, "attention": Attention, "device": Literal["auto", "cpu", "cuda"],
+}  # fmt: skip
+_POSITIVE = ("temperature", "max_new_tokens", "batch_size", "chunk", "limit")
+
+
+@dataclass(frozen=True)
+class Generation:
+    """What to answer, checked. `settings` is what must not change when a stopped run goes on."""
+
+    teacher: Checkpoint
+    records: list[Record]
+    sources: Sources
+    run_dir: Path
+    settings: dict
+
+    @property
+    def answers_file(self) -> Path:
+        return self.run_dir / "answers.jsonl"
+
+    def part(self, chunk: int) -> Path:
+        return self.run_dir / "parts" / f"{chunk:06}.jsonl"
+
+
+def check_generation(cfg: DictConfig) -> Generation:
+    """Raises ConfigError with every wrong setting; DataError for an unusable file."""
+    plain = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=False)
+    if secrets := secret_problems(plain):
+        raise ConfigError(secrets)
+    data = dict(plain["data"])
+    file, problems = data.pop("file"), []
+    sources = collect(problems, "data", data)
+    problems += [f"data.{key}: is for training; generate answers data.file" for key in training_keys(sources)]
+    if plain["teacher"] == "???" or not isinstance(plain["teacher"], str):
+        problems.append(
+            "teacher: wanted a directory, a hub id, a .gguf file or package:NAME, for example teacher=runs/x/student"
+        )
+    if not isinstance(file, str):
+        problems.append(f"data.file={file!r}: wanted a .jsonl file, builtin, or a hub data set")
+    problems += value_problems(plain, _KINDS, _POSITIVE)
+    run_dir = Path(plain["run"]["dir"])
+    before = read_job_settings(run_dir)
+    if plain["data"]["date"] is None and before is not None and "models" not in before:
+        plain["data"]["date"] = before.get("data", {}).get("date")
+    settings = {key: plain[key] for key in ("teacher", "data", *_KINDS) if key != "device"}
+    for key, path in (("teacher", plain["teacher"]), ("data.file", file)):
+        if isinstance(path, str) and Path(path).expanduser().exists():  # it may change while the run is stopped
+            settings[f"content of {key}"] = fingerprint(Path(path).expanduser())
+    if matches(plain["dtype"], Dtype) and matches(plain["device"], _KINDS["device"]):
+        settings["dtype"] = str(choose_dtype(plain["dtype"], device_of(plain["device"]))).removeprefix("torch.")
+    if before is not None and "models" not in before:  # an evaluation's has them
+        found = changes(flat(before), flat(settings))
+        contents = {f"content of {each.key}" for each in found}  # of what has another name anyway
+        problems += [
+            f"{each.key}={each.now!r}: {run_dir} was begun with {each.was!r}; choose another run.name or delete it"
+            for each in found
+            if each.key not in contents
+        ]
+    elif before is not None or any((run_dir / name).exists() for name in ("answers.jsonl", "config.yaml")):
+        problems.append(
+            f"run.name={plain['run']['name']}: {run_dir} already holds another run; choose another run.name"
+        )
+    if problems:
+        raise ConfigError(problems)
+    try:
+        Checkpoint(plain["teacher"]).resolve()
+    except (ConfigError, ModelError) as error:
+        raise ConfigError([f"teacher: {error}"]) from error
+    return Generation(Checkpoint(plain["teacher"]), read_records(file)[: plain["limit"]], sources, run_dir, settings)
+
+
+def generate(work: Generation, device: str, rank: int = 0, world_size: int = 1) -> Path | None:
+    """Answer this process's share of the missing chunks; answers.jsonl once all are there, else None."""
+    if joined := _joined(work):
+        return joined
+    place = device_of(device)
+    if place.type == "cuda" and world_size > 1:
+        place = torch.device("cuda", local_rank())
+    settings = work.settings
+    network, tokenizer = work.teacher.load(choose_dtype(settings["dtype"], place), settings["attention"])
+    sources = work.sources.begun(tokenizer, settings["data"]["date"])
+    settings = settings | {"data": settings["data"] | {"date": sources.date}}
+    pair = solo(network.to(place), tokenizer)
+    model = LanguageModel(pair.student, pair.n_vocab)
+    if joined := _joined(work):  # by the others, while this one loaded its model
+        return joined
+    prompts = sources.evaluation_prompts(work.records, pair, "prompts")
+    work.part(0).parent.mkdir(parents=True, exist_ok=True)
+    write_whole(work.run_dir / SETTINGS, json.dumps(settings, indent=2) + "\n")
+    size = settings["chunk"]
+    chunks = range(-(-len(prompts) // size))
+    # By number, not among those missing: processes that start at different times see different ones.
+    mine = [chunk for chunk in chunks if chunk % world_size == rank]
+    missing = [chunk for chunk in mine if not work.part(chunk).exists()]
+    if len(missing) < len(mine):
+        say(f"{len(mine) - len(missing)} of {len(mine)} parts are already there.")
+    with Progress(disable=rank > 0) as bar:
+        task = bar.add_task("parts", total=len(mine), completed=len(mine) - len(missing))
+        for chunk in missing:
+            if joined := _joined(work):
+                return joined
+            rows = range(chunk * size, min((chunk + 1) * size, len(prompts)))
+            answers = answer_prompts(
+                model,
+                prompts,
+                tokenizer,
+                seeds=None if settings["seed"] is None else [settings["seed"]],
+                max_new_tokens=settings["max_new_tokens"],
+                batch_size=settings["batch_size"],
+                stop_ids=pair.stop_ids,
+                rows=rows,
+                temperature=settings["temperature"],
+            )
+            write_whole(work.part(chunk), _lines(prompts, rows, answers))
+            bar.advance(task)
+    return _join(work, chunks)
+
+
+def _joined(work: Generation) -> Path | None:
+    if not work.answers_file.exists():
+        return None
+    say(f"{work.answers_file} is already there.")
+    return work.answers_file
+
+
+def row_of(record: Record, answer: Answer) -> dict:
+    """The answer as a row of training data."""
+    if record.history:
+        turns = [*record.history, ("user", record.question), ("assistant", answer.answer)]
+        content = {"messages": [{"role": role, "content": text} for role, text in turns]}
+    else:
+        content = {"instruction": record.instruction, "input": record.input, "output": answer.answer}
+    return {"id": record.id, **content, "truncated": answer.truncated}
+
+
+def _lines(prompts: PromptSet, rows: range, answers: list[Answer]) -> str:
+    made = (row_of(prompts.records[row], answer) for row, answer in zip(rows, answers, strict=True))
+    return "".join(json.dumps(each, ensure_ascii=False) + "\n" for each in made)
+
+
+def _join(work: Generation, chunks: range) -> Path | None:
+    """All parts as one file, by the process that finds the last one written; two that do so write the same."""
+    parts = [work.part(chunk) for chunk in chunks]
+    try:
+        write_whole(work.answers_file, "".join(part.read_text(encoding="utf-8") for part in parts))
+    except FileNotFoundError:
+        if work.answers_file.exists():  # another process was faster
+            return work.answers_file
+        say(f"{sum(not part.exists() for part in parts)} parts are left to the other processes.")
+        return None
+    for part in parts:
+        part.unlink(missing_ok=True)
+    n_rows, n_cut = 0, 0
+    with open(work.answers_file, encoding="utf-8") as stream:
+        for line in stream:
+            n_rows, n_cut = n_rows + 1, n_cut + json.loads(line)["truncated"]
+    say(f"Wrote {work.answers_file}: train on it with data.train_file={work.answers_file}")
+    if n_cut:
+        say(f"{n_cut} of {n_rows} answers were cut off at max_new_tokens; training gives them no end")
+    return work.answers_file

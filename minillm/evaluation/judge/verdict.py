@@ -1,0 +1,144 @@
+"""What a judge is asked, how its reply is read, and what the scores amount to: the paper's GPT-4 score, pure."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from statistics import mean, stdev
+
+import numpy as np
+
+from minillm.evaluation.metrics.intervals import bootstrap
+
+# The feedback request is the paper's (its appendix, after Vicuna's); how the texts stand above it is not published.
+QUESTION = """\
+[Instruction]
+{prompt}
+
+[Response of Assistant 1]
+{first}
+
+[Response of Assistant 2]
+{second}
+
+[Task]
+We would like to request your feedback on the performance of two AI assistants in response to the user instruction and \
+input displayed above.
+Please rate the helpfulness, relevance, accuracy, and level of detail of their responses. Each assistant receives an \
+overall score on a scale of 1 to 10, where a higher score indicates better overall performance.
+Please first output a single line containing only two values indicating the scores for Assistant 1 and 2, \
+respectively. The two scores are separated by a space.
+In the subsequent line, please provide a comprehensive explanation of your evaluation, avoiding any potential bias and \
+ensuring that the order in which the responses were presented does not affect your judgment."""
+# Added when a reply held no scores: a judge at temperature 0 would say the same again.
+REMINDER = "\n\nBegin with a line that holds only two numbers from 1 to 10, separated by a space, for example: 7 4"
+
+# Possessive (*+): a reply may be a megabyte of blanks, and must not be searched in quadratic time.
+_DECORATION = r"[ \t*_`#>\"'()\[\]]*+"
+_QUOTES = r"[ \t*_`\"']*+"
+_BETWEEN = rf"(?:{_QUOTES}[,;|，、&]{_QUOTES}|[ \t]++and[ \t]++|[ \t*_`\"']++)"
+_NUMBER = r"(-?\d+(?:\.\d+)?)(?:[ \t]*/[ \t]*10(?:\.0)?(?![\d.]))?"
+_PAIR = re.compile(
+    rf"{_DECORATION}(?:(?:overall )?scores?[ \t]*+[:=]{_DECORATION})?"
+    rf"{_NUMBER}{_BETWEEN}{_NUMBER}{_DECORATION}\.?[ \t*_`]*+",
+    re.IGNORECASE,
+)
+_NAMED = re.compile(
+    rf"\bassistant[ _]?([12])(?:'s)?{_QUOTES}(?:(?:overall )?(?:score|rating))?{_QUOTES}(?:[:=]|\bis\b){_QUOTES}"
+    rf"{_NUMBER}(?![\w.]*\d)",
+    re.IGNORECASE,
+)
+_THOUGHT = re.compile(r"\A.*</think>|<think>.*\Z", re.DOTALL)  # a template may have opened it, a limit cut it
+_FENCE = re.compile(r"```(?:json)?", re.IGNORECASE)
+
+
+def read_scores(reply: str) -> tuple[float, float] | None:
+    """Scores of Assistant 1 and 2, each in [1, 10], or None where the reply does not say two, or says several.
+
+    Read are, in this order: a first line of two numbers (as asked); JSON with a list of two numbers or with one number
+    under a key with 1 and one under a key with 2; one line of two numbers anywhere; "Assistant 1: 8", "Assistant 2: 7".
+    A reasoning model's <think> block does not count.
+    """
+    text = _THOUGHT.sub("", reply).strip()
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    if not lines:
+        return None
+    if pair := _PAIR.fullmatch(lines[0]):
+        return _in_range(pair[1], pair[2])
+    if (found := _from_json(text)) is not None:
+        return _in_range(*found)
+    pairs = {(pair[1], pair[2]) for line in lines if (pair := _PAIR.fullmatch(line))}
+    if pairs:
+        return _in_range(*pairs.pop()) if len(pairs) == 1 else None
+    named = {(match[1], float(match[2])) for match in _NAMED.finditer(text)}
+    by_number = dict(named)
+    return _in_range(by_number["1"], by_number["2"]) if len(named) == 2 and len(by_number) == 2 else None
+
+
+def _in_range(first: str | float, second: str | float) -> tuple[float, float] | None:
+    scores = float(first), float(second)
+    return scores if all(1 <= score <= 10 for score in scores) else None
+
+
+def _from_json(text: str) -> tuple[float, float] | None:
+    text = _FENCE.sub("", text)
+    start, end = text.find("{"), text.rfind("}")
+    for candidate in (text, text[start : end + 1]):
+        try:
+            leaves = list(_numbers(json.loads(candidate)))
+        except (ValueError, RecursionError):
+            continue
+        if len(leaves) != 2:
+            return None
+        (path, first), (other, second) = leaves
+        if path == other and path[-1:] == "]":  # neighbours in one list
+            return first, second
+        names = [re.findall(r"(?<!\d)[12](?!\d)", each) for each in (path, other)]
+        if names in ([["1"], ["2"]], [["2"], ["1"]]):
+            return (first, second) if names[0] == ["1"] else (second, first)
+        return None
+    return None
+
+
+def _numbers(node, path: str = "") -> Iterator[tuple[str, float]]:
+    if isinstance(node, dict):
+        for key, value in node.items():
+            yield from _numbers(value, f"{path}.{key}")
+    elif isinstance(node, list):
+        for value in node:
+            yield from _numbers(value, f"{path}[]")
+    elif not isinstance(node, bool) and re.fullmatch(r"-?\d{1,9}(\.\d{1,9})?", str(node).strip()):  # "8" too
+        yield path, float(node)
+
+
+def score_ratio(scores: Sequence[tuple[float, float]]) -> float | None:
+    """Sum of the answers' scores over that of the references', in percent, of (answer, reference) pairs; None of none.
+
+    Source: the paper's GPT-4 score.
+    """
+    return 100 * sum(answer for answer, _ in scores) / sum(reference for _, reference in scores) if scores else None
+
+
+def ratio_over_seeds(scores: Mapping[Hashable, Sequence[tuple[float, float]]]) -> dict:
+    """Mean and sample deviation of the seeds' ratios, in percent, and each of them; None where nothing was rated (mean)
+    or fewer than two seeds were (deviation)."""
+    per_seed = {str(seed): score_ratio(pairs) for seed, pairs in scores.items()}
+    values = [value for value in per_seed.values() if value is not None]
+    return {
+        "mean": mean(values) if values else None,
+        "deviation": stdev(values) if len(values) > 1 else None,
+        "per_seed": per_seed,
+    }
+
+
+def ratio_interval(scores: Sequence[tuple[float, float]], **options) -> tuple[float, float] | None:
+    """Interval of `score_ratio`, in percent, by `bootstrap` (`options`): pairs are resampled, as a prompt's two scores
+    belong together. Give one pair a prompt (its mean over seeds). None of none."""
+    if not scores:
+        return None
+    answer_N, reference_N = np.asarray(scores, dtype=np.float64).T
+    low, high = bootstrap(
+        len(scores), lambda counts_MN: 100 * (counts_MN @ answer_N) / (counts_MN @ reference_N), **options
+    )
+    return float(low), float(high)

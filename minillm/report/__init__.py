@@ -1,6 +1,0 @@
-"""The report of a run: one page that needs nothing else, its plots as PNG, its tables as CSV and LaTeX."""
-
-from minillm.report.source import Evaluation, Model, Training, read_folder
-from minillm.report.write import write_report
-
-__all__ = ["Evaluation", "Model", "Training", "read_folder", "write_report"]

@@ -1,0 +1,92 @@
+"""Micro-batches of about as many tokens each: rows of similar length together, flush left, next to no padding.
+
+Axes: B rows of a micro-batch, S its columns, N its counted response tokens, H hidden width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from minillm.common.types import Rollout
+from minillm.models import LanguageModel
+from minillm.objectives.linear_loss import Side
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """Rows of `rollout`, prompt and response without a gap from column 0; the last token is nobody's input."""
+
+    rollout: Rollout
+    rows_B: Tensor
+    ids_BS: Tensor
+    state_N: Tensor  # where in [B * S] the state is that predicts each counted token
+    token_N: Tensor  # where in [rows * R] of the rollout that token is
+
+    def __len__(self) -> int:
+        return len(self.token_N)
+
+    def take(self, values: Tensor) -> Tensor:
+        """[rows, R, ...] of the rollout -> [N, ...]."""
+        return values.flatten(0, 1)[self.token_N]
+
+    def side(self, model: LanguageModel, temperature: float = 1.0) -> Side:
+        """By a forward pass of the model."""
+        return Side(model.hidden(self.ids_BS).flatten(0, 1)[self.state_N], model.head(temperature))
+
+
+def micro_batches(
+    rollout: Rollout, max_tokens: int, max_rows: int | None = None, *, shares: int = 1
+) -> list[MicroBatch]:
+    """All rows of a rollout that have an answer, the shortest first; at most `max_rows` of them, and at most
+    `max_tokens` in rows times columns where a single row allows it.
+
+    shares: number of devices that share the micro-batches; each is then small enough that no device waits.
+    """
+    prompt = rollout.prompt_mask_BP.sum(-1).tolist()
+    # By the mask itself: a token that does not count may stand before one that does.
+    counted = [[place for place, counts in enumerate(row) if counts] for row in rollout.response_mask_BR.tolist()]
+    lengths = [p + places[-1] if places else 0 for p, places in zip(prompt, counted, strict=True)]
+    rows = sorted(filter(counted.__getitem__, range(len(rollout))), key=lengths.__getitem__)
+    groups = _groups(rows, lengths, max_tokens, max_rows)
+    if shares > 1:
+        rounds = -(-len(groups) // shares)
+        too_few, enough = 0, max_tokens
+        while enough - too_few > 1:
+            middle = (too_few + enough) // 2
+            fits = len(_groups(rows, lengths, middle, max_rows)) <= rounds * shares
+            too_few, enough = (too_few, middle) if fits else (middle, enough)
+        groups = _groups(rows, lengths, enough, max_rows)
+    return [_micro_batch(rollout, rows, prompt, counted) for rows in groups]
+
+
+def _groups(rows: list[int], lengths: list[int], max_tokens: int, max_rows: int | None) -> list[list[int]]:
+    groups: list[list[int]] = []
+    for row in rows:
+        full = groups and (
+            (len(groups[-1]) + 1) * lengths[row] > max_tokens or (max_rows and len(groups[-1]) == max_rows)
+        )
+        if not groups or full:
+            groups.append([])
+        groups[-1].append(row)
+    return groups
+
+
+def _micro_batch(rollout: Rollout, rows: list[int], prompt: list[int], counted: list[list[int]]) -> MicroBatch:
+    device = rollout.response_ids_BR.device
+    n_prompt, n_response = rollout.prompt_ids_BP.shape[1], rollout.response_ids_BR.shape[1]
+    width = max(prompt[row] + counted[row][-1] for row in rows)
+    # Index arithmetic on the host, where the lengths are: nothing waits for an accelerator.
+    column_BS = torch.tensor([[n_prompt - prompt[row]] for row in rows]) + torch.arange(width)
+    column_BS = column_BS.clamp(max=n_prompt + n_response - 1).to(device, non_blocking=True)
+    states, tokens = [], []
+    for number, row in enumerate(rows):
+        states += [number * width + prompt[row] - 1 + place for place in counted[row]]
+        tokens += [row * n_response + place for place in counted[row]]
+    rows_B, state_N, token_N = (
+        torch.tensor(each, dtype=torch.long).to(device, non_blocking=True) for each in (rows, states, tokens)
+    )
+    ids_BS = torch.cat([rollout.prompt_ids_BP[rows_B], rollout.response_ids_BR[rows_B]], dim=1).gather(1, column_BS)
+    return MicroBatch(rollout, rows_B, ids_BS, state_N, token_N)

@@ -1,1 +1,0 @@
-"""What a person reads on screen: lines and tables, help, numbers, short names."""

@@ -1,0 +1,1 @@
+"""Training: settings are checked, objects are built, and a LightningModule of the regime is fitted."""

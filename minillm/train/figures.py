@@ -1,0 +1,58 @@
+"""Figures of a rollout that are logged beside its losses.
+
+Axes: B rows, R response positions, N counted tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from minillm.common.types import Rollout
+from minillm.objectives import Objective, TokenLoss
+from minillm.parallel import Group
+
+
+def rollout_figures(rollout: Rollout, stop_ids: Sequence[int], seconds: float) -> dict[str, float]:
+    """Of the whole rollout, which took so many seconds."""
+    mask_BR = rollout.response_mask_BR
+    n_tokens = int(mask_BR.sum())
+    gap = (rollout.student_logprobs_BR - rollout.teacher_logprobs_BR)[mask_BR]
+    last_B = rollout.response_ids_BR.gather(1, mask_BR.sum(-1, keepdim=True) - 1).squeeze(1)
+    stops = torch.tensor(stop_ids, device=last_B.device)
+    return {
+        "rollout/length": n_tokens / len(rollout),
+        "rollout/truncated": (~torch.isin(last_B, stops)).float().mean().item(),
+        # log q - log p of tokens drawn from the mixture: an estimate that alpha > 0 biases; val/ has the exact one.
+        "rollout/reverse_kl_sampled": gap.mean().item(),
+        # Draws that rounding may turn; see Rollout.near_edge_BR.
+        "rollout/near_edge": rollout.near_edge_BR[mask_BR].float().mean().item(),
+        "time/tokens_per_second": n_tokens / seconds,
+    }
+
+
+class Watched:
+    """An objective, of which each call leaves log q(y) now minus log q(y) at sampling, [N], in `gaps`."""
+
+    def __init__(self, objective: Objective, gaps: list[Tensor]):
+        self._objective, self._gaps, self.needs = objective, gaps, objective.needs
+
+    def token_loss(self, student_NV: Tensor, teacher_NV: Tensor | None, ids_N: Tensor, constants) -> TokenLoss | Tensor:
+        logprobs_N = student_NV.detach().gather(-1, ids_N.unsqueeze(-1)).squeeze(-1)
+        self._gaps.append(logprobs_N - constants["old_logprobs"])
+        return self._objective.token_loss(student_NV, teacher_NV, ids_N, constants)
+
+
+def log_ratio(gaps: Sequence[Tensor], group: Group) -> dict[str, float]:
+    """Mean and largest of log q(update) - log q(rollout), nats, over the tokens of the first optimizer step, where the
+    weights are still those of the rollout: rounding, and nothing else.
+
+    Args:
+        gaps: this rank's, [N] each.
+    """
+    sums = group.total({"gap": sum(float(each.sum()) for each in gaps), "tokens": sum(map(len, gaps))})
+    largest = group.join([max((float(each.abs().max()) for each in gaps if len(each)), default=0.0)])
+    name = "rollout/log_ratio_first_step"
+    return {name: sums["gap"] / max(1, sums["tokens"]), f"{name}_max": max(largest)}
