@@ -1,6 +1,7 @@
 """The `reference` preset against numbers of the published functions (origin: tests/golden/README.md)."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -121,3 +122,5 @@ def test_the_regulariser_and_its_gradient(road, case):
     torch.testing.assert_close(output.loss, tensors["pt_loss"], **CLOSE)
     output.loss.backward()
     torch.testing.assert_close(logits.grad, tensors["grad_lm_logits"], **CLOSE)
+    scaled = road(replace(regulariser, coefficient=0.3), *sides, tensors["lm_labels"][counted], normaliser=n_tokens)
+    torch.testing.assert_close(scaled.loss, 0.3 * tensors["pt_loss"], **CLOSE)
