@@ -32,6 +32,18 @@ def place(tmp_path_factory):
     return tmp_path_factory.mktemp("place")
 
 
+def test_the_commands_in_short(place, world, overrides):
+    small = ["start.steps=0", "regime.max_steps=2", "callbacks.validation.every=null", "logger=csv", "run.name=short"]
+    done = call("train.py", *overrides, *small, cwd=place)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert json.loads((place / "runs" / "short" / "metrics.json").read_text())["steps"] == 2
+    arguments = ["models=[runs/short/student]", f"data.files=[{world}/val.jsonl]", "seeds=[1]", "max_new_tokens=4"]
+    measured = call("evaluate.py", *arguments, "run.name=measured", cwd=place)
+    assert measured.returncode == 0, measured.stderr[-3000:]
+    assert (place / "runs" / "measured" / "report" / "index.html").exists()
+
+
+@pytest.mark.slow
 def test_train_then_evaluate(place, world, overrides):
     run = place / "runs" / "tiny"
     done = call(

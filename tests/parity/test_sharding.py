@@ -20,6 +20,8 @@ from minillm.rollout.consistency import check_consistency
 from tests.conftest import make_model
 from tests.helpers import prompt_batch
 
+pytestmark = pytest.mark.slow
+
 HALF = ("llama", "qwen3", "opt", "gpt2", "mixtral")
 CHECKED = {"rows": HALF, "layers": ("llama", "qwen3", "opt")}  # by what the mesh divides
 MODES = ("sampled", "greedy")
