@@ -1,45 +1,38 @@
 """The pre-training corpus of L_PT: documents, tokenised, eos after each, packed into blocks that are read from disk.
 
-A folder of the cache, named by content and settings, holds `tokens.bin`, the ids of the whole corpus in order, and
-`manifest.json`, how far it is. Blocks are rows of that file, so one cache serves every block size, and neither the
-number of workers nor a kill in between changes a token.
+The ids of the whole corpus lie in one file of the cache, named by content and settings. Blocks are rows of that file,
+so one cache serves every block size.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import os
 import tempfile
-import time
 from collections.abc import Iterator
-from contextlib import closing
-from dataclasses import asdict, dataclass
-from itertools import islice
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+import datasets
 import numpy as np
+import tokenizers
 import torch
+from datasets.exceptions import DatasetGenerationError
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from minillm.common.console import say
 from minillm.common.errors import DataError
-from minillm.common.files import write_whole
 from minillm.common.lock import locked
 from minillm.data.documents import PIECE, Documents
 from minillm.data.order import rows_at
-from minillm.data.tokenise import batches, encode_all, usable_cores
-from minillm.data.worker import Batch, portable
 from minillm.models.gguf import cache_dir
 
-log = logging.getLogger(__name__)
-
-_FORMAT = 2  # of the cache; another number makes all caches anew
-_COMMIT = 2**24  # characters after which what is done survives a kill
-_SAY = 30  # seconds between two lines about a long build
+_FORMAT = 3  # of the cache; another number makes all caches anew
+_BATCH = 16  # pieces of text that are tokenised at a time
+_LARGE = 500  # pieces from which on progress is shown: some seconds
 
 
 @dataclass(frozen=True)
@@ -51,9 +44,8 @@ class Corpus:
     def digest(self) -> str:
         """Hash of its size and of a thousand blocks spread over it."""
         some = self.blocks_NL[:: max(1, len(self.blocks_NL) // 1000)]
-        return hashlib.sha256(f"{self.blocks_NL.shape}".encode() + np.ascontiguousarray(some).tobytes()).hexdigest()[
-            :24
-        ]
+        content = f"{self.blocks_NL.shape}".encode() + np.ascontiguousarray(some).tobytes()
+        return hashlib.sha256(content).hexdigest()[:24]
 
     def batch(self, seed: int, step: int, size: int) -> Tensor:
         """[size, L] int64: the blocks of optimizer step `step`, in an order that is shuffled anew each pass."""
@@ -80,106 +72,140 @@ def build_corpus(
             cache cannot be written.
     """
     dtype = np.dtype("<u2" if n_vocab <= 2**16 else "<i4")
-    core = portable(tokenizer)
-    folder = cache_dir() / "corpus" / _key(documents, tokenizer, core, n_vocab)
-    progress = _progress(folder, dtype)
-    if not progress.complete:
+    encoder = _Encoder(tokenizer)
+    key = [_FORMAT, PIECE, documents.digest(), encoder.serialised, tokenizer.eos_token_id, n_vocab]
+    folder = cache_dir() / "corpus" / hashlib.sha256(json.dumps(key).encode()).hexdigest()[:24]
+    file = folder / "tokens.bin"
+    if not file.exists():
         try:
             folder.mkdir(parents=True, exist_ok=True)
             with locked(folder / "lock", _busy):
-                progress = _progress(folder, dtype)
-                if not progress.complete:
-                    stream = batches(islice(documents.pieces(), progress.pieces, None))
-                    encoded = encode_all(core, tokenizer.eos_token_id, stream, workers or usable_cores())
-                    progress = _write(folder, progress, encoded, dtype, n_vocab=n_vocab, source=documents.source)
+                if not file.exists():
+                    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+                        ids = _tokenised(documents, encoder, Path(scratch), workers or _usable_cores())
+                        _write(file, ids, dtype, n_vocab, documents.source)
         except OSError as error:
             raise DataError(
                 f"{folder}: cannot be written ({error}); set MINILLM_CACHE to a directory that can, with "
                 f"{dtype.itemsize} bytes for a token of the corpus"
             ) from error
-    n_blocks = progress.tokens // block_size
+    n_tokens = file.stat().st_size // dtype.itemsize
+    n_blocks = n_tokens // block_size
     if n_blocks == 0:
         raise DataError(
-            f"{documents.source}: {progress.tokens} tokens do not fill one block of {block_size}; use a larger "
+            f"{documents.source}: {n_tokens} tokens do not fill one block of {block_size}; use a larger "
             "data.corpus_file, a smaller data.block_size, or regulariser=none"
         )
-    return Corpus(np.memmap(folder / "tokens.bin", dtype, mode="r", shape=(n_blocks, block_size)))
+    return Corpus(np.memmap(file, dtype, mode="r", shape=(n_blocks, block_size)))
 
 
-@dataclass(frozen=True)
-class _Progress:
-    """What `manifest.json` holds: pieces of text that are done, and tokens in the file that come from them."""
+class _Encoder:
+    """Pieces of text to ids, eos after each document; can be sent to another process. Control tokens that are written
+    in a text stay text."""
 
-    pieces: int = 0
-    tokens: int = 0
-    complete: bool = False
+    def __init__(self, tokenizer: PreTrainedTokenizerBase):
+        self.eos, self._slow, self._core = tokenizer.eos_token_id, None, None
+        if tokenizer.is_fast:
+            core = tokenizers.Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+            core.no_truncation()
+            core.no_padding()
+            self.serialised = core.to_str()
+        else:
+            self._slow = tokenizer
+            with tempfile.TemporaryDirectory() as folder:
+                self.serialised = [Path(file).read_bytes().hex() for file in sorted(tokenizer.save_pretrained(folder))]
+
+    def __getstate__(self) -> dict:
+        return vars(self) | {"_core": None}
+
+    def __call__(self, batch: dict) -> dict:
+        rows = self._slow_ids(batch["text"]) if self._slow is not None else self._fast_ids(batch["text"])
+        ends = [[self.eos] if last else [] for last in batch["last"]]
+        return {"ids": [row + end for row, end in zip(rows, ends, strict=True)]}
+
+    def _fast_ids(self, texts: list[str]) -> list[list[int]]:
+        if self._core is None:  # in each process: the serialised form does not hold the setting
+            self._core = tokenizers.Tokenizer.from_str(self.serialised)
+            self._core.encode_special_tokens = True
+        return [each.ids for each in self._core.encode_batch_fast(texts, add_special_tokens=False)]
+
+    def _slow_ids(self, texts: list[str]) -> list[list[int]]:
+        tokenizer, options = self._slow, dict(add_special_tokens=False, verbose=False)
+        # The token for what is unknown is none, unless it ends a text too.
+        name = tokenizer.unk_token
+        control = set(tokenizer.all_special_ids) - ({tokenizer.unk_token_id} - {self.eos})
+        rows = tokenizer(texts, **options)["input_ids"]
+        for at, row in enumerate(rows):
+            written = name is not None and name in texts[at]
+            if written or not control.isdisjoint(row):  # in other texts it would split other added tokens too
+                rows[at] = tokenizer(texts[at], split_special_tokens=True, **options)["input_ids"]
+        return rows
 
 
-def _key(documents: Documents, tokenizer: PreTrainedTokenizerBase, core: Any, n_vocab: int) -> str:
-    if tokenizer.is_fast:
-        serialised = core.to_str()
-    else:
-        with tempfile.TemporaryDirectory() as folder:
-            serialised = [Path(file).read_bytes().hex() for file in sorted(tokenizer.save_pretrained(folder))]
-    parts = [_FORMAT, PIECE, documents.digest(), serialised, tokenizer.eos_token_id, n_vocab]
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:24]
+def _tokenised(documents: Documents, encoder: _Encoder, folder: Path, workers: int) -> Iterator[np.ndarray]:
+    """The ids of the corpus in parts, by `datasets`: text and ids are Arrow files in the folder."""
+
+    def rows() -> Iterator[dict]:
+        for text, last in documents.pieces():
+            yield {"text": text, "last": last}
+
+    if next(documents.pieces(), None) is None:
+        return
+    features = datasets.Features({"text": datasets.Value("string"), "last": datasets.Value("bool")})
+    with _own_errors(documents.source):
+        datasets.disable_progress_bars()
+        pieces = datasets.Dataset.from_generator(
+            rows, features=features, cache_dir=str(folder), fingerprint="pieces", writer_batch_size=_BATCH
+        )
+        if len(pieces) > _LARGE:
+            datasets.enable_progress_bars()
+        encoded = pieces.map(
+            encoder,
+            batched=True,
+            batch_size=_BATCH,
+            writer_batch_size=_BATCH,
+            num_proc=min(workers, -(-len(pieces) // _BATCH)) if len(pieces) > _BATCH and workers > 1 else None,
+            remove_columns=["text", "last"],
+            features=datasets.Features({"ids": datasets.List(datasets.Value("int32"))}),
+            cache_file_name=str(folder / "ids.arrow"),
+            new_fingerprint="ids",
+            desc=f"Tokenising {documents.source}",
+        )
+    for table in encoded.with_format("arrow").iter(_BATCH):
+        yield table["ids"].combine_chunks().flatten().to_numpy()
 
 
-def _progress(folder: Path, dtype: np.dtype) -> _Progress:
-    """How much of the cache is done; nothing if its files do not fit together."""
-    manifest, file = folder / "manifest.json", folder / "tokens.bin"
-    if not (manifest.exists() and file.exists()):
-        return _Progress()
+@contextmanager
+def _own_errors(source: str) -> Iterator[None]:
+    """Our own errors come out of `datasets` as they are; of a process that was killed, one message."""
     try:
-        progress = _Progress(**json.loads(manifest.read_text()))
-        spare = file.stat().st_size - progress.tokens * dtype.itemsize
-    except (ValueError, TypeError):
-        spare = -1
-    # An unfinished file may be longer: what came after the last commit is written again.
-    if spare == 0 or (spare > 0 and not progress.complete):
-        return progress
-    log.warning("%s is damaged; the corpus is tokenised anew.", folder)
-    return _Progress()
+        yield
+    except DatasetGenerationError as error:
+        raise (error.__cause__ or error) from None
+    except RuntimeError as error:
+        raise DataError(
+            f"{source}: a process that tokenises ended ({error}); if memory ran out, lower data.workers"
+        ) from error
 
 
-def _write(
-    folder: Path,
-    done: _Progress,
-    encoded: Iterator[tuple[Batch, np.ndarray]],
-    dtype: np.dtype,
-    *,
-    n_vocab: int,
-    source: str,
-) -> _Progress:
-    """Append the batches that follow `done`. Ids reach the disk before the manifest that counts them."""
-    if done == _Progress():
-        (folder / "tokens.bin").unlink(missing_ok=True)  # a reader may have the damaged one mapped
-    pieces, tokens, since, began, said = done.pieces, done.tokens, 0, time.monotonic(), time.monotonic()
-    with open(folder / "tokens.bin", "ab") as file, closing(encoded):
-        file.truncate(tokens * dtype.itemsize)
-        for batch, ids_N in encoded:
-            largest = int(ids_N.max(initial=0))
-            if largest >= n_vocab:
-                raise DataError(f"{source}: token {largest} is outside the shared vocabulary of {n_vocab} rows")
-            file.write(ids_N.astype(dtype).tobytes())
-            pieces, tokens = pieces + len(batch), tokens + len(ids_N)
-            since += sum(len(text) for text, _ in batch)
-            if since >= _COMMIT:
-                _commit(folder, file, _Progress(pieces, tokens))
-                since = 0
-            if time.monotonic() - said > _SAY:
-                said = time.monotonic()
-                rate = (tokens - done.tokens) / (said - began)
-                say(f"Tokenising {source}: {tokens / 1e6:,.1f} M tokens, {rate / 1e6:.2f} M a second")
-        done = _Progress(pieces, tokens, complete=True)
-        _commit(folder, file, done)
-    return done
+def _write(file: Path, parts: Iterator[np.ndarray], dtype: np.dtype, n_vocab: int, source: str) -> None:
+    """All ids, aside and then renamed."""
+    with tempfile.NamedTemporaryFile(dir=file.parent, delete=False) as out:
+        try:
+            for ids_N in parts:
+                if (largest := int(ids_N.max(initial=0))) >= n_vocab:
+                    raise DataError(f"{source}: token {largest} is outside the shared vocabulary of {n_vocab} rows")
+                out.write(ids_N.astype(dtype).tobytes())
+            out.flush()
+            os.fsync(out.fileno())
+        except BaseException:
+            os.unlink(out.name)
+            raise
+    os.replace(out.name, file)
 
 
-def _commit(folder: Path, file, progress: _Progress) -> None:
-    file.flush()
-    os.fsync(file.fileno())
-    write_whole(folder / "manifest.json", json.dumps(asdict(progress)) + "\n")
+def _usable_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _busy(note: str) -> None:
