@@ -31,7 +31,7 @@ def planned(shapes: tuple[Architecture, Architecture], rows: int, tokens: int, b
 
     from minillm.objectives import MiniLLM, PretrainLoss
     from minillm.objectives.linear_loss import LinearLoss
-    from minillm.plan import Blueprint, Case, measure
+    from minillm.planning import Blueprint, Case, measure
     from minillm.rollout import Sampler
     from minillm.train.optim import Optim
 

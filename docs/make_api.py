@@ -2,6 +2,7 @@
 
 import inspect
 import re
+import textwrap
 from pathlib import Path
 
 import minillm
@@ -51,8 +52,9 @@ def _markdown(text: str) -> str:
     for block in text.split("\n\n"):
         head, _, rest = block.partition("\n")
         if re.fullmatch(r"[A-Z][^.]*:", head) and rest.startswith("    "):
-            items = re.sub(r"\n {5,}", " ", rest)
-            parts.append(f"**{head}**\n\n" + "\n".join(f"- {each.strip()}" for each in items.splitlines()))
+            items = re.sub(r"\n {5,}", " ", rest).splitlines()
+            lines = (textwrap.fill(f"- {each.strip()}", 100, subsequent_indent="  ") for each in items)
+            parts.append(f"**{head}**\n\n" + "\n".join(lines))
         else:
             parts.append(block)
     return "\n\n".join(parts)

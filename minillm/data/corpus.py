@@ -8,18 +8,18 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import datasets
 import numpy as np
 import tokenizers
 import torch
-from datasets.exceptions import DatasetGenerationError
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
@@ -29,6 +29,8 @@ from minillm.common.lock import locked
 from minillm.data.documents import PIECE, Documents
 from minillm.data.order import rows_at
 from minillm.models.gguf import cache_dir
+
+log = logging.getLogger(__name__)
 
 _FORMAT = 3  # of the cache; another number makes all caches anew
 _BATCH = 16  # pieces of text that are tokenised at a time
@@ -75,21 +77,21 @@ def build_corpus(
     encoder = _Encoder(tokenizer)
     key = [_FORMAT, PIECE, documents.digest(), encoder.serialised, tokenizer.eos_token_id, n_vocab]
     folder = cache_dir() / "corpus" / hashlib.sha256(json.dumps(key).encode()).hexdigest()[:24]
-    file = folder / "tokens.bin"
-    if not file.exists():
+    made = _made(folder, dtype)
+    if made is None:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             with locked(folder / "lock", _busy):
-                if not file.exists():
-                    with tempfile.TemporaryDirectory(dir=folder) as scratch:
-                        ids = _tokenised(documents, encoder, Path(scratch), workers or _usable_cores())
-                        _write(file, ids, dtype, n_vocab, documents.source)
+                if (made := _made(folder, dtype)) is None:
+                    _clear(folder)
+                    ids = _tokenised(documents, encoder, folder / "scratch", workers or _usable_cores())
+                    made = _write(folder, ids, dtype, n_vocab, documents.source)
         except OSError as error:
             raise DataError(
                 f"{folder}: cannot be written ({error}); set MINILLM_CACHE to a directory that can, with "
                 f"{dtype.itemsize} bytes for a token of the corpus"
             ) from error
-    n_tokens = file.stat().st_size // dtype.itemsize
+    file, n_tokens = made
     n_blocks = n_tokens // block_size
     if n_blocks == 0:
         raise DataError(
@@ -97,6 +99,23 @@ def build_corpus(
             "data.corpus_file, a smaller data.block_size, or regulariser=none"
         )
     return Corpus(np.memmap(file, dtype, mode="r", shape=(n_blocks, block_size)))
+
+
+def _made(folder: Path, dtype: np.dtype) -> tuple[Path, int] | None:
+    """The file of ids and how many there are, which its name says; None where there is none, or a damaged one."""
+    for file in folder.glob("*.tokens"):
+        if file.stat().st_size == int(file.stem) * dtype.itemsize:
+            return file, int(file.stem)
+        log.warning("%s is damaged; the corpus is tokenised anew.", file)
+    return None
+
+
+def _clear(folder: Path) -> None:
+    """Remove damaged files, and what a build that was killed has left."""
+    for file in folder.glob("*.tokens"):
+        file.unlink()  # a reader may have it mapped
+    shutil.rmtree(folder / "scratch", ignore_errors=True)
+    (folder / "scratch").mkdir()
 
 
 class _Encoder:
@@ -151,26 +170,33 @@ def _tokenised(documents: Documents, encoder: _Encoder, folder: Path, workers: i
 
     if next(documents.pieces(), None) is None:
         return
+    import datasets  # takes a second
+
     features = datasets.Features({"text": datasets.Value("string"), "last": datasets.Value("bool")})
+    quiet = datasets.are_progress_bars_disabled()
     with _own_errors(documents.source):
-        datasets.disable_progress_bars()
-        pieces = datasets.Dataset.from_generator(
-            rows, features=features, cache_dir=str(folder), fingerprint="pieces", writer_batch_size=_BATCH
-        )
-        if len(pieces) > _LARGE:
-            datasets.enable_progress_bars()
-        encoded = pieces.map(
-            encoder,
-            batched=True,
-            batch_size=_BATCH,
-            writer_batch_size=_BATCH,
-            num_proc=min(workers, -(-len(pieces) // _BATCH)) if len(pieces) > _BATCH and workers > 1 else None,
-            remove_columns=["text", "last"],
-            features=datasets.Features({"ids": datasets.List(datasets.Value("int32"))}),
-            cache_file_name=str(folder / "ids.arrow"),
-            new_fingerprint="ids",
-            desc=f"Tokenising {documents.source}",
-        )
+        try:
+            datasets.disable_progress_bars()
+            pieces = datasets.Dataset.from_generator(
+                rows, features=features, cache_dir=str(folder), fingerprint="pieces", writer_batch_size=_BATCH
+            )
+            if len(pieces) > _LARGE and not quiet:
+                datasets.enable_progress_bars()
+            encoded = pieces.map(
+                encoder,
+                batched=True,
+                batch_size=_BATCH,
+                writer_batch_size=_BATCH,
+                num_proc=min(workers, -(-len(pieces) // _BATCH)) if len(pieces) > _BATCH and workers > 1 else None,
+                remove_columns=["text", "last"],
+                features=datasets.Features({"ids": datasets.List(datasets.Value("int32"))}),
+                cache_file_name=str(folder / "ids.arrow"),
+                new_fingerprint="ids",
+                desc=f"Tokenising {documents.source}",
+            )
+        finally:
+            if not quiet:
+                datasets.enable_progress_bars()
     for table in encoded.with_format("arrow").iter(_BATCH):
         yield table["ids"].combine_chunks().flatten().to_numpy()
 
@@ -178,6 +204,8 @@ def _tokenised(documents: Documents, encoder: _Encoder, folder: Path, workers: i
 @contextmanager
 def _own_errors(source: str) -> Iterator[None]:
     """Our own errors come out of `datasets` as they are; of a process that was killed, one message."""
+    from datasets.exceptions import DatasetGenerationError
+
     try:
         yield
     except DatasetGenerationError as error:
@@ -188,20 +216,21 @@ def _own_errors(source: str) -> Iterator[None]:
         ) from error
 
 
-def _write(file: Path, parts: Iterator[np.ndarray], dtype: np.dtype, n_vocab: int, source: str) -> None:
-    """All ids, aside and then renamed."""
-    with tempfile.NamedTemporaryFile(dir=file.parent, delete=False) as out:
-        try:
-            for ids_N in parts:
-                if (largest := int(ids_N.max(initial=0))) >= n_vocab:
-                    raise DataError(f"{source}: token {largest} is outside the shared vocabulary of {n_vocab} rows")
-                out.write(ids_N.astype(dtype).tobytes())
-            out.flush()
-            os.fsync(out.fileno())
-        except BaseException:
-            os.unlink(out.name)
-            raise
-    os.replace(out.name, file)
+def _write(folder: Path, parts: Iterator[np.ndarray], dtype: np.dtype, n_vocab: int, source: str) -> tuple[Path, int]:
+    """All ids, aside and then renamed: the file, and how many they are."""
+    aside, n_tokens = folder / "scratch" / "tokens", 0
+    with open(aside, "xb") as out:
+        for ids_N in parts:
+            if (largest := int(ids_N.max(initial=0))) >= n_vocab:
+                raise DataError(f"{source}: token {largest} is outside the shared vocabulary of {n_vocab} rows")
+            out.write(ids_N.astype(dtype).tobytes())
+            n_tokens += len(ids_N)
+        out.flush()
+        os.fsync(out.fileno())
+    file = folder / f"{n_tokens}.tokens"
+    os.replace(aside, file)
+    shutil.rmtree(folder / "scratch")
+    return file, n_tokens
 
 
 def _usable_cores() -> int:

@@ -45,8 +45,8 @@ class Side(NamedTuple):
 @dataclass(frozen=True)
 class LinearLoss:
     """The config group `linear_loss`. `chunk_mb`: memory of one chunk's logits in MiB; at most eight such tensors
-    live at a time. None takes the plain road; in a config `auto` stands for a number, see `planning.AutoSizes`. Logits
-    must be finite, as a linear head gives them."""
+    live at a time. None takes the plain road; in a config `auto` stands for a number, see `train.preview.AutoSizes`.
+    Logits must be finite, as a linear head gives them."""
 
     chunk_mb: float | Literal["auto"] | None = 64.0
 

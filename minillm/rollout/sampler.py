@@ -16,7 +16,7 @@ from minillm.rollout.decoding import decode
 class Sampler:
     """The config group `sampler`. `alpha` is the teacher's share in p~ = alpha p + (1 - alpha) q (paper, section 2.2;
     0 samples from the student alone); lengths in tokens; `batch_size` rows are decoded at a time (in a config `auto`
-    stands for a number, see `planning.AutoSizes`)."""
+    stands for a number, see `train.preview.AutoSizes`)."""
 
     alpha: float = 0.2
     temperature: float = 1.0

@@ -16,6 +16,7 @@ from minillm.common.checks import construct
 from minillm.common.console import say
 from minillm.common.errors import ConfigError
 from minillm.common.files import write_whole
+from minillm.common.loggers import MetricsCSV
 from minillm.common.machine import choose_precision, usable_memory
 from minillm.common.read import read_json, read_settings
 from minillm.common.saved import CheckpointFile, checkpoints_in, newest_good
@@ -24,11 +25,9 @@ from minillm.data import PromptSet, read_documents
 from minillm.data.datamodule import DistillationDataModule, SupervisedDataModule
 from minillm.models import ModelPair, Pair
 from minillm.parallel import agree, barrier, check_shared, environment, lightning_strategy, on_first
-from minillm.plan import AutoSizes
 from minillm.train import preview as preflight
 from minillm.train.callbacks import Interruption
 from minillm.train.loaded import check_lengths, check_monitor, check_split
-from minillm.train.loggers import MetricsCSV
 from minillm.train.on_policy import OnPolicyDistillation
 from minillm.train.regime import Supervised
 from minillm.train.resume import (
@@ -154,10 +153,10 @@ def _go_on_from(run_dir: Path, plain: dict, numbers: dict[str, str]) -> Path | N
 
 def _sizes(
     before: Path | None, settings: Settings, pair: Pair, train: PromptSet, precision: str, device: torch.device
-) -> AutoSizes:
+) -> preflight.AutoSizes:
     """What `auto` stands for here; in a run that goes on what it stood for `before`, so that it rounds as it did."""
     if before and (stored := read_json(before / SIZES, BACK)):
-        return AutoSizes.of(stored, before / SIZES)
+        return preflight.AutoSizes.of(stored, before / SIZES)
     memory = None if device.type == "cpu" else usable_memory(device)
     return preflight.choose_sizes(settings, pair, train, precision, memory)
 

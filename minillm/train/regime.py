@@ -15,7 +15,7 @@ class OnPolicy:
     epochs, 5,000 optimizer steps).
 
     `microbatch_tokens` (rows times columns) and at most `microbatch_size` rows go through the models at a time; they
-    change nothing but rounding (in a config `auto` stands for a number, see `planning.AutoSizes`). teacher_states:
+    change nothing but rounding (in a config `auto` stands for a number, see `train.preview.AutoSizes`). teacher_states:
     `keep` the teacher's hidden states of a rollout (tokens x width numbers), so that inner epochs need its head only,
     or `recompute` them by a forward pass in each.
     """

@@ -186,6 +186,33 @@ def test_a_second_build_waits_for_the_first_and_takes_over_where_that_was_killed
     assert torch.equal(torch.from_numpy(made[0].blocks_NL.astype(np.int64)), packed(lines(file), tokenizer, 7))
 
 
+@pytest.mark.parametrize("damage", ["short", "long", "gone"])
+def test_a_damaged_cache_is_made_anew(file, tokenizer, damage):
+    tokens = build(file, tokenizer).blocks_NL.filename
+    right = tokens.read_bytes()
+    if damage == "gone":
+        tokens.unlink()
+    else:
+        tokens.write_bytes(right[:-2] if damage == "short" else right + b"\0\0")
+    assert build(file, tokenizer).blocks_NL.filename.read_bytes() == right
+
+
+def test_a_build_that_failed_leaves_nothing_in_the_way(file, tokenizer, own_cache, monkeypatch):
+    monkeypatch.setattr("minillm.data.corpus.os.fsync", lambda _: (_ for _ in ()).throw(OSError("no space")))
+    with pytest.raises(DataError, match="no space"):
+        build(file, tokenizer)
+    monkeypatch.undo()
+    monkeypatch.setenv("MINILLM_CACHE", str(own_cache.parent))
+    tokens = build(file, tokenizer).blocks_NL.filename
+    assert sorted(each.name for each in tokens.parent.iterdir()) == [tokens.name, "lock"]
+
+
+def test_a_process_that_dies_is_one_message(file, tokenizer, monkeypatch):
+    monkeypatch.setattr(corpus._Encoder, "__call__", lambda self, batch: os._exit(9))
+    with pytest.raises(DataError, match="c.jsonl: a process that tokenises ended .*lower data.workers"):
+        build(file, tokenizer, workers=2)
+
+
 def test_a_broken_line_far_down_is_named(file, tokenizer, monkeypatch):
     monkeypatch.setattr("minillm.data.documents._CHECKED", 100)
     file.write_text(file.read_text() + "{\n")

@@ -5,7 +5,7 @@ import csv
 import pytest
 
 from minillm.common.errors import ConfigError
-from minillm.train.loggers import STEP, MetricsCSV, wandb_logger, wandb_offline
+from minillm.common.loggers import STEP, MetricsCSV, wandb_logger, wandb_offline
 
 
 def read(file):

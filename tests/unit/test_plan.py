@@ -7,12 +7,12 @@ import pytest
 import yaml
 from transformers import AutoModelForCausalLM, Lfm2Config, MambaConfig, MixtralConfig, Qwen3MoeConfig, T5Config
 
+from minillm import plan as module
 from minillm.common.errors import ConfigError, ModelError
 from minillm.common.numbers import duration
 from minillm.parallel import Parallel
-from minillm.plan import command as module
-from minillm.plan import measure, page
-from minillm.plan.command import check_plan, make_plan
+from minillm.plan import check_plan, make_plan
+from minillm.planning import measure, page
 from tests.conf.test_compose import CONF, composed, settings
 from tests.conftest import make_model
 

@@ -13,7 +13,7 @@ from minillm.models import Architecture, LanguageModel, RollingCache
 from minillm.objectives import MiniLLM, PretrainLoss
 from minillm.objectives.linear_loss import LinearLoss, Side
 from minillm.parallel import Parallel
-from minillm.plan import Blueprint, Case, fake_device, largest, measure
+from minillm.planning import Blueprint, Case, fake_device, largest, measure
 from minillm.rollout import Sampler, decode, prepared
 from minillm.rollout.micro_batch import micro_batches
 from minillm.train.optim import Optim

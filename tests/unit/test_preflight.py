@@ -12,7 +12,7 @@ import torch
 from minillm.common.seeding import row_uniforms, seed_for
 from minillm.data import Corpus, Record, Sources, rows_at
 from minillm.models import LanguageModel, Lora, ModelPair, pair_of, solo
-from minillm.plan import Memory
+from minillm.planning import Memory
 from minillm.rollout import Sampler
 from minillm.train.preview import Work, agreement, collect, show, write
 from minillm.train.regime import OnPolicy, Supervised

@@ -9,7 +9,7 @@ from minillm.common.errors import ConfigError, ModelError
 from minillm.models import Checkpoint, LanguageModel, ModelPair, PrunedTeacher
 from minillm.models import checkpoint as checkpoint_module
 from minillm.models.quantise import quantisation
-from minillm.plan.command import check_plan
+from minillm.plan import check_plan
 from minillm.train.settings import check_config
 from tests.conf.test_compose import composed
 from tests.conftest import make_model, make_tokenizer

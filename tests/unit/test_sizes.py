@@ -5,10 +5,10 @@ import torch
 
 from minillm.common.errors import ConfigError
 from minillm.parallel import Parallel
-from minillm.plan import CPU, Memory, choose, measure
-from minillm.plan.command import make_plan
-from minillm.plan.sizes import LEAST, MOST, SHARE
+from minillm.plan import make_plan
+from minillm.planning import Memory, measure
 from minillm.train.preview import case_of, choose_sizes
+from minillm.train.preview.sizes import CPU, LEAST, MOST, SHARE, choose
 from tests.conf.test_compose import settings
 from tests.conftest import make_pair
 from tests.unit.test_plan import SMALL, TRAINED, question

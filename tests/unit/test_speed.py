@@ -7,7 +7,7 @@ import pytest
 from minillm.common.errors import ConfigError
 from minillm.objectives import PretrainLoss
 from minillm.parallel import Parallel
-from minillm.plan import Rates, Sizes, speed
+from minillm.planning import Rates, Sizes, speed
 from minillm.rollout import Sampler
 from tests.unit.test_planning import FAMILIES, case_of
 

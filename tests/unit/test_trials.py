@@ -11,7 +11,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf, open_dict
 
-import minillm.train.loggers
+import minillm.common.loggers
 from minillm.common.changes import flat
 from minillm.common.stored import resolved
 from minillm.experiments import trials
@@ -94,10 +94,10 @@ def test_a_trial_is_a_run_of_wandb_in_the_group_of_its_sweep(job, tmp_path, monk
         def __init__(self, **kwargs):
             seen.update(kwargs)
 
-    monkeypatch.setattr(minillm.train.loggers, "WandbLogger", Logger)
+    monkeypatch.setattr(minillm.common.loggers, "WandbLogger", Logger)
     node = OmegaConf.to_container(cfg.logger)
     node.pop("_target_")
-    minillm.train.loggers.wandb_logger(run_dir=tmp_path, name=cfg.run.name, settings={}, **node)
+    minillm.common.loggers.wandb_logger(run_dir=tmp_path, name=cfg.run.name, settings={}, **node)
     assert seen["group"] == "alpha" and seen["name"] == "alpha/sampler.alpha-0.1"
     assert seen["tags"] == ["mine", *overrides, "+data.template_arguments.a=_x, y_"]
     assert tag(long) in tag(long) and len(tag(long)) == 64

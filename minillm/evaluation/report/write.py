@@ -12,6 +12,7 @@ from minillm.common.console import say
 from minillm.common.errors import StorageError
 from minillm.common.files import write_whole
 from minillm.common.labels import seed_name
+from minillm.common.loggers import wandb_logger
 from minillm.common.numbers import is_finite
 from minillm.common.read import RunFiles
 from minillm.evaluation.metrics.figures import FIGURES
@@ -24,7 +25,6 @@ from minillm.evaluation.report.samples import samples_of
 from minillm.evaluation.report.sections import sections_of
 from minillm.evaluation.report.source import Evaluation, Training, read_folder
 from minillm.evaluation.report.tables import table_of, to_latex
-from minillm.train.loggers import wandb_logger
 
 _VALIDATED = {figure.key: figure.name for figure in FIGURES} | {"loss": "Loss on references, nats a token"}
 _COUNTS = ("tokens", "uniform")  # of a validation; not its figures

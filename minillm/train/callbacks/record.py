@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from minillm.common.console import say
 from minillm.common.errors import ModelError, StorageError
 from minillm.common.files import write_whole
+from minillm.common.loggers import STEP, MetricsCSV
 from minillm.common.read import STOPPED
 from minillm.common.saved import damage, load_saved
 from minillm.models.export import export_student
@@ -22,7 +23,6 @@ from minillm.train.callbacks.boundary import find
 from minillm.train.callbacks.checkpoint import Checkpoints
 from minillm.train.callbacks.median import MedianStop
 from minillm.train.callbacks.validation import Validation
-from minillm.train.loggers import STEP, MetricsCSV
 
 
 class RunRecord(L.Callback):

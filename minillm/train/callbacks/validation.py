@@ -13,11 +13,11 @@ from lightning.pytorch.utilities import rank_zero_only
 from minillm.common.console import say, show_figures, show_samples
 from minillm.common.errors import Interrupted, StorageError, check
 from minillm.common.files import write_whole
+from minillm.common.loggers import STEP
 from minillm.evaluation import Answer, answer_prompts, is_uniform, reference_loss, summarise
 from minillm.evaluation.metrics import figures_at
 from minillm.models import LanguageModel
 from minillm.train.callbacks.boundary import BoundaryCallback
-from minillm.train.loggers import STEP
 
 COLUMNS = {
     "reverse_kl": "reverse KL",

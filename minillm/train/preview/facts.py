@@ -14,7 +14,7 @@ from minillm.data.prompts import BEYOND, HELD_OUT, remedies
 from minillm.models import ModelPair, Pair, PrunedTeacher
 from minillm.models.families import text_config
 from minillm.models.vocabulary import Vocabulary
-from minillm.plan import Memory
+from minillm.planning import Memory
 from minillm.rollout.consistency import Consistency
 from minillm.train.preview.agreement import Agreement
 from minillm.train.preview.work import Work

@@ -10,7 +10,8 @@ from minillm.common.errors import ModelError
 from minillm.data import PromptSet
 from minillm.models import Pair
 from minillm.parallel import Parallel
-from minillm.plan import CPU, AutoSizes, Case, Memory, choose, fake_device, left_open, measure
+from minillm.planning import Case, Memory, fake_device, measure
+from minillm.train.preview.sizes import CPU, AutoSizes, case_from, choose, left_open
 from minillm.train.regime import OnPolicy
 from minillm.train.settings import Settings
 
@@ -22,7 +23,7 @@ def case_of(settings: Settings, pair: Pair, *, prompt: int, answer: int, precisi
         prompt, answer: tokens of the longest ones. precision: the trainer's.
     """
     student, teacher = pair.student, pair.teacher
-    return Case.of(
+    return case_from(
         settings,
         (student.config, student.dtype),
         None if teacher is None else (teacher.network.config, teacher.network.dtype),
@@ -34,7 +35,7 @@ def case_of(settings: Settings, pair: Pair, *, prompt: int, answer: int, precisi
 
 
 def choose_sizes(settings: Settings, pair: Pair, train: PromptSet, precision: str, memory: float | None) -> AutoSizes:
-    """What `auto` stands for on this device: on a GPU what fits into its `memory` (GB), see `planning.choose`; on a
+    """What `auto` stands for on this device: on a GPU what fits into its `memory` (GB), see `choose`; on a
     CPU (None), and for a family that cannot be planned, fixed sizes."""
     if memory is None or not left_open(settings):
         return CPU

@@ -7,10 +7,10 @@ from dataclasses import asdict, dataclass
 
 from minillm.common.console import show_facts
 from minillm.common.numbers import duration, millions
-from minillm.plan.case import Case
-from minillm.plan.memory import Memory
-from minillm.plan.networks import Sizes
-from minillm.plan.speed import Rates, Speed
+from minillm.planning.case import Case
+from minillm.planning.memory import Memory
+from minillm.planning.networks import Sizes
+from minillm.planning.speed import Rates, Speed
 
 HEADINGS = ("run", "devices", "strategy", "GB rollout", "GB update", "largest micro-batch", "largest rollout batch",
             "busy in updates", "tokens/s", "time")  # fmt: skip

@@ -6,8 +6,8 @@ import math
 from dataclasses import dataclass, fields
 
 from minillm.common.errors import check
-from minillm.plan.case import Case
-from minillm.plan.networks import Sizes
+from minillm.planning.case import Case
+from minillm.planning.networks import Sizes
 
 
 @dataclass(frozen=True)

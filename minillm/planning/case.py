@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Protocol
 
 import torch
-from transformers import PretrainedConfig
+from torch import nn
 
 from minillm.objectives import Objective, PretrainLoss
 from minillm.objectives.linear_loss import LinearLoss
 from minillm.parallel import Parallel
-from minillm.plan.networks import Blueprint
+from minillm.planning.networks import Blueprint
 from minillm.rollout import Sampler
-from minillm.train.optim import Optim
-from minillm.train.regime import OnPolicy
-from minillm.train.settings import Settings
 
-Network = tuple[PretrainedConfig, torch.dtype]  # with the type of its weights as they are loaded
+
+class BuildsOptimizers(Protocol):
+    """What of the settings of an optimizer is needed here."""
+
+    def build(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer: ...
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,7 @@ class Case:
     objective: Objective
     regulariser: PretrainLoss
     linear_loss: LinearLoss
-    optim: Optim
+    optim: BuildsOptimizers
     sampler: Sampler
     prompt: int
     answer: int
@@ -53,43 +55,6 @@ class Case:
     offload: bool = False
     half: bool = False
     layout: Parallel = field(default_factory=Parallel)
-
-    @classmethod
-    def of(
-        cls,
-        settings: Settings,
-        student: Network,
-        teacher: Network | None,
-        *,
-        prompt: int,
-        answer: int,
-        offload: bool,
-        half: bool,
-    ) -> Case:
-        """The sizes of a run of train.py on one device. The settings say no `auto`, see `AutoSizes.fill`; what they
-        leave open besides is given."""
-        model, regime, regulariser = settings.model, settings.regime, settings.regulariser
-        on_policy = isinstance(regime, OnPolicy)
-        return cls(
-            student=Blueprint(*student, model.attention, model.lora, model.gradient_checkpointing),
-            teacher=None if teacher is None else Blueprint(*teacher, model.attention),
-            objective=settings.objective,
-            regulariser=regulariser,
-            optim=settings.optim,
-            prompt=prompt,
-            answer=answer,
-            block=settings.data.block_size if regulariser.on else 0,
-            rollouts=regime.rollouts if on_policy else 0,
-            minibatch=regime.minibatch_size,
-            keep_states=on_policy and regime.teacher_states == "keep",
-            offload=offload,
-            half=half,
-            **_batches(settings),
-        )
-
-    def sized(self, settings: Settings) -> Case:
-        """With the batches of these settings, which differ from those of the case in nothing else."""
-        return replace(self, **_batches(settings))
 
     def with_layout(self, layout: Parallel) -> Case:
         return replace(self, layout=layout)
@@ -151,15 +116,3 @@ class Case:
     @property
     def teacher_decodes(self) -> bool:
         return self.sampler.alpha > 0
-
-
-def _batches(settings: Settings) -> dict[str, Any]:
-    """What goes through the models at a time."""
-    regime, longest = settings.regime, settings.data.longest
-    tokens = regime.microbatch_tokens if isinstance(regime, OnPolicy) else regime.microbatch_size * longest
-    return dict(
-        sampler=settings.sampler,
-        linear_loss=settings.linear_loss,
-        microbatch_tokens=tokens,
-        microbatch_rows=regime.microbatch_size,
-    )

@@ -12,9 +12,9 @@ from minillm.common.types import Rollout
 from minillm.models import LanguageModel
 from minillm.objectives.linear_loss import Side
 from minillm.parallel import DeviceMesh
-from minillm.plan.case import Case
-from minillm.plan.ledger import Ledger
-from minillm.plan.networks import Sizes, local_bytes, parameters, precision
+from minillm.planning.case import Case
+from minillm.planning.ledger import Ledger
+from minillm.planning.networks import Sizes, local_bytes, parameters, precision
 from minillm.rollout import prepared
 from minillm.rollout.micro_batch import MicroBatch
 

@@ -11,10 +11,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from minillm.common.errors import MinillmError, ModelError, first_line
 from minillm.parallel import DeviceMesh, fake_mesh
-from minillm.plan.case import Case
-from minillm.plan.networks import fake_experts
-from minillm.plan.rollout import FakeRollout
-from minillm.plan.update import FakeUpdate
+from minillm.planning.case import Case
+from minillm.planning.networks import fake_experts
+from minillm.planning.rollout import FakeRollout
+from minillm.planning.update import FakeUpdate
 
 GB = 1e9
 

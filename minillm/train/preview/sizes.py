@@ -1,4 +1,5 @@
-"""What `auto` stands for in settings that change speed and memory, and numbers by no more than rounding."""
+"""The settings of a run as the planner takes them; and what `auto` stands for in settings that change speed and memory,
+and numbers by no more than rounding."""
 
 from __future__ import annotations
 
@@ -7,14 +8,61 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+from transformers import PretrainedConfig
+
 from minillm.common.errors import check
-from minillm.plan.case import Case
-from minillm.plan.memory import Device, Memory
+from minillm.planning import Blueprint, Case, Device, Memory
 from minillm.train.regime import OnPolicy
 from minillm.train.settings import Settings
 
 AUTO = "auto"
 SHARE = 0.8  # of a GPU's memory that a plan may fill: it can be 15% off, and validation is not in it
+Network = tuple[PretrainedConfig, torch.dtype]  # with the type of its weights as they are loaded
+
+
+def case_from(
+    settings: Settings,
+    student: Network,
+    teacher: Network | None,
+    *,
+    prompt: int,
+    answer: int,
+    offload: bool,
+    half: bool,
+) -> Case:
+    """The sizes of a run of train.py on one device. The settings say no `auto`, see `AutoSizes.fill`; what they leave
+    open besides is given."""
+    model, regime, regulariser = settings.model, settings.regime, settings.regulariser
+    on_policy = isinstance(regime, OnPolicy)
+    return Case(
+        student=Blueprint(*student, model.attention, model.lora, model.gradient_checkpointing),
+        teacher=None if teacher is None else Blueprint(*teacher, model.attention),
+        objective=settings.objective,
+        regulariser=regulariser,
+        optim=settings.optim,
+        prompt=prompt,
+        answer=answer,
+        block=settings.data.block_size if regulariser.on else 0,
+        rollouts=regime.rollouts if on_policy else 0,
+        minibatch=regime.minibatch_size,
+        keep_states=on_policy and regime.teacher_states == "keep",
+        offload=offload,
+        half=half,
+        **_batches(settings),
+    )
+
+
+def _batches(settings: Settings) -> dict[str, Any]:
+    """What goes through the models at a time."""
+    regime, longest = settings.regime, settings.data.longest
+    tokens = regime.microbatch_tokens if isinstance(regime, OnPolicy) else regime.microbatch_size * longest
+    return dict(
+        sampler=settings.sampler,
+        linear_loss=settings.linear_loss,
+        microbatch_tokens=tokens,
+        microbatch_rows=regime.microbatch_size,
+    )
 
 
 @dataclass(frozen=True)
@@ -79,7 +127,7 @@ def choose(
     least ones where nothing fits. And what the case then needs, by `memory_of`, see `planning.Device.memory`."""
     sizes = replace(MOST, rows=min(MOST.rows, max(LEAST.rows, case.local_rollouts)))
     while True:
-        found = memory_of(case.sized(sizes.fill(settings)))
+        found = memory_of(replace(case, **_batches(sizes.fill(settings))))
         rollout, update = (sum(phase.values()) > SHARE * memory for phase in (found.rollout, found.update))
         # Where the teacher takes no part in decoding, it scores answers in micro-batches, which belong to the rollout.
         smaller = sizes.smaller(rollout=rollout, update=update or (rollout and not case.teacher_decodes))

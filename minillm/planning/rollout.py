@@ -9,9 +9,9 @@ from transformers import DynamicCache
 
 from minillm.models import LanguageModel, RollingCache
 from minillm.objectives.linear_loss import Side
-from minillm.plan.case import Case
-from minillm.plan.ledger import HALF, Ledger
-from minillm.plan.networks import precision
+from minillm.planning.case import Case
+from minillm.planning.ledger import HALF, Ledger
+from minillm.planning.networks import precision
 from minillm.rollout.decoding import prefills
 from minillm.rollout.draw import Distribution, draw
 

@@ -18,14 +18,15 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from transformers import PretrainedConfig
 
-from minillm import plan as planning
+from minillm import planning
 from minillm.common import cli
 from minillm.common.checks import collect, describe, matches
 from minillm.common.console import say
 from minillm.common.errors import ConfigError
 from minillm.models import Architecture, split_problems
 from minillm.parallel import KINDS, Parallel
-from minillm.plan import Case, Rates, page
+from minillm.planning import Case, Rates, page
+from minillm.train.preview.sizes import CPU, case_from, measure_chosen
 from minillm.train.regime import OnPolicy
 from minillm.train.settings import Settings, check_config
 
@@ -141,8 +142,8 @@ def _case(settings: Settings, configs: dict[str, PretrainedConfig], precision: s
     dtypes = {"student": "float32" if model.dtype == "auto" else weights, "teacher": weights}
     networks = {name: (config, getattr(torch, dtypes[name])) for name, config in configs.items()}
     on_policy = isinstance(settings.regime, OnPolicy)
-    return Case.of(
-        planning.CPU.fill(settings),
+    return case_from(
+        CPU.fill(settings),
         networks["student"],
         networks.get("teacher"),
         prompt=data.max_prompt_tokens,
@@ -223,12 +224,12 @@ def make_plan(question: Question) -> page.Plan:
     budget = whole - question.keys["reserve"]
     for layout in question.layouts:
         with planning.fake_device(question.case.with_layout(layout)) as device:
-            memory = planning.measure_chosen(question.settings, device, whole)
+            memory = measure_chosen(question.settings, device, whole)
             if memory.total <= budget:
                 return _plan(question, device, memory, budget)
             needed[layout] = memory.total
     with planning.fake_device(question.case.with_layout(min(needed, key=needed.get))) as device:
-        return _plan(question, device, planning.measure_chosen(question.settings, device, whole), budget)
+        return _plan(question, device, measure_chosen(question.settings, device, whole), budget)
 
 
 def _plan(question: Question, device: planning.Device, memory: planning.Memory, budget: float) -> page.Plan:
@@ -282,7 +283,7 @@ def print_table(keys: DictConfig, overrides: list[str]) -> None:
                 print(page.line(make_plan(check_plan(cfg))), flush=True)
 
 
-@hydra.main(config_path="../../conf", config_name="plan", version_base="1.3")
+@hydra.main(config_path="../conf", config_name="plan", version_base="1.3")
 @cli.job
 def main(cfg: DictConfig) -> None:
     if cfg.table is True:
