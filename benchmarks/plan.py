@@ -29,18 +29,14 @@ def real(shapes: tuple[Architecture, Architecture], rows: int, tokens: int, budg
 def planned(shapes: tuple[Architecture, Architecture], rows: int, tokens: int, budget: int) -> dict:
     import torch
 
-    from minillm.objectives import MiniLLM, PretrainLoss
-    from minillm.objectives.linear_loss import LinearLoss
-    from minillm.planning import Blueprint, Case, measure
-    from minillm.rollout import Sampler
-    from minillm.train.optim import Optim
+    from minillm.planning import Case, Sizes, measure
 
-    blueprints = [Blueprint(shape.config(), torch.float32) for shape in shapes]
-    sampler = Sampler(alpha=0.2, max_new_tokens=tokens, batch_size=rows)
-    case = Case(
-        *blueprints, MiniLLM(), PretrainLoss(coefficient=0.0), LinearLoss(), Optim(), sampler, prompt=PROMPT,
-        answer=tokens, block=0, rollouts=rows, minibatch=rows, microbatch_tokens=budget,
-    )  # fmt: skip
+    student, teacher = (
+        Sizes.planned(shape.config(), torch.float32, "sdpa", trained=trained)
+        for shape, trained in zip(shapes, (True, False), strict=True)
+    )
+    case = Case(student, teacher, prompt=PROMPT, answer=tokens, minibatch=rows, microbatch_tokens=budget, rollouts=rows,
+                decoded=rows)  # fmt: skip
     memory = measure(case)
     models = ("student", "teacher")
     above = {

@@ -1,118 +1,40 @@
-"""Networks without data: of a transformers config, under FakeTensorMode."""
+"""A language model as plain sizes: of a transformers config, or of a network that is loaded."""
 
 from __future__ import annotations
 
 import copy
-import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-
-import torch
-from torch import Tensor, nn
-from torch._subclasses.fake_tensor import unset_fake_temporarily
-from torch.nn import functional
-from torch.overrides import TorchFunctionMode
-from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
-from transformers.integrations import moe
+from typing import TYPE_CHECKING
 
 from minillm.common.errors import first_line
+from minillm.common.lazy import lazy
 from minillm.models import Architecture, Checkpoint, FromScratch, Lora, ModelPair, PrunedTeacher
 from minillm.models.architecture import decoder_layers
-from minillm.models.families import attention_for, text_config, unsupported, without_noise
-from minillm.models.head import HALF_PRODUCTS
-from minillm.models.prune import kept_config
-from minillm.models.recompute import recompute_activations
+from minillm.models.families import text_config, unsupported
 
-
-@dataclass(frozen=True)
-class Blueprint:
-    """What a network is made of. `lora` and `recompute` are the student's."""
-
-    config: PretrainedConfig
-    dtype: torch.dtype
-    attention: str = "sdpa"
-    lora: Lora | None = None
-    recompute: bool = False
-
-    @property
-    def width(self) -> int:
-        """Of hidden states."""
-        return text_config(self.config).hidden_size
-
-    def make(self, *, trained: bool) -> PreTrainedModel:
-        """The network on fake tensors; call it under FakeTensorMode."""
-        config = copy.deepcopy(self.config)
-        without_noise(config)
-        # FlashAttention keeps what torch's own kernel keeps.
-        attention = attention_for(config, "eager" if self.attention == "eager" else "sdpa")
-        with unset_fake_temporarily(), torch.device("meta"):  # peft moves its layers, which fake ones do not bear
-            network = AutoModelForCausalLM.from_config(config, dtype=self.dtype, attn_implementation=attention)
-            if trained and self.lora is not None:
-                self.lora.onto(network, base="")
-        network._apply(lambda each: torch.empty(each.shape, dtype=each.dtype)).tie_weights()
-        if not trained:
-            return network.requires_grad_(False).eval()
-        if self.recompute:
-            recompute_activations(network)
-        return network.train()
-
-
-def configs(model: ModelPair) -> tuple[dict[str, PretrainedConfig], list[str]]:
-    """The configs of `student` and, where there is one, `teacher`, found without a hub; and a problem for each that is
-    not known or not supported."""
-    found, problems = {}, []
-    for side in ("teacher", "student"):
-        spec = getattr(model, side)
-        if spec is None:
-            continue
-        if isinstance(spec, PrunedTeacher):
-            if teacher := found.get("teacher"):
-                n_layers = text_config(teacher).num_hidden_layers
-                found[side] = kept_config(teacher, spec.kept(n_layers), n_layers)
-            continue
-        name = f"model.{side}.source={getattr(spec, 'source', 'random weights')}"
-        try:
-            config = _stated(spec)
-        except (ValueError, OSError) as error:
-            problems.append(f"{name}: its config cannot be read: {first_line(error)}")
-            continue
-        if config is None:
-            problems.append(
-                f"{name}: its shape is not known here; add `architecture` to the model's yaml (see conf/checkpoint/), "
-                "or give a directory with a config.json"
-            )
-        elif isinstance(spec, Checkpoint) and n_experts(config) and not _folder(spec):
-            problems.append(
-                f"{name}: `architecture` does not say what experts {config.model_type} has; wanted a directory with a "
-                "config.json"
-            )
-        elif why := unsupported(config):
-            problems.append(f"{name}: {why}")
-        else:
-            found[side] = config
-    return found, problems
-
-
-def _stated(spec: Checkpoint | FromScratch) -> PretrainedConfig | None:
-    """By `architecture`, which does not say what experts there are, or by the directory."""
-    stated = spec.architecture and spec.architecture.config()
-    if isinstance(spec, FromScratch) or not (folder := _folder(spec)) or (stated and not n_experts(stated)):
-        return stated
-    return AutoConfig.from_pretrained(folder)
-
-
-def _folder(spec: Checkpoint) -> Path | None:
-    folder = Path(spec.source).expanduser()
-    return folder if (folder / "config.json").is_file() else None
+if TYPE_CHECKING:
+    import torch
+    import transformers
+    from torch import Tensor, nn
+    from transformers import PretrainedConfig, PreTrainedModel
+else:
+    torch, nn, transformers = lazy("torch"), lazy("torch.nn"), lazy("transformers")
 
 
 @dataclass(frozen=True)
 class Sizes:
     """Counts of a whole network: all parameters, those that are trained, `products` (weights that a token is multiplied
     with: linear layers, of experts those it is sent to, and the head), `read` (the same with all experts), `head`,
-    `body` (the decoder layers); `cached`: numbers of a token's keys and values."""
+    `body` (the decoder layers), `matrices` (of the body); `cached`: numbers of a token's keys and values; `repeated`:
+    those of one layer once each head has its own, 0 where each has. `itemsize`: bytes of a weight outside of the
+    layers; `stored`: of all weights as they are loaded.
+
+    `kept_whole`, `kept_split`: bytes of a token that autograd keeps in one layer, in float32 and under autocast; tensor
+    parallel devices share the latter. `eager`: heads whose attention weights are kept too. `layer_norm`: of the last
+    states. `launches`: operations of a decoding step.
+    """
 
     parameters: int
     trained: int
@@ -124,27 +46,144 @@ class Sizes:
     layers: int
     width: int
     itemsize: int
+    matrices: int = 0
+    stored: int = 0
+    repeated: int = 0
+    kept_whole: tuple[float, float] = (0, 0)
+    kept_split: tuple[float, float] = (0, 0)
+    eager: int = 0
+    tied: bool = False
+    layer_norm: bool = False
+    launches: int = 0
+
+    @property
+    def ends(self) -> int:
+        """Bytes of what is outside of the layers."""
+        return (self.parameters - self.body) * self.itemsize
+
+    @property
+    def whole(self) -> bool:
+        """Whether all weights are trained, and not only adapters."""
+        return self.trained > self.parameters / 2
+
+    @property
+    def head_gradient(self) -> int:
+        """Bytes of the gradient of the head, which has no adapter."""
+        return self.head * self.itemsize * self.whole
+
+    @property
+    def vocabulary(self) -> int:
+        return self.head // self.width
 
     @classmethod
-    def of(cls, network: PreTrainedModel, blueprint: Blueprint) -> Sizes:
-        shape, head = Architecture.of(network.config), network.get_output_embeddings().weight.numel()
-        _, layers = decoder_layers(network)
-        inside, config = list(layers.parameters()), text_config(network.config)
-        matrices = sum(each.numel() for each in inside if each.dim() == 2)
-        experts = sum(each.numel() for each in inside if each.dim() > 2)  # [experts, in, out]
-        active = getattr(config, "num_experts_per_tok", 1) / (n_experts(config) or 1)
+    def planned(
+        cls, config: PretrainedConfig, dtype: torch.dtype, attention: str, *, trained: bool, lora: Lora | None = None
+    ) -> Sizes:
+        """Of the network that would be made of a config; no weights are made."""
+        kind = "eager" if attention == "eager" else None  # transformers chooses
+        with torch.device("meta"):
+            network = transformers.AutoModelForCausalLM.from_config(
+                copy.deepcopy(config), dtype=dtype, attn_implementation=kind
+            )
+            network.requires_grad_(trained)
+            if trained and lora is not None:
+                lora.onto(network, base="")
+        return cls.of(network)
+
+    @classmethod
+    def of(cls, network: PreTrainedModel) -> Sizes:
+        shape, config = Architecture.of(network.config), text_config(network.config)
+        head, (_, layers) = network.get_output_embeddings().weight, decoder_layers(network)
+        weights = [each for name, each in layers.named_parameters() if ".lora_" not in name and each.dim() > 1]
+        matrices, experts = _count(weights), _count(each for each in weights if each.dim() > 2)  # [experts, in, out]
+        active = matrices - experts * (1 - getattr(config, "num_experts_per_tok", 1) / (n_experts(config) or 1))
+        queries, keys = ((shape.head_dim or shape.width // shape.heads) * n for n in (shape.heads, shape.kv_heads))
+        layer_norm = any(isinstance(each, nn.LayerNorm) for each in layers.modules())
+        by_head = any(name.endswith(("q_norm", "k_norm")) for name, _ in layers[0].named_modules())
+        whole, split = _kept(layers[0], config, shape, queries + keys, active / shape.layers)
         return cls(
-            parameters=sum(each.numel() for each in network.parameters()),
-            trained=sum(each.numel() for each in parameters(network, trained=True)),
-            products=matrices + round(experts * active) + head,
-            read=matrices + experts + head,
-            head=head,
-            body=sum(each.numel() for each in inside),
-            cached=2 * shape.layers * shape.kv_heads * (shape.head_dim or shape.width // shape.heads),
+            parameters=_count(network.parameters()),
+            trained=_count(each for each in network.parameters() if each.requires_grad),
+            products=round(active) + head.numel(),
+            read=matrices + head.numel(),
+            head=head.numel(),
+            body=_count(layers.parameters()),
+            cached=2 * shape.layers * keys,
             layers=shape.layers,
             width=shape.width,
-            itemsize=blueprint.dtype.itemsize,
+            itemsize=head.element_size(),
+            matrices=matrices,
+            stored=sum(each.numel() * each.element_size() for each in network.parameters()),
+            repeated=2 * queries if queries > keys else 0,
+            kept_whole=whole,
+            kept_split=split,
+            eager=shape.heads if network.config._attn_implementation == "eager" else 0,
+            tied=head is network.get_input_embeddings().weight,
+            layer_norm=layer_norm,
+            launches=shape.layers * (27 if layer_norm else 69 if by_head else 52),
         )
+
+
+def _kept(layer: nn.Module, config: PretrainedConfig, shape: Architecture, heads: int, weights: float) -> tuple:
+    """`kept_whole` and `kept_split` of a layer with `heads` numbers of queries and keys and so many weights for a
+    token: of norms, of inputs of products (under autocast each product has its own copy), of attention and of the
+    feed-forward part."""
+    named = [(name, each) for name, each in layer.named_modules() if "lora_" not in name]
+    from transformers.pytorch_utils import Conv1D
+
+    products = sum(isinstance(each, nn.Linear | Conv1D) for _, each in named)
+    norms = [each for _, each in named if "Norm" in type(each).__name__]
+    tensors = sum(  # what comes in and, of other norms than torch's own, that normalised
+        1 if isinstance(each, nn.LayerNorm) else 1 + each.weight.requires_grad
+        for each in norms
+        if each.weight.numel() == shape.width
+    )
+    of_heads = any(each.weight.numel() != shape.width for each in norms)
+    between = max(0, weights / shape.width - 2 * heads)
+    gated = between > 2.5 * shape.ffn or n_experts(config)
+    columns = between / (3 if gated else 2)
+    activation = getattr(config, "hidden_act", None) or getattr(config, "activation_function", None)
+    # Bytes of a column: gate, its activation, the other factor and their product; or what the activation keeps.
+    inner = (16, 8) if gated else {"relu": (4, 2), "gelu_new": (20, 16)}.get(activation, (8, 4))
+    adapters = 2 * (columns + heads / 2) if activation == "relu" and len(named) < len([*layer.modules()]) else 0
+    whole = tuple(shape.width * (4 * tensors + inputs) for inputs in (8, 2 * max(2, products - 2)))
+    full, half = ((size + of_heads * norm) * heads + columns * each
+                  for size, norm, each in zip((8, 4), (8, 6), inner, strict=True))  # fmt: skip
+    return whole, (full, half + adapters)
+
+
+def configs(model: ModelPair) -> tuple[dict[str, PretrainedConfig], list[str]]:
+    """The configs of `student` and, where there is one, `teacher`, found without a hub; and a problem for each that is
+    not known or not supported."""
+    found, problems = {}, []
+    for side in ("teacher", "student"):
+        spec = getattr(model, side)
+        if isinstance(spec, PrunedTeacher) and "teacher" in found:
+            n_layers = text_config(found["teacher"]).num_hidden_layers
+            from minillm.models.prune import kept_config
+
+            found[side] = kept_config(found["teacher"], spec.kept(n_layers), n_layers)
+        elif isinstance(spec, Checkpoint | FromScratch):
+            config, why = _stated(spec)
+            if why := why or unsupported(config):
+                problems.append(f"model.{side}.source={getattr(spec, 'source', 'random weights')}: {why}")
+            found[side] = config
+    return found, problems
+
+
+def _stated(spec: Checkpoint | FromScratch) -> tuple[PretrainedConfig | None, str | None]:
+    """By `architecture`, which does not say what experts there are, or by the directory; or why not."""
+    stated = spec.architecture and spec.architecture.config()
+    if isinstance(spec, FromScratch) or (stated and not n_experts(stated)):
+        return stated, None
+    try:
+        return transformers.AutoConfig.from_pretrained(Path(spec.source).expanduser(), local_files_only=True), None
+    except (ValueError, OSError) as error:
+        if stated:
+            what = f"`architecture` does not say what experts {stated.model_type} has"
+            return None, f"{what}; wanted a directory with a config.json"
+        where = "add `architecture` to the model's yaml (see conf/checkpoint/), or give a directory with a config.json"
+        return None, f"its shape is not known here; {where} ({first_line(error)})"
 
 
 def n_experts(config: PretrainedConfig) -> int | None:
@@ -153,58 +192,5 @@ def n_experts(config: PretrainedConfig) -> int | None:
     return next((value for name in names if (value := getattr(text_config(config), name, None))), None)
 
 
-def local_bytes(tensors: Iterator[Tensor]) -> int:
-    """Bytes of the parts that this rank holds. The caller passes tied weights once."""
-    parts = [getattr(each, "_local_tensor", each) for each in tensors]
-    return sum(each.numel() * each.element_size() for each in parts)
-
-
-class _AsOnCuda(TorchFunctionMode):
-    """Under autocast CUDA computes some functions in float32, and a CPU does not: they double what GPT-2 and OPT keep.
-    And it gives the float32 products of half types that a CPU has not."""
-
-    _RAISED = (torch.pow, Tensor.pow, functional.layer_norm)
-
-    def __torch_function__(self, function, types, args=(), kwargs=None):
-        if function in self._RAISED:
-            args = tuple(each.float() if isinstance(each, Tensor) else each for each in args)
-        if function is torch.mm and kwargs:
-            left, right = args
-            return left.new_empty(len(left), right.shape[1], dtype=kwargs["out_dtype"])
-        return function(*args, **(kwargs or {}))
-
-
-@contextmanager
-def fake_experts() -> Iterator[None]:
-    """Run grouped experts by transformers' own operation. torch's products of them have no fake version but for
-    bfloat16."""
-    before = moe._can_use_grouped_mm
-    log = logging.getLogger("torch._subclasses.fake_tensor")  # it prints the traceback of an error that we handle
-    level = log.level
-    log.setLevel(logging.CRITICAL)
-    try:
-        moe._can_use_grouped_mm = lambda *args, **kwargs: False
-        yield
-    finally:
-        log.setLevel(level)
-        moe._can_use_grouped_mm = before
-
-
-@contextmanager
-def precision(half: bool, *, cast_once: bool = False) -> Iterator[None]:
-    """With `half`, autocast as bf16-mixed has it on CUDA; else nothing. `cast_once`: weights are cast once for the
-    whole block, as `sampling.decode` does it."""
-    if not half:
-        yield
-        return
-    HALF_PRODUCTS.add("cpu")
-    try:
-        with _AsOnCuda(), torch.autocast("cpu", torch.bfloat16, cache_enabled=cast_once):
-            yield
-    finally:
-        HALF_PRODUCTS.remove("cpu")
-        torch.clear_autocast_cache()
-
-
-def parameters(network: nn.Module, *, trained: bool = False) -> list[nn.Parameter]:
-    return [each for each in network.parameters() if each.requires_grad or not trained]
+def _count(weights: Iterable[Tensor]) -> int:
+    return sum(each.numel() for each in weights)

@@ -5,31 +5,29 @@ from dataclasses import replace
 import pytest
 
 from minillm.common.errors import ConfigError
-from minillm.objectives import PretrainLoss
 from minillm.parallel import Parallel
-from minillm.planning import Rates, Sizes, speed
-from minillm.rollout import Sampler
-from tests.unit.test_planning import FAMILIES, case_of
+from minillm.planning import Case, Rates, Sizes, speed
 
 RATES = Rates(
     peak_tflops=1e-3, memory_bandwidth=1e-3, node_bandwidth=1e-3, network_bandwidth=1e-4, devices_per_node=4,
-    product_utilisation=0.5, memory_utilisation=0.5, network_utilisation=0.5, launch_microseconds=1.0,
+    product_utilisation=0.5, memory_utilisation=0.5, network_utilisation=0.5, launch_microseconds=1.0, overlap=0.0,
 )  # fmt: skip
 STUDENT = Sizes(
-    parameters=1000, trained=1000, products=900, read=900, head=200, body=700, cached=40, layers=2, width=8, itemsize=4
-)
-TEACHER = replace(STUDENT, parameters=3000, trained=0, products=2500, read=2500, head=400, body=2000, cached=80)
-SIZES = {"student": STUDENT, "teacher": TEACHER}
+    parameters=1000, trained=1000, products=900, read=900, head=200, body=700, cached=40, layers=2, width=8, itemsize=4,
+    matrices=700, stored=4000, launches=1,
+)  # fmt: skip
+TEACHER = replace(STUDENT, parameters=3000, trained=0, products=2500, read=2500, head=400, body=2000, cached=80,
+                  matrices=2000, stored=12000, launches=2)  # fmt: skip
 
 
 def of(case, **options):
-    given = dict(steps=32, steps_per_round=2, prompt=10, answer=20, launches=3)
-    return speed(case, SIZES, RATES, **given | options)
+    return speed(case, RATES, **dict(steps=32, steps_per_round=2, prompt=10, answer=20) | options)
 
 
 def case(**changes):
-    options = dict(rollouts=16, minibatch=8, microbatch_tokens=4 * 255, sampler=Sampler(batch_size=4))
-    return case_of(FAMILIES["llama"], **options | changes)
+    options = dict(student=STUDENT, teacher=TEACHER, prompt=32, answer=224, rollouts=16, minibatch=8,
+                   microbatch_tokens=4 * 255, decoded=4)  # fmt: skip
+    return Case(**options | changes)
 
 
 def test_one_device():
@@ -72,28 +70,25 @@ def test_half_types_travel_and_sums_once_a_step_are_fewer():
 
 
 def test_experts_are_read_and_not_all_multiplied_with():
-    sparse = {"student": replace(STUDENT, products=300), "teacher": TEACHER}
-    given = dict(steps=32, steps_per_round=2, prompt=10, answer=20, launches=3)
-    one, other = speed(case(), sparse, RATES, **given), of(case())
+    one, other = of(case(student=replace(STUDENT, products=300))), of(case())
     assert one.seconds["update"] < 0.65 * other.seconds["update"]
     assert 0.9 * other.seconds["rollout"] < one.seconds["rollout"] < other.seconds["rollout"]
 
 
 def test_what_costs_more():
     base = of(case())
-    assert of(case(), launches=10**6).seconds["rollout"] > 80
-    corpus = of(case(regulariser=PretrainLoss(batch_size=4), block=64))
-    assert corpus.seconds["update"] > base.seconds["update"]
-    scored = of(case(sampler=Sampler(alpha=0.0, batch_size=4)))
+    assert of(case(student=replace(STUDENT, launches=10**6))).seconds["rollout"] > 80
+    assert of(case(blocks=4, block=64)).seconds["update"] > base.seconds["update"]
+    scored = of(case(teacher_decodes=False))
     assert scored.seconds["scoring"] == pytest.approx(2 * 2500 * 16 * 30 / 5e8)
     assert scored.seconds["rollout"] < base.seconds["rollout"]
 
 
 def test_rates_that_cannot_be():
     with pytest.raises(ConfigError) as caught:
-        Rates(peak_tflops=0, overlap=2, memory_utilisation=1.5)
+        replace(RATES, peak_tflops=0, overlap=2, memory_utilisation=1.5)
     assert caught.value.problems == [
-        "memory_utilisation=1.5: wanted a share above 0, at most 1",
+        "peak_tflops=0: wanted a number above 0",
+        "memory_utilisation=1.5: wanted a share of 0 to 1",
         "overlap=2: wanted a share of 0 to 1",
-        "peak_tflops=0: wanted a positive number",
     ]
