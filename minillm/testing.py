@@ -8,7 +8,8 @@ from torch import Tensor
 from minillm.common.types import Rollout
 from minillm.models import Head
 from minillm.objectives import Objective
-from minillm.objectives.linear_loss import LinearLoss, Side
+from minillm.objectives.chunked import Side
+from minillm.objectives.linear_loss import LinearLoss
 from minillm.rollout import prepared
 
 
@@ -33,7 +34,15 @@ def check_objective(objective: Objective, *, seed: int = 0, close: float = 1e-10
         values = [-random(rows, length).abs() for _ in range(3)]
         names = ("student_logprobs_BR", "teacher_logprobs_BR", "behaviour_logprobs_BR")
         whole = torch.ones(rows, length, dtype=torch.bool)
-        rollout = Rollout(ids, whole, ids, whole, **dict(zip(names, values, strict=True)))
+        rollout = Rollout(
+            ids,
+            whole,
+            ids,
+            whole,
+            **dict(zip(names, values, strict=True)),
+            costs_BR=random(rows, length).abs(),
+            start_logprobs_BR=-random(rows, length).abs(),
+        )
         constants = {name: each.flatten() for name, each in prepared(rollout, objective).constants.items()}
 
     def loss_and_gradient(linear_loss: LinearLoss, shift: Tensor | float = 0.0) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,7 +1,43 @@
-"""Objectives and regularisers: one file each, see `contract`."""
+"""Objectives and regularisers, see `contract`."""
 
-from minillm.objectives.contract import TEACHER, Objective, TokenLoss
+from minillm.objectives.contract import COSTS, START, TEACHER, Objective, TokenLoss
 from minillm.objectives.cross_entropy import CrossEntropy, PretrainLoss
+from minillm.objectives.exact import (
+    AdaptiveKL,
+    Divergence,
+    EntropyAware,
+    ForwardKL,
+    JensenShannon,
+    ReverseKL,
+    SkewForward,
+    SkewReverse,
+    TopK,
+    TotalVariation,
+)
 from minillm.objectives.minillm import MiniLLM
+from minillm.objectives.sampled import Extrapolated, ImportanceWeighted, Sampled, SampledBaseline
 
-__all__ = ["TEACHER", "CrossEntropy", "MiniLLM", "Objective", "PretrainLoss", "TokenLoss"]
+__all__ = [
+    "COSTS",
+    "START",
+    "TEACHER",
+    "AdaptiveKL",
+    "CrossEntropy",
+    "Divergence",
+    "EntropyAware",
+    "Extrapolated",
+    "ForwardKL",
+    "ImportanceWeighted",
+    "JensenShannon",
+    "MiniLLM",
+    "Objective",
+    "PretrainLoss",
+    "ReverseKL",
+    "Sampled",
+    "SampledBaseline",
+    "SkewForward",
+    "SkewReverse",
+    "TokenLoss",
+    "TopK",
+    "TotalVariation",
+]

@@ -6,13 +6,17 @@ Axes: B rows, R response positions, N tokens, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar, NamedTuple
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
-from minillm.common.types import Rollout
+    from minillm.common.types import Rollout
 
-TEACHER = "teacher"  # in `Objective.needs`: its log-probs over the whole vocabulary at each token
+# In `Objective.needs`:
+TEACHER = "teacher"  # its log-probs over the whole vocabulary at each token
+START = "start"  # `start_logprobs_BR` of the rollout: log-probs of the tokens under the student at the start
+COSTS = "costs"  # `costs_BR` of the rollout: the values of `costs` at each token, of the student that sampled it
 
 
 class TokenLoss(NamedTuple):
@@ -47,6 +51,10 @@ class Objective:
             constants: [N] each: what `prepare` gave, and `old_logprobs`, log q of the token when it was sampled
                 (on-policy).
         """
+        raise NotImplementedError
+
+    def costs(self, student_NV: Tensor, teacher_NV: Tensor) -> Tensor:
+        """[N] of log-probs [N, V], for an objective that needs COSTS."""
         raise NotImplementedError
 
     def normaliser(self, mask_BR: Tensor) -> Tensor:

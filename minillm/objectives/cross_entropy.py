@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-from torch import Tensor
-
-from minillm import divergences
 from minillm.common.errors import check
+from minillm.common.lazy import lazy
 from minillm.objectives.contract import TEACHER, Objective, TokenLoss
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+divergences = lazy("minillm.divergences")
 
 
 @dataclass(frozen=True)

@@ -4,22 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
-import torch
-from torch import Tensor
-
-from minillm import divergences, losses
 from minillm.common.errors import check
-from minillm.common.types import Rollout
+from minillm.common.lazy import lazy
 from minillm.objectives.contract import TEACHER, Objective, TokenLoss
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from minillm.common.types import Rollout
+
+torch, losses, divergences = lazy("torch"), lazy("minillm.losses"), lazy("minillm.divergences")
 
 
 @dataclass(frozen=True)
 class MiniLLM(Objective):
-    """Loss whose gradient estimates grad KL[q || p] from sampled answers (paper, equations 2 to 7, Algorithm 1).
+    """Loss whose gradient estimates grad KL[q || p] from sampled answers (paper, equations 2 to 7, Algorithm 1;
+    docs/equations.md).
 
-    Options (paper's value first; docs/equations.md sets them beside the equations):
+    Options, the paper's value first:
         single_step: the exact token-level reverse KL as its own part. Without it the long part alone.
         skip_current: the long part at t uses R_{t+1}; False counts r_t there as well, as the published code does.
         gamma: discount of later rewards. length_norm: divide by the number of summands.

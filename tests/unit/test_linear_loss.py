@@ -6,8 +6,9 @@ import torch
 from minillm import divergences, losses
 from minillm.common.errors import ConfigError
 from minillm.models import Head
-from minillm.objectives import TEACHER, CrossEntropy, MiniLLM, Objective, TokenLoss
-from minillm.objectives.linear_loss import LinearLoss, Side
+from minillm.objectives import TEACHER, CrossEntropy, MiniLLM, Objective, ReverseKL, TokenLoss
+from minillm.objectives.chunked import Side
+from minillm.objectives.linear_loss import LinearLoss
 
 N, V, H, T = 13, 37, 6, 9  # tokens, vocabulary, widths of student and teacher
 HEADS = {
@@ -82,7 +83,7 @@ def test_the_values_alone_are_the_same_numbers(options):
     chosen = [each.gather(-1, ids.unsqueeze(-1)).squeeze(-1) for each in (logq, logp)]
     kl = [(one.exp() * (one - other)).sum(-1) for one, other in ((logq, logp), (logp, logq))]
     for road in (LinearLoss(None), LinearLoss(1e-3)):
-        found = [road.logprobs(student, ids), road.reverse_kl(student, teacher, ids)]
+        found = [road.logprobs(student, ids), road.costs(ReverseKL(), student, teacher, ids)]
         found += road.divergences(student, teacher, ids)
         for ours, plain in zip(found, [chosen[0], kl[0], *chosen, *kl], strict=True):
             torch.testing.assert_close(ours, plain, rtol=0, atol=1e-12)
@@ -111,7 +112,7 @@ def test_no_tokens_give_no_loss_and_no_gradient():
         output = road(Weighted((REVERSE,)), *empty, ids[:0], none, normaliser=1)
         output.loss.backward()
         assert output.loss == 0 and student.head.weight_VH.grad.abs().max() == 0
-        assert road.reverse_kl(*empty, ids[:0]).shape == (0,)
+        assert road.costs(ReverseKL(), *empty, ids[:0]).shape == (0,)
 
 
 @pytest.mark.parametrize("objective", [MiniLLM(), CrossEntropy(0.5)], ids=lambda each: type(each).__name__)

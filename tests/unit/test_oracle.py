@@ -4,12 +4,14 @@ V tokens (0 ends an answer), at most T of them; student and teacher are tables o
 """
 
 import itertools
+import math
+from dataclasses import replace
 
 import pytest
 import torch
 
 from minillm.common.types import Rollout
-from minillm.objectives import MiniLLM
+from minillm.objectives import COSTS, ForwardKL, JensenShannon, MiniLLM, ReverseKL, TopK
 from minillm.rollout import prepared
 from tests.helpers import ROAD_NAMES, ROADS, logits_side
 
@@ -39,9 +41,9 @@ def exact_gradient(student, teacher):
     return torch.autograd.grad(kl, student)[0]
 
 
-def expected_gradient(road, student, teacher, alpha, **options):
+def expected_gradient(road, student, teacher, alpha, objective=None, **options):
     """Sum over all answers of p~(answer) times the gradient of the loss on that answer, by the real objective."""
-    objective = MiniLLM(**{**UNBIASED, **options})
+    objective = objective or MiniLLM(**{**UNBIASED, **options})
     total = 0.0
     for answer in ANSWERS:
         n = len(answer)
@@ -58,6 +60,9 @@ def expected_gradient(road, student, teacher, alpha, **options):
             behaviour_logprobs_BR=torch.nn.functional.pad(behaviour.log(), (0, T - n))[None],
         )
         rows = [ROW[answer[:t]] for t in range(n)]
+        if COSTS in objective.needs:
+            costs = objective.costs(*(table.detach()[rows].log_softmax(-1) for table in (student, teacher)))
+            rollout = replace(rollout, costs_BR=torch.nn.functional.pad(costs, (0, T - n), value=math.nan)[None])
         constants = {name: each[0, :n] for name, each in prepared(rollout, objective).constants.items()}
         sides = logits_side(student[rows]), logits_side(teacher[rows])
         output = road(objective, *sides, torch.tensor(answer), constants, normaliser=1)
@@ -102,3 +107,33 @@ def test_every_departure_from_the_exact_estimator_is_seen(road, options):
     student, teacher = tables()
     error = expected_gradient(road, student, teacher, 0.3, **options) - exact_gradient(student, teacher)
     assert error.abs().max() > 1e-3
+
+
+def exact_gradient_of(costs, student, teacher):
+    """Of E_q sum_t D_t, through the choice of the tokens too."""
+    total = 0.0
+    for answer in ANSWERS:
+        rows = [ROW[answer[:t]] for t in range(len(answer))]
+        each = costs(*(table[rows].log_softmax(-1) for table in (student, teacher)))
+        total = total + token_logprobs(student, answer).sum().exp() * each.sum()
+    return torch.autograd.grad(total, student)[0]
+
+
+@pytest.mark.parametrize("road", ROADS, ids=ROAD_NAMES)
+@pytest.mark.parametrize("kind", [ReverseKL, ForwardKL, JensenShannon], ids=lambda each: each.__name__)
+def test_the_long_part_of_a_divergence_makes_its_gradient_that_of_the_expected_sum(road, kind):
+    student, teacher = tables()
+    wanted = exact_gradient_of(kind().costs, student, teacher)
+    if kind is ReverseKL:
+        torch.testing.assert_close(wanted, exact_gradient(student, teacher), rtol=0, atol=1e-12)
+    got = expected_gradient(road, student, teacher, 0.0, kind(long_part=True))
+    torch.testing.assert_close(got, wanted, rtol=0, atol=1e-8)
+    short = expected_gradient(road, student, teacher, 0.0, kind())
+    assert (short - wanted).abs().max() > 1e-3  # the departure is seen
+
+
+def test_the_set_of_topk_is_held_fixed_in_its_long_part():
+    student, teacher = tables()
+    objective = TopK(1, of="student", long_part=True)
+    got = expected_gradient(ROADS[0], student, teacher, 0.0, objective)
+    torch.testing.assert_close(got, exact_gradient_of(objective.costs, student, teacher), rtol=0, atol=1e-8)
