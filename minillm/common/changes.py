@@ -8,17 +8,19 @@ from typing import Any
 
 # Keys, and groups with all below them, by what another value does to a run that goes on.
 NOTHING = (
-    "resume", "run", "logger", "profile", "preflight", "optimized_metric", "recipe", "callbacks.progress",
-    "callbacks.checkpoints.every", "callbacks.record", "callbacks.median", "data.workers",
+    "resume", "run", "logger", "preflight", "optimized_metric", "recipe", "callbacks.progress",
+    "callbacks.checkpoints.every", "callbacks.record",
     "trainer.enable_model_summary", "optim.on_nonfinite", "optim.skip_limit",
 )  # fmt: skip
 ROUNDING = (
     "strategy", "linear_loss", "model.compile", "model.attention", "model.gradient_checkpointing",
-    "model.teacher.offload", "regime.microbatch_tokens", "regime.teacher_states", "sampler.batch_size",
+    "model.teacher.offload", "regime.microbatch_tokens", "regime.microbatch_size",
+    "regime.teacher_states", "sampler.batch_size",
     "callbacks.validation.batch_size", "trainer.accelerator",
 )  # fmt: skip
 FIGURES = ("callbacks.validation.every",)  # when it is validated, and so which weights are the best
 LONGER = "the run is longer"
+_MICRO_BATCH = ("regime.microbatch_tokens", "regime.microbatch_size")  # may be part of the objective
 _LENGTH = ("regime.max_steps", "regime.epochs")
 ABSENT = "absent"
 
@@ -61,30 +63,26 @@ def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[Change]:
 
 
 def _effect(key: str, was: Any, now: Any, before: Mapping[str, Any]) -> str | None:
-    if within(key, NOTHING):
+    on_policy = "regime.rollouts" in before
+    if within(key, NOTHING) or (key == "data.date" and now is None):  # the run keeps its date
         return "the same numbers"
-    if key == "data.date" and now is None:
-        return "the run keeps its date"
-    by_micro_batch = before.get("objective.denominator") == "micro_batch"
-    if key == "regime.microbatch_size" and "regime.rollouts" in before and not by_micro_batch:
-        return "other rounding"
-    if within(key, ROUNDING) and not (by_micro_batch and key == "regime.microbatch_tokens"):
+    if key in _MICRO_BATCH and (before.get("objective.denominator") == "micro_batch" or not on_policy):
+        return None
+    if within(key, ROUNDING):
         return "other rounding"
     if within(key, FIGURES):
         return "the same training; perhaps another best checkpoint"
-    longer = isinstance(was, int | float) and isinstance(now, int | float) and now > was
-    if key in _LENGTH and longer and before.get("optim.schedule") == "constant" and _ends_whole(before):
-        return LONGER
+    numbers = isinstance(was, int | float) and isinstance(now, int | float)
+    if key in _LENGTH and numbers and now > was and before.get("optim.schedule") == "constant":
+        return LONGER if not on_policy or _ends_whole(before) else None
     return None
 
 
 def _ends_whole(before: Mapping[str, Any]) -> bool:
     """Is the last rollout used up at max_steps? What is cut off there is never made up for."""
-    if "regime.rollouts" not in before:
-        return True
-    values = [before.get(f"regime.{name}") for name in ("rollouts", "minibatch_size", "inner_epochs", "max_steps")]
-    if not all(isinstance(each, int) and each > 0 for each in values):
-        return False  # no config of ours
-    rollouts, minibatch, epochs, steps = values
-    per_rollout = rollouts // minibatch * epochs
-    return per_rollout > 0 and steps % per_rollout == 0
+    names = ("rollouts", "minibatch_size", "inner_epochs", "max_steps")
+    rollouts, minibatch, epochs, steps = (before.get(f"regime.{name}") for name in names)
+    try:
+        return steps % (rollouts // minibatch * epochs) == 0
+    except (TypeError, ZeroDivisionError):  # no config of ours
+        return False

@@ -11,34 +11,20 @@ from hydra.utils import get_object
 
 from minillm.common.errors import ConfigError, first_line, nearest
 
-# Lightning's options that manual optimisation forbids or that count something else, and ours in their place.
-FORBIDDEN_TRAINER = {
-    "gradient_clip_val": "optim.grad_clip",
-    "gradient_clip_algorithm": "optim.grad_clip (a global norm)",
-    "accumulate_grad_batches": "regime.microbatch_tokens (tokens at a time; the mini-batch stays whole)",
-    "max_steps": "regime.max_steps",
-    "min_steps": "regime.max_steps",
-    "max_epochs": "regime.max_steps",
-    "min_epochs": "regime.max_steps",
-    "max_time": "regime.max_steps",
-    "val_check_interval": "callbacks.validation.every",
-    "check_val_every_n_epoch": "callbacks.validation.every",
-    "limit_val_batches": "data.val_size",
-    "logger": "the config group logger",
-    "callbacks": "the config group callbacks",
-    "strategy": "the config group strategy",
-    "plugins": "nothing: the cluster is recognised, checkpoints are ours",
-    "devices": "strategy.devices",
-    "num_nodes": "strategy.num_nodes",
-    "enable_checkpointing": "callbacks.checkpoints",
-    "enable_progress_bar": "callbacks.progress",
-    "default_root_dir": "run.name",
-    "log_every_n_steps": "nothing: every rollout is logged",
-    "use_distributed_sampler": "nothing: the data module orders the data",
-    "fast_dev_run": "regime.max_steps",
-    "limit_train_batches": "regime.max_steps",
-    "overfit_batches": "data.train_file",
+# Lightning's options that manual optimisation forbids or that count something else, by ours in their place.
+_OURS = {
+    "optim.grad_clip (a global norm)": "gradient_clip_val gradient_clip_algorithm",
+    "regime.microbatch_tokens": "accumulate_grad_batches",
+    "regime.max_steps": "max_steps min_steps max_epochs min_epochs max_time fast_dev_run limit_train_batches",
+    "callbacks.validation.every": "val_check_interval check_val_every_n_epoch",
+    "data.train_file and data.val_size": "overfit_batches limit_val_batches",
+    "run.name and the config groups logger, callbacks, strategy": "logger callbacks strategy devices num_nodes plugins "
+    "default_root_dir enable_progress_bar enable_checkpointing log_every_n_steps use_distributed_sampler",
 }
+_WORDS = {
+    int: "an integer", float: "a number", bool: "true or false", str: "text", type(None): "null", dict: "a mapping",
+}  # fmt: skip
+FORBIDDEN_TRAINER = {key: ours for ours, keys in _OURS.items() for key in keys.split()}
 
 
 def trainer_problem(key: str) -> str | None:
@@ -53,55 +39,55 @@ def node_problems(node: Any, path: str, *, supplied: tuple[str, ...] = ()) -> li
 
     `supplied` are arguments that the build gives itself. `node` is plain (a dict), as OmegaConf.to_container makes it.
     """
-    if not isinstance(node, Mapping) or not node.get("_target_"):
+    if not isinstance(node, Mapping) or node.get("_target_") is None:
         return []
     target, problem = _found(node["_target_"], path)
     if problem:
         return [problem]
-    parameters = inspect.signature(target).parameters
+    parameters = {
+        name: each
+        for name, each in inspect.signature(target).parameters.items()
+        if name not in supplied and each.kind not in (each.VAR_POSITIONAL, each.VAR_KEYWORD)
+    }
     dataclass = inspect.isclass(target) and hasattr(target, "__dataclass_fields__")  # its bases have their own modules
     hints = get_type_hints(target if dataclass or not inspect.isclass(target) else target.__init__)
-    problems = []
     given = {key: value for key, value in node.items() if not str(key).startswith("_")}
+    problems = []
     for key, value in given.items():
-        if path == "trainer" and (refused := trainer_problem(key)):
-            problems.append(refused)
-        elif key not in parameters or key in supplied:
-            names = [name for name in parameters if name not in supplied and name != "self"]
-            problems.append(f"{path}.{key}: no such key; {nearest(key, names)}")
+        place, hint = f"{path}.{key}", hints.get(key, Any)
+        if key not in parameters:
+            problems.append(f"{place}: no such key; {nearest(key, parameters)}")
+        elif value == "???":
+            problems.append(f"{place}: missing; wanted {describe(hint)}")
         elif isinstance(value, Mapping) and "_target_" in value:
-            hint, place = hints.get(key, Any), f"{path}.{key}"
-            if (get_origin(hint) or hint) is dict:  # plain values, such as arguments of a template
-                problems.append(f"{place}._target_={value['_target_']!r}: no such key; wanted plain values")
-                continue
-            below, problem = _found(value["_target_"], place)
-            if not problem and _misplaced(below, hint):
-                problem = f"{place}._target_={value['_target_']}: wanted {describe(hint)}"
-            problems += [problem] if problem else node_problems(value, place)
-        elif target.__module__.startswith("minillm") and not matches(value, hints.get(key, Any)):
-            problems.append(f"{path}.{key}={value!r}: wanted {describe(hints[key])}")
-    empty = inspect.Parameter.empty
-    for name, parameter in parameters.items():
-        variadic = parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
-        if parameter.default is empty and not variadic and name not in given and name not in supplied:
-            problems.append(f"{path}.{name}: missing; wanted {describe(hints.get(name, Any))}")
-    return problems
+            problems += node_problems(value, place) or _misplaced(value, place, hint)
+        elif target.__module__.startswith("minillm") and not matches(value, hint):
+            problems.append(f"{place}={value!r}: wanted {describe(hint)}")
+    return problems + [
+        f"{path}.{name}: missing; wanted {describe(hints.get(name, Any))}"
+        for name, parameter in parameters.items()
+        if parameter.default is parameter.empty and name not in given
+    ]
+
+
+def _misplaced(node: Mapping, place: str, hint: Any) -> list[str]:
+    """A class of ours in the place of an argument that is annotated with other classes; one's own class may be any."""
+    target, classes = get_object(node["_target_"]), tuple(filter(inspect.isclass, get_args(hint) or [hint]))
+    ours = inspect.isclass(target) and target.__module__.startswith("minillm")
+    wrong = ours and hint is not Any and not issubclass(target, classes)
+    return [f"{place}._target_={node['_target_']}: wanted {describe(hint)}"] if wrong else []
 
 
 def _found(name: Any, path: str) -> tuple[Any, str | None]:
     """What a `_target_` names, or None and what is wrong with the name."""
     try:
         target = get_object(name)
+        if callable(target):
+            return target, None
+        why = "not a class"
     except (ImportError, ValueError, AttributeError) as error:
-        return None, f"{path}._target_={name!r}: cannot be imported ({first_line(error)}); wanted a class by its path"
-    return target, None if callable(target) else f"{path}._target_={name!r}: wanted a class by its path"
-
-
-def _misplaced(target: Any, hint: Any) -> bool:
-    """Is it a class of ours where none of the annotation's classes fits? One's own class may look as it likes."""
-    classes = [each for each in get_args(hint) or [hint] if inspect.isclass(each)]
-    own = inspect.isclass(target) and target.__module__.startswith("minillm")
-    return own and hint is not Any and not issubclass(target, tuple(classes))
+        why = f"cannot be imported ({first_line(error)})"
+    return None, f"{path}._target_={name!r}: {why}; wanted a class by its path"
 
 
 def construct(node: Mapping, **supplied: Any) -> Any:
@@ -122,7 +108,7 @@ def construct(node: Mapping, **supplied: Any) -> Any:
     return get_object(node["_target_"])(**arguments, **supplied)
 
 
-def value_problems(plain: Mapping, kinds: Mapping[str, Any], positive: Collection[str]) -> list[str]:
+def value_problems(plain: Mapping, kinds: Mapping[str, Any], positive: Collection[str] = ()) -> list[str]:
     """Of keys without a constructor: values that are not of their type, and those not above 0 that must be."""
     problems = []
     for key, kind in kinds.items():
@@ -149,40 +135,28 @@ def collect(problems: list[str], path: str, node: dict, **supplied: Any) -> Any:
 
 def matches(value: Any, hint: Any) -> bool:
     """Is a plain config value of the annotated type? An int serves as a float; a bool never as a number."""
-    if hint is Any:
+    kind, arguments = get_origin(hint) or hint, get_args(hint)
+    if kind is Any:
         return True
-    origin, arguments = get_origin(hint), get_args(hint)
-    if origin in (Union, types.UnionType):
+    if kind in (Union, types.UnionType):
         return any(matches(value, each) for each in arguments)
-    if origin is Literal:
+    if kind is Literal:
         return any(value == each and type(value) is type(each) for each in arguments)
-    if origin in (list, tuple):
+    if kind in (list, tuple):
         inner = arguments[0] if arguments else Any
         return isinstance(value, list | tuple) and all(matches(each, inner) for each in value)
-    if origin is dict or hint is dict:
-        return isinstance(value, Mapping)
-    if hint is float:
-        return isinstance(value, int | float) and not isinstance(value, bool)
-    if hint is int:
-        return isinstance(value, int) and not isinstance(value, bool)
-    return isinstance(value, hint)
+    if kind in (int, float):
+        return isinstance(value, int | kind) and not isinstance(value, bool)
+    return isinstance(value, Mapping if kind is dict else kind)
 
 
 def describe(hint: Any) -> str:
     """A type as a person would say it."""
-    origin, arguments = get_origin(hint), get_args(hint)
-    if origin in (Union, types.UnionType):
+    kind, arguments = get_origin(hint) or hint, get_args(hint)
+    if kind in (Union, types.UnionType):
         return " or ".join(describe(each) for each in arguments)
-    if origin is Literal:
+    if kind is Literal:
         return "one of " + ", ".join(map(str, arguments))
-    if origin in (list, tuple):
+    if kind in (list, tuple):
         return f"a list of {describe(arguments[0])}" if arguments else "a list"
-    names = {
-        int: "an integer",
-        float: "a number",
-        bool: "true or false",
-        str: "text",
-        type(None): "null",
-        dict: "a mapping",
-    }
-    return names.get(origin or hint, getattr(hint, "__name__", str(hint)))
+    return _WORDS.get(kind) or getattr(hint, "__name__", str(hint))

@@ -21,11 +21,12 @@ from hydra.errors import HydraException, MissingConfigException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from minillm.common.changes import flat
 from minillm.common.checks import trainer_problem
 from minillm.common.child import ROOT
 from minillm.common.errors import Interrupted, MinillmError, nearest
-from minillm.common.help import show_help
 from minillm.common.ranks import in_a_worker, rank, stand_back
+from minillm.common.secret import redacted
 
 # What a user can mend: permission, space, quota, a file in a directory's place.
 _DISK = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.ENOTDIR, errno.EEXIST)
@@ -36,26 +37,25 @@ def run(main: Callable[[], None], config_name: str) -> None:
     """Call the main function of a command; an error that the user can act on ends it with a message and status 1."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # so that Hydra raises instead of printing its own summary
     os.environ.setdefault("WANDB_SILENT", "true")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    with _told(config_name):
+    with _plain_errors(config_name):
         if config_name != "train" and {"--help", "-h"} & set(sys.argv[1:]):  # Hydra shows train.py's groups for each
-            return show_help(conf_of(config_name), config_name)
+            print((conf_of(config_name) / f"{config_name}.yaml").read_text().partition("\nhydra:\n")[0])
+            return
         main()
         if in_a_worker():
             _leave(0)
 
 
 def job(function: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
-    """Wrap the function that @hydra.main calls: errors are told before Hydra prints a line of its own above them, and a
-    start that made nothing leaves no directory. A sweep's job is passed through: its trial is a command of its own."""
+    """Wrap the function that @hydra.main calls: errors are shown before Hydra prints a line of its own, and a start
+    that made nothing leaves no directory. A sweep's job is passed through: its trial is a command of its own."""
 
     @functools.wraps(function)
     def call(cfg: DictConfig) -> Any:
         hydra_cfg = HydraConfig.get()
         if hydra_cfg.mode != RunMode.RUN:
             return function(cfg)
-        with _told(hydra_cfg.job.config_name):
-            prepare()
+        with _plain_errors(hydra_cfg.job.config_name):
             try:
                 return function(cfg)
             except BaseException:
@@ -67,7 +67,7 @@ def job(function: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
 
 
 @contextmanager
-def _told(config_name: str) -> Iterator[None]:
+def _plain_errors(config_name: str) -> Iterator[None]:
     try:
         yield
     except Interrupted as error:
@@ -87,24 +87,19 @@ def _told(config_name: str) -> Iterator[None]:
 
 
 def free(folder: Path, log: str) -> None:
-    """Remove a run directory that holds nothing but Hydra's log, and parents that are empty then, up to the working
-    directory."""
-    here = Path.cwd()
+    """Remove a run directory that holds nothing but Hydra's log, and parents that are empty then. In another run's
+    directory remove the empty log."""
     with suppress(OSError):
-        if (folder / log).exists() and not (folder / log).stat().st_size:  # Hydra opened it, perhaps in another's place
+        if (folder / log).is_file() and not (folder / log).stat().st_size:
             (folder / log).unlink()
-        if folder == here or {each.name for each in folder.iterdir()} - {log}:
-            return
-        (folder / log).unlink(missing_ok=True)
-        folder.rmdir()
-        for above in folder.parents:
-            if here not in above.parents:
-                return
-            above.rmdir()
+        if {each.name for each in folder.iterdir()} <= {log}:
+            (folder / log).unlink(missing_ok=True)
+            os.removedirs(os.path.relpath(folder))
 
 
 def fail(text: str, status: int = 1) -> None:
     """Print a message on stderr and end the process."""
+    text = redacted(text)
     if rank():
         stand_back()
         text = f"rank {rank()}: {text}"
@@ -138,41 +133,35 @@ def prepare() -> None:
 
 def explain(error: HydraException, config_name: str) -> str:
     """Hydra's message; for an unknown key or choice, the nearest right one."""
-    text = "\n".join(filter(None, [str(error), str(error.__cause__ or "")]))
     if isinstance(error, MissingConfigException) and error.options:
         group, _, name = error.missing_cfg_file.rpartition("/")
         if group == "experiment" and (now := _recipe_and_pair(name)):
             return f"experiment={name}: is {now} now"
         return f"{group}={name}: no such choice; {nearest(name, error.options, most=3)}"
-    match = re.search(r"Could not override '([^']+)'", text)
+    text = "\n".join(filter(None, [str(error), str(error.__cause__ or "")]))
+    match = re.search(r"Could not override '\+*([^']+)'", text)
     if not match:
         return text
-    key = match[1].lstrip("+")
+    key = match[1]
     group, _, rest = key.partition(".")
     if group == "trainer" and (refused := trainer_problem(rest)):
         return refused
     files = sorted((CONF / group).glob("*.yaml"))
-    having = [f"{group}={file.stem}" for file in files if rest in _flat(OmegaConf.load(file))]
-    known = _known_keys(config_name)
+    having = [f"{group}={file.stem}" for file in files if rest in _names(OmegaConf.load(file))]
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(conf_of(config_name)), version_base="1.3"):
+        known = _names(compose(config_name))
     if having or key in known:
         places = " and ".join(having) or "another choice of a group"
-        return f"{key}: not a key of what is composed, but of {places}. Where it is meant all the same: +{key}=..."
+        return f"{key}: not a key of this config, but of {places}. To set it anyway: +{key}=..."
     return f"{key}: no such key; {nearest(key, known)}"
 
 
 def _recipe_and_pair(name: str) -> str | None:
-    """What took the place of experiment=<pair>_<recipe>."""
+    """What took the place of experiment=<pair>_<recipe> in 0.2.0."""
     recipes, pairs = ({file.stem for file in (CONF / group).glob("*.yaml")} for group in ("recipe", "pair"))
-    found = (f"recipe={recipe} pair={name.removesuffix(f'_{recipe}')}" for recipe in sorted(recipes, key=len)
-             if name.endswith(f"_{recipe}") and name.removesuffix(f"_{recipe}") in pairs)  # fmt: skip
-    return next(found, None)
-
-
-def _known_keys(config_name: str) -> list[str]:
-    GlobalHydra.instance().clear()
-    with initialize_config_dir(str(conf_of(config_name)), version_base="1.3"):
-        cfg = compose(config_name, return_hydra_config=False)
-    return list(_flat(cfg))
+    found = ((name.removesuffix(f"_{recipe}"), recipe) for recipe in sorted(recipes, key=len))
+    return next((f"recipe={recipe} pair={pair}" for pair, recipe in found if pair in pairs), None)
 
 
 def conf_of(config_name: str) -> Path:
@@ -180,10 +169,7 @@ def conf_of(config_name: str) -> Path:
     return CONF / "chain" if (CONF / "chain" / f"{config_name}.yaml").exists() else CONF
 
 
-def _flat(cfg: DictConfig, prefix: str = "") -> Iterator[str]:
-    for key in cfg:
-        name = f"{prefix}{key}"
-        yield name
-        unresolved = OmegaConf.is_missing(cfg, key) or OmegaConf.is_interpolation(cfg, key)
-        if not unresolved and isinstance(cfg[key], DictConfig):
-            yield from _flat(cfg[key], f"{name}.")
+def _names(cfg: DictConfig) -> set[str]:
+    """Of keys and of groups, dotted."""
+    keys = [key.split(".") for key in flat(OmegaConf.to_container(cfg))]
+    return {".".join(key[: n + 1]) for key in keys for n in range(len(key))}

@@ -6,9 +6,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from minillm.common.changes import ABSENT
 from minillm.common.numbers import count
-
-ABSENT = "absent"  # a setting that a run does not have
 
 
 def telling(settings: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> list[str]:
@@ -28,24 +27,23 @@ def derived(key: str) -> bool:
     return "_target_" in key or ".architecture." in key
 
 
-def headings(names: Sequence[str], separator: str = ".") -> dict[str, str]:
-    """Shorten each name to as many of its last parts as make it unique."""
-    parts = {name: name.split(separator) for name in names}
+def headings(names: Sequence[str], separator: str = ".", least: int = 1) -> dict[str, str]:
+    """Shorten each name to as many of its last parts as make it unique, `least` or more."""
+    parts = {name: [part for part in name.split(separator) if part] for name in names}
     ends = Counter(separator.join(each[-n:]) for each in parts.values() for n in range(1, len(each) + 1))
     return {
-        name: next((end for n in range(1, len(each)) if ends[end := separator.join(each[-n:])] == 1), name)
+        name: next((end for n in range(least, len(each) + 1) if ends[end := separator.join(each[-n:])] == 1), name)
         for name, each in parts.items()
     }
 
 
 def short(value: Any, longest: int = 28) -> str:
     """A setting as text; a long one, such as a path, by both of its ends."""
-    text = {True: "true", False: "false", None: "null"}.get(value) if isinstance(value, bool | None) else None
-    text = text or (count(value, 4) if isinstance(value, float) else str(value))
-    if len(text) <= longest:
-        return text
-    end = (longest - 3 + 1) // 2
-    return f"{text[: longest - 3 - end]}...{text[-end:]}"
+    text = count(value, 4) if isinstance(value, float) else str(value)
+    if value is None or isinstance(value, bool):
+        text = {True: "true", False: "false", None: "null"}[value]
+    end = (longest - 2) // 2
+    return text if len(text) <= longest else f"{text[: longest - 3 - end]}...{text[-end:]}"
 
 
 def shorts(values: Sequence[Any], longest: int) -> list[str]:

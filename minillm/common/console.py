@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
+from itertools import islice
 
 from rich import get_console
 from rich.box import SIMPLE_HEAD
 from rich.markup import escape
+from rich.progress import track
 from rich.table import Table
 
 
@@ -18,9 +20,8 @@ def show_figures(title: str, rows: Mapping[str, Mapping[str, float]], columns: M
         table.add_column(heading, justify="right", no_wrap=True)
     for name, figures in rows.items():
         values = [figures.get(key) for key in columns]
-        table.add_row(
-            escape(name), *("-" if value is None else f"{value:.3f}".rstrip("0").rstrip(".") for value in values)
-        )
+        texts = ("-" if value is None else f"{value:.3f}".rstrip("0").rstrip(".") for value in values)
+        table.add_row(escape(name), *texts)
     get_console().print(table)
 
 
@@ -44,13 +45,13 @@ def show_facts(
     console.print(f"[bold]{escape(title)}[/bold]")
     width = max(len(name) for name, _ in (*rows, *lines))
     blocks = [[("", columns), *rows]] if rows else []
-    for block in [*blocks, [(name, [text]) for name, text in lines]]:
+    for block in [*blocks, *([(name, [text])] for name, text in lines)]:
         grid = Table.grid(padding=(0, 2))
-        grid.add_column(min_width=width, style="bold")
+        grid.add_column(min_width=width, style="bold", overflow="fold")
+        for _ in block[0][1]:
+            grid.add_column(overflow="fold")
         for name, texts in block:
             grid.add_row(f"  {escape(name)}", *map(escape, texts))
-        for column in grid.columns:
-            column.overflow = "fold"
         console.print(grid)
 
 
@@ -58,3 +59,12 @@ def say(text: str) -> None:
     """One line, markup taken literally; only a terminal folds it."""
     console = get_console()
     console.print(escape(text), highlight=False, soft_wrap=not console.is_terminal)
+
+
+def batches(rows: Iterable, size: int, title: str) -> Iterator[list]:
+    """Rows in batches, with a progress bar in a terminal, without an end where their number is unknown."""
+    console, stream = get_console(), iter(rows)
+    parts = iter(lambda: list(islice(stream, size)), [])
+    total = -(-len(rows) // size) if isinstance(rows, Sized) else None
+    silent = console.quiet or not console.is_terminal
+    return iter(track(parts, escape(title), total, console=console, transient=True, disable=silent))

@@ -67,8 +67,9 @@ def check(*rules: tuple[bool, str]) -> None:
 
 
 def first_line(error: BaseException) -> str:
-    """Of its message; its type where it has none."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    """Of its message; its type where it has none. torch's advice to load what it refuses all the same is left out."""
+    text = str(error).strip() or type(error).__name__
+    return "it holds more than plain tensors" if "weights_only" in text else text.splitlines()[0]
 
 
 def nearest(name: str, names: Iterable[str], most: int = 1) -> str:

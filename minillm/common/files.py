@@ -1,20 +1,26 @@
-"""Files that are written whole or not at all, and what tells one content from another."""
+"""Files and directories that are written whole or not at all, and what tells one content from another."""
 
 from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+_INSIDE = ".new"
 
-def write_whole(file: Path, text: str | Iterable[str], newline: str | None = None) -> None:
-    """Write a text, or its pieces one after the other, atomically: to a file of this process's own, then renamed. A
-    full disk leaves the old file."""
+
+def write_whole(file: Path, content: str | bytes | Iterable[str], newline: str | None = None) -> None:
+    """Write a text, its pieces one after the other, or bytes, to a new file that is then renamed to `file`. A full disk
+    leaves the old file; a symbolic link is replaced, and what it points to is not touched."""
     aside = file.with_name(f".{file.name}.{os.getpid()}")
+    how = {"mode": "xb"} if isinstance(content, bytes) else {"mode": "x", "encoding": "utf-8", "newline": newline}
     try:
-        with open(aside, "w", encoding="utf-8", newline=newline) as stream:
-            stream.writelines([text] if isinstance(text, str) else text)
+        aside.unlink(missing_ok=True)
+        with open(aside, **how) as stream:  # O_EXCL: follows no link
+            stream.writelines([content] if isinstance(content, str | bytes) else content)
         put_in_place(aside, file)
     except OSError:
         aside.unlink(missing_ok=True)
@@ -48,15 +54,47 @@ def keep_as(file: Path, other: Path) -> None:
         file.replace(other)
 
 
+@contextmanager
+def whole_directory(directory: Path) -> Iterator[Path]:
+    """A new directory to write into, which takes the place of `directory` at the end; after any failure it is removed,
+    and so is what a killed process left of one.
+
+    Beside it, then renamed. Where `directory` is there and empty, inside of it, then moved up: it may be a mount point,
+    or in a place where nothing else can be written.
+    """
+    directory = directory.resolve()  # else a link would be replaced, not what it leads to
+    inside = directory.is_dir() and vacant(directory)
+    aside = directory / _INSIDE if inside else directory.with_name(f".{directory.name}{_INSIDE}")
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    try:
+        yield aside
+        if inside:
+            for each in sorted(aside.iterdir()):
+                each.rename(directory / each.name)
+            aside.rmdir()
+        else:
+            if directory.exists():
+                shutil.rmtree(directory)
+            aside.rename(directory)
+    except BaseException:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise
+
+
+def vacant(directory: Path) -> bool:
+    """Is nothing in the way there: nothing at all, or what a killed process left?"""
+    return not directory.exists() or (directory.is_dir() and all(each.name == _INSIDE for each in directory.iterdir()))
+
+
 def fingerprint(path: Path) -> str:
     """SHA-256 of a file, or of a directory's files with their names (not its README.md, which names a command)."""
     digest = hashlib.sha256()
-    files = sorted(each for each in path.rglob("*") if each.is_file()) if path.is_dir() else [path]
+    files = [path]
+    if path.is_dir():
+        files = sorted(each for each in path.rglob("*") if each.is_file() and each.name != "README.md")
     for file in files:
-        if path.is_dir() and file.name == "README.md":
-            continue
         digest.update(str(file.relative_to(path)).encode())
         with open(file, "rb") as stream:
-            while block := stream.read(2**22):
-                digest.update(block)
+            hashlib.file_digest(stream, lambda: digest)
     return digest.hexdigest()

@@ -6,18 +6,12 @@ import re
 from collections.abc import Sequence
 from pathlib import PurePath
 
+from minillm.common.columns import headings
+
 
 def labels(sources: Sequence[str]) -> dict[str, str]:
     """The last two parts of each path, or as many as make it unique; a hub id or package as it is."""
-    parts = {source: [part for part in source.split("/") if part] or [source] for source in sources}
-    out = {}
-    for source, own in parts.items():
-        n = 2
-        while n < len(own) and any(other != source and there[-n:] == own[-n:] for other, there in parts.items()):
-            n += 1
-        out[source] = "/".join(own[-n:])
-    # "x" and "/x", "a/b" and "/a/b": nothing short tells them apart
-    return {source: label if list(out.values()).count(label) == 1 else source for source, label in out.items()}
+    return headings(sources, "/", least=2)
 
 
 def file_labels(files: Sequence[str]) -> dict[str, str]:
@@ -42,7 +36,6 @@ def folded(name: str, width: int) -> str:
 
 def name_problems(name: object) -> list[str]:
     """What is wrong with a run.name, which is a path below runs/ and stands in overrides."""
-    odd = not isinstance(name, str) or not name or re.search(r"[=,\[\](){}\s]", name)
-    if odd or name.startswith(("/", ".")) or ".." in name:
-        return [f"run.name={name!r}: wanted a relative path without .. = , spaces or brackets"]
-    return []
+    if isinstance(name, str) and re.fullmatch(r"[^/.=,\[\](){}\s][^=,\[\](){}\s]*", name) and ".." not in name:
+        return []
+    return [f"run.name={name!r}: wanted a relative path without .. = , spaces or brackets"]

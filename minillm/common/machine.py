@@ -11,8 +11,9 @@ from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import torch
-from torch.profiler import record_function
+from minillm.common.lazy import lazy
+
+torch = lazy("torch")
 
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4  # <malloc.h>
 
@@ -23,25 +24,16 @@ def keep_freed_memory() -> bool:
     By default glibc maps and unmaps every large tensor anew, and each fresh page costs a fault: on 512 x 49,152 logits
     the loss took 1.0 s with the default and 0.1 s without (2 cores).
     """
-    if not sys.platform.startswith("linux"):
-        return False
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # musl has none
-    if mallopt is None:
-        return False
+    mallopt = sys.platform.startswith("linux") and getattr(ctypes.CDLL(None), "mallopt", None)  # musl has none
     settings = ((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, 2**31 - 1), (_M_TOP_PAD, 2**28))
-    return all([mallopt(name, value) for name, value in settings])
-
-
-def without_cudnn_attention() -> None:
-    """Leave cuDNN's attention out: it makes a plan for every new shape, 0.9 ms a layer and more on an H200, and here
-    each token and micro-batch has one. The other fused kernels need none."""
-    torch.backends.cuda.enable_cudnn_sdp(False)
+    return bool(mallopt) and all([mallopt(name, value) for name, value in settings])
 
 
 def tune() -> None:
-    """What every process of ours sets."""
+    """What every process of ours sets: the allocator, and no attention of cuDNN. It makes a plan for every new shape,
+    0.9 ms a layer and more on an H200, and here each token and micro-batch has one. Other fused kernels need none."""
     keep_freed_memory()
-    without_cudnn_attention()
+    torch.backends.cuda.enable_cudnn_sdp(False)
 
 
 def peak_memory(device: torch.device) -> float:
@@ -67,8 +59,7 @@ def choose_precision(precision: str, accelerator: str = "auto") -> str:
     """The trainer's precision: `auto` is bf16-mixed on a GPU that has bfloat16, else 32-true."""
     if precision != "auto":
         return precision
-    gpu = on_cuda(accelerator)
-    return "bf16-mixed" if has_bfloat16(torch.device("cuda" if gpu else "cpu")) else "32-true"
+    return "bf16-mixed" if has_bfloat16(torch.device("cuda" if on_cuda(accelerator) else "cpu")) else "32-true"
 
 
 def usable_memory(device: torch.device) -> float:
@@ -88,7 +79,7 @@ class Phases:
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:
         began = self._now()
-        with record_function(name):
+        with torch.profiler.record_function(name):
             yield
         self.seconds[name] += self._now() - began
 

@@ -6,7 +6,6 @@ Another process may be writing there, or have been killed while it did: nothing 
 from __future__ import annotations
 
 import csv
-import io
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -17,8 +16,8 @@ from minillm.common.changes import flat
 from minillm.common.errors import ConfigError, first_line
 from minillm.common.stored import read_config
 
+STEP = "progress/optimizer_step"  # a column of metrics.csv: the optimizer step of the row
 SETTINGS = "settings.json"  # what minillm.generate or evaluate.py was begun with
-STOPPED = "stopped_early"  # in metrics.json: the optimizer step at which the median rule ended the run
 TRIALS = ".trials"  # in the directory of a sweep: how each of its trials ended
 ERROR = "error.txt"  # why a trial of a sweep failed
 LOG = "screen.log"  # what a trial of a sweep wrote on screen
@@ -28,7 +27,7 @@ _HIGHER = {"rouge_l": True, "exact_match": True, "distinct_4": True, "reverse_kl
 
 @dataclass(frozen=True)
 class RunFiles:
-    """`settings` and `rows` (of metrics.csv) by full names; `state` is one of finished, stopped early, failed and
+    """`settings` and `rows` (of metrics.csv) by full names; `state` is one of finished, failed and
     unfinished (being made, or killed); `note` says why it failed or what could not be read."""
 
     name: str
@@ -41,26 +40,29 @@ class RunFiles:
 
     @classmethod
     def read(cls, folder: Path, name: str | None = None) -> RunFiles:
-        notes, figures, settings = [], {}, {}
-        try:
-            settings = read_settings(folder) or {}
-        except ValueError as error:
-            notes.append(str(error))
-        try:
-            figures = read_figures(folder) or {}
-        except ValueError as error:
-            notes.append(str(error))
-        state = "stopped early" if STOPPED in figures else "finished" if figures else "unfinished"
+        """A file that cannot be read counts as empty and is named in `note`."""
+        notes, found = [], []
+        for read in (read_settings, read_figures):
+            try:
+                found.append(read(folder) or {})
+            except ValueError as error:
+                found.append({})
+                notes.append(str(error))
+        settings, figures = found
+        state = "finished" if figures else "unfinished"
         if not figures and (folder / ERROR).exists():
             state = "failed"
-            text = (folder / ERROR).read_text(encoding="utf-8", errors="replace")
+            try:
+                text = (folder / ERROR).read_text(encoding="utf-8", errors="replace")
+            except OSError as error:
+                text = f"{folder / ERROR}: cannot be read ({error.strerror})"
             notes.append(text.partition("\n\n")[0].strip().removeprefix("Error: "))
         rows = tuple(read_rows(folder / "metrics.csv"))
         return cls(name or folder.name, folder, state, settings, figures, rows, "; ".join(notes))
 
     def curve(self, figure: str) -> list[tuple[float, float]]:
         """(optimizer step, value) of a figure, in order."""
-        return [(row["progress/optimizer_step"], row[figure]) for row in self.rows if figure in row]
+        return [(row[STEP], row[figure]) for row in self.rows if figure in row]
 
 
 def find_runs(folder: Path) -> list[Path]:
@@ -78,12 +80,14 @@ def read_settings(folder: Path) -> dict[str, Any] | None:
 
 
 def read_job_settings(folder: Path) -> dict[str, Any] | None:
-    """settings.json, which minillm.generate and evaluate.py write as they begin, or None where there is none.
-
-    Raises:
-        ConfigError: it is damaged.
-    """
+    """settings.json, which minillm.generate and evaluate.py write as they begin, or None where there is none. Raises
+    ConfigError: it is damaged."""
     return read_json(folder / SETTINGS, f"delete {folder} or choose another run.name")
+
+
+def read_figures(folder: Path) -> dict[str, Any] | None:
+    """metrics.json, which a run writes at its end, or None. Raises ConfigError: it is damaged."""
+    return read_json(folder / "metrics.json", "delete it, and the run goes on")
 
 
 def read_json(file: Path, remedy: str) -> dict[str, Any] | None:
@@ -94,24 +98,10 @@ def read_json(file: Path, remedy: str) -> dict[str, Any] | None:
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise ConfigError([f"{file}: damaged ({first_line(error)}); {remedy}"]) from error
+        raise ConfigError(f"{file}: damaged ({first_line(error)}); {remedy}") from error
     if not isinstance(found, dict):
-        raise ConfigError([f"{file}: damaged (no settings by name); {remedy}"])
+        raise ConfigError(f"{file}: damaged (got {type(found).__name__}, wanted values by name); {remedy}")
     return found
-
-
-def read_figures(folder: Path) -> dict[str, Any] | None:
-    """metrics.json, which a run writes at its end, or None. Raises ValueError where it is no mapping of figures."""
-    file = folder / "metrics.json"
-    if not file.exists():
-        return None
-    try:
-        figures = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise ValueError(f"{file}: not JSON ({error}); delete it, and the run goes on") from error
-    if not isinstance(figures, dict):
-        raise ValueError(f"{file}: holds {type(figures).__name__}; wanted figures by name")
-    return figures
 
 
 def read_rows(file: Path) -> Iterator[dict[str, float]]:
@@ -124,33 +114,30 @@ def whole_rows(file: Path) -> tuple[list[dict[str, str]], int]:
     """The same as text, and how many lines are left out: broken ones, and the last one if it has no end (it may be
     half a number)."""
     try:
-        text = file.read_text(encoding="utf-8", errors="replace")
+        *lines, rest = file.read_text(encoding="utf-8", errors="replace").split("\n")
     except OSError:
         return [], 0
-    whole = text[: text.rfind("\n") + 1]
-    rows, left_out = [], int(len(whole) < len(text))
-    lines = csv.DictReader(io.StringIO(whole, newline=""))
-    while True:
+    columns = _fields(lines.pop(0)) if lines else []
+    rows, left_out = [], int(rest != "")
+    for fields in map(_fields, filter(None, lines)):
+        row = {name: value for name, value in zip(columns, fields, strict=False) if value}
         try:
-            row = next(lines)
-            values = {name: value for name, value in row.items() if value}
-            usable = None not in row and all(map(_is_number, values.values())) and "progress/optimizer_step" in values
-        except StopIteration:
-            return rows, left_out
-        except csv.Error:  # a field of more than 131 kB
-            usable = False
-        if usable:
-            rows.append(values)
-        else:
-            left_out += 1
+            whole = len(fields) <= len(columns) and STEP in row and bool([float(value) for value in row.values()])
+        except ValueError:
+            whole = False
+        if whole:
+            rows.append(row)
+        left_out += not whole
+    return rows, left_out
 
 
-def _is_number(text: Any) -> bool:
+def _fields(line: str) -> list[str]:
+    if '"' not in line:
+        return line.rstrip("\r").split(",") if line else []
     try:
-        float(text)
-    except (TypeError, ValueError):
-        return False
-    return True
+        return next(csv.reader([line]), [])
+    except csv.Error:  # a field of more than 131 kB
+        return []
 
 
 def higher_is_better(figure: str) -> bool | None:

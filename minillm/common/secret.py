@@ -1,4 +1,4 @@
-"""Keys and tokens must not get into a config: it is written to config.yaml, W&B and the model card."""
+"""Secrets must not get into a config: it is written to config.yaml, W&B and the model card."""
 
 from __future__ import annotations
 
@@ -6,48 +6,51 @@ import os
 import re
 from collections.abc import Iterator
 
-_NAMES = re.compile(r"(TOKEN|_KEY|SECRET|PASSWORD|PASSWD|_PWD|_PAT|CREDENTIALS?)$", re.IGNORECASE)
-_SHAPES = {  # what the services' tokens begin with
-    "a Hugging Face token": re.compile(r"hf_[A-Za-z0-9]{20,}"),
-    "an API key": re.compile(r"\bsk-[A-Za-z0-9_-]{20,}"),
-    "a GitHub token": re.compile(r"\b(gh[pousr]_[A-Za-z0-9]{30,}|github_pat_\w{30,})"),
-    "an AWS key": re.compile(r"\bAKIA[A-Z0-9]{16}\b"),
-    "a W&B key": re.compile(r"\bwandb_v1_\w{20,}|(?<![@\w/])[0-9a-f]{40}\b"),  # not a commit of the hub
-    "a Google key": re.compile(r"\bAIza[A-Za-z0-9_-]{30,}"),
-    "a Slack token": re.compile(r"\bxox[abeoprs]-[A-Za-z0-9-]{10,}"),
-    "a GitLab token": re.compile(r"\bglpat-[A-Za-z0-9_-]{20,}"),
-    "a JSON web token": re.compile(r"\beyJ[A-Za-z0-9_-]{6,}\.eyJ[A-Za-z0-9_-]{6,}\.[A-Za-z0-9_-]{10,}"),
-    "a password in an address": re.compile(r"://[^/\s:@]+:[^/\s@]+@|https?://[A-Za-z0-9_-]{16,}@"),
-}
-_SHORTEST = 8  # a shorter value of the environment would be found in innocent texts
+_NAMES = re.compile(r"\w*(TOKEN|_KEY|SECRET|PASSWORD|PASSWD|_PWD|_PAT|CREDENTIALS?)", re.IGNORECASE)
+_TOKENS = re.compile(  # Hugging Face, OpenAI, GitHub, AWS, Google, Slack, GitLab, JSON web tokens
+    r"\b(hf_\w{20,}|sk-[\w-]{20,}|gh[pousr]_\w{30,}|github_pat_\w{30,}|AKIA[A-Z0-9]{16}|AIza[\w-]{30,}"
+    r"|xox[abeoprs]-[\w-]{10,}|glpat-[\w-]{20,}|eyJ[\w-]{6,}\.eyJ[\w-]{6,}\.[\w-]{10,}"
+    r"|wandb_v1_\w{20,}|(?<![@\w/])[0-9a-f]{40}\b)"  # W&B; the second one is not a commit of the hub
+    r"|://[^/\s:@]+:[^/\s@]+@|https?://[\w-]{16,}@"  # a password or token in an address
+)
 
 
 def names_secret(variable: str) -> bool:
     """Whether the value of an environment variable of this name is looked for in configs."""
-    return re.fullmatch(r"\w+", variable) is not None and _NAMES.search(variable) is not None
+    return _NAMES.fullmatch(variable) is not None
 
 
 def secret_problems(plain: dict, command: str = "") -> list[str]:
-    """Keys of a config whose text holds a secret, by the environment's variables or by its form; never the text."""
-    secrets = {value: name for name, value in os.environ.items() if _NAMES.search(name) and len(value) >= _SHORTEST}
-    problems = []
-    for key, text in (*_texts(plain), ("the command line", command)):
-        what = [f"the value of {name}" for value, name in secrets.items() if value in text]
-        what += [name for name, shape in _SHAPES.items() if shape.search(text)]
-        if what:
+    """Name the keys of a config whose text holds a secret, without showing it: the value of a variable that
+    `names_secret`, of 8 characters or more and no path of a file or directory, or a text in the form of a token."""
+    secrets, problems = _in_environment(), []
+    for key, text in (*_texts(plain, ""), ("the command line", command)):
+        what = [f"the value of {name}" for name in secrets if os.environ[name] in text]
+        if what or _TOKENS.search(text):
+            what = what[0] if what else "what looks like a token or password"
             problems.append(
-                f"{key}: holds {what[0]}, which would be written to config.yaml, W&B and the model card; wanted it in "
-                "the environment only"
+                f"{key}: holds {what}, which would be written to config.yaml, W&B and the model card; wanted it in the "
+                "environment only"
             )
     return problems
 
 
-def _texts(node, path: str = "") -> Iterator[tuple[str, str]]:
-    if isinstance(node, dict):
-        for key, value in node.items():
-            yield from _texts(value, f"{path}.{key}" if path else str(key))
-    elif isinstance(node, list):
-        for number, value in enumerate(node):
-            yield from _texts(value, f"{path}[{number}]")
-    elif isinstance(node, str):
-        yield path, node
+def redacted(text: str) -> str:
+    """A message of any origin without the secrets that it repeats."""
+    for name in _in_environment():
+        text = text.replace(os.environ[name], f"[{name}]")
+    return _TOKENS.sub("[secret]", text)
+
+
+def _in_environment() -> list[str]:
+    """The variables that hold a secret."""
+    found = [name for name, value in os.environ.items() if names_secret(name) and len(value) >= 8]
+    return [name for name in found if not os.path.exists(os.environ[name])]
+
+
+def _texts(node, path: str) -> Iterator[tuple[str, str]]:
+    if isinstance(node, str):
+        yield path.removeprefix("."), node
+    elif isinstance(node, dict | list):
+        for key, value in node.items() if isinstance(node, dict) else enumerate(node):
+            yield from _texts(value, f"{path}.{key}" if isinstance(node, dict) else f"{path}[{key}]")

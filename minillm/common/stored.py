@@ -8,54 +8,41 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
+from omegaconf._utils import get_omega_conf_dumper, get_yaml_loader
+from yaml.composer import Composer
+from yaml.constructor import SafeConstructor
+from yaml.resolver import Resolver
 
 from minillm.common.errors import ConfigError, first_line
 from minillm.common.files import write_whole
 
-_CORE = ("map", "seq", "str", "int", "float", "bool", "null")
-# YAML 1.1 takes 1e-6 for a text, OmegaConf (which composes the settings) for a number.
-_FLOAT = re.compile(
-    r"[-+]?(\d[\d_]*\.[\d_]*([eE][-+]?\d+)?|\d[\d_]*[eE][-+]?\d+|\.\d[\d_]*([eE][-+]?\d+)?|\.(inf|Inf|INF))$"
-    r"|\.(nan|NaN|NAN)$"
-)
+_Base = get_yaml_loader()
+with suppress(ImportError):  # PyYAML may be built without libyaml, which is six times as fast
+    from yaml.cyaml import CParser
+
+    class _Base(CParser, _Base):
+        get_single_node = Composer.get_single_node  # not libyaml's own, which follows aliases
+
+        def __init__(self, stream):
+            CParser.__init__(self, stream)
+            for base in (Composer, SafeConstructor, Resolver):
+                base.__init__(self)
 
 
-class _Loader(yaml.SafeLoader):
-    """Mappings, lists and plain values; no dates, no merging. Without aliases a file cannot be larger than it looks."""
-
-    yaml_constructors: ClassVar = {
-        tag: make
-        for tag, make in yaml.SafeLoader.yaml_constructors.items()
-        if tag is None or tag.rpartition(":")[2] in _CORE
-    }
+class _Loader(_Base):
+    """OmegaConf's: numbers as it composes them, no dates. Without aliases a file cannot be larger than it looks."""
 
     def compose_node(self, parent, index):
         if self.check_event(yaml.AliasEvent):
             raise yaml.composer.ComposerError(None, None, "an alias (*name) is not read", self.peek_event().start_mark)
         return super().compose_node(parent, index)
-
-
-class _Dumper(yaml.SafeDumper):
-    """Quotes the texts that `_Loader` would read as something else."""
-
-    def represent_text(self, text: str) -> yaml.Node:
-        rare = any(each in text for each in "\x85\u2028\u2029")  # line ends that PyYAML loses in single quotes
-        return self.represent_scalar("tag:yaml.org,2002:str", text, style='"' if rare else None)
-
-
-_Dumper.add_representer(str, _Dumper.represent_text)
-
-for _kind in (_Loader, _Dumper):
-    _kind.yaml_implicit_resolvers = {
-        first: [rule for rule in rules if rule[0].rpartition(":")[2] in {*_CORE} - {"float"}]
-        for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
-    }
-    _kind.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+0123456789."))
 
 
 def read_config(file: Path) -> dict[str, Any]:
@@ -66,7 +53,7 @@ def read_config(file: Path) -> dict[str, Any]:
     """
     try:
         found = yaml.load(file.read_text(encoding="utf-8"), _Loader)
-    except (yaml.YAMLError, OSError, ValueError, LookupError, RecursionError) as error:
+    except (yaml.YAMLError, OSError, ValueError, TypeError, AttributeError, LookupError, RecursionError) as error:
         reason, mark = getattr(error, "problem", None) or first_line(error), getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}" if mark else ""
         raise ConfigError(f"{file}: cannot be read ({reason}{where}); wanted the config.yaml of a run") from error
@@ -77,19 +64,22 @@ def read_config(file: Path) -> dict[str, Any]:
 
 def other_targets(node: Any, known: Sequence[str], path: str) -> list[str]:
     """Problems: each `_target_` at or below a stored node that is not one of the `known` names. None is imported."""
-    if isinstance(node, Mapping):
-        target, children = node.get("_target_"), {f"{path}.{key}": each for key, each in node.items()}
-    else:
-        target, children = None, {f"{path}[{i}]": each for i, each in enumerate(node if isinstance(node, list) else ())}
-    problems = (
-        [] if target is None or target in known else [f"{path}._target_={target!r}: wanted one of {', '.join(known)}"]
-    )
-    return problems + [problem for key, each in children.items() for problem in other_targets(each, known, key)]
+    if isinstance(node, list):
+        return [each for n, below in enumerate(node) for each in other_targets(below, known, f"{path}[{n}]")]
+    if not isinstance(node, Mapping):
+        return []
+    target, problems = node.get("_target_"), []
+    if target is not None and target not in known:
+        problems = [f"{path}._target_={target!r}: wanted one of {', '.join(known)}"]
+    return problems + [each for key, below in node.items() for each in other_targets(below, known, f"{path}.{key}")]
 
 
 def write_config(file: Path, plain: Mapping[str, Any]) -> None:
     """Write plain settings, so that `read_config` gives the same."""
-    write_whole(file, yaml.dump(plain, Dumper=_Dumper, sort_keys=False, allow_unicode=True))
+    dump = partial(yaml.dump, plain, Dumper=get_omega_conf_dumper(), sort_keys=False)
+    text = dump(allow_unicode=True)
+    odd = re.search("[\x85\u2028\u2029]", text)  # line ends that PyYAML loses in single quotes
+    write_whole(file, dump() if odd else text)
 
 
 def resolved(cfg: DictConfig) -> dict[str, Any]:
@@ -97,19 +87,6 @@ def resolved(cfg: DictConfig) -> dict[str, Any]:
     return {key: value for key, value in OmegaConf.to_container(cfg, resolve=True).items() if key != "pair"}
 
 
-def composed_of(plain: Mapping[str, Any]) -> DictConfig:
-    """Plain settings as a config whose texts resolve to themselves."""
-    return OmegaConf.create(_escaped(plain))
-
-
 def literal(text: str) -> str:
     """The text with each `${` in it escaped, as OmegaConf wants it; backslashes count only before one."""
     return re.sub(r"(\\*)\$\{", r"\1\1\\${", text)
-
-
-def _escaped(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _escaped(each) for key, each in value.items()}
-    if isinstance(value, list):
-        return [_escaped(each) for each in value]
-    return literal(value) if isinstance(value, str) else value

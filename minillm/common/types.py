@@ -57,7 +57,8 @@ class Rollout(_Rows):
     """Prompts with their sampled answers. Log-probabilities are of the chosen tokens under the full distributions at
     `temperature` (if `decode` had a `no_repeat_ngram_size`, without the tokens it banned); those of the `behaviour` are
     under whatever drew the tokens: the student, a mixture, another temperature. `near_edge_BR` marks draws so close to
-    the edge of a token's share that rounding in float32 may decide (see `draw`; half types round more)."""
+    the edge of a token's share that rounding in float32 may decide (see `draw`; half types round more). `costs_BR`
+    and `start_logprobs_BR` are there for an objective that needs them."""
 
     prompt_ids_BP: Tensor
     prompt_mask_BP: Tensor
@@ -68,6 +69,8 @@ class Rollout(_Rows):
     teacher_hidden_BRH: Tensor | None = None
     near_edge_BR: Tensor | None = None
     behaviour_logprobs_BR: Tensor | None = None
+    costs_BR: Tensor | None = None
+    start_logprobs_BR: Tensor | None = None
     temperature: float = 1.0
 
     def __len__(self) -> int:
@@ -88,10 +91,6 @@ class Rollout(_Rows):
     @property
     def ids_BS(self) -> Tensor:
         return torch.cat([self.prompt_ids_BP, self.response_ids_BR], dim=1)
-
-    @property
-    def mask_BS(self) -> Tensor:
-        return torch.cat([self.prompt_mask_BP, self.response_mask_BR], dim=1)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What one process does for all of them: the first does it, and every process learns how it went."""
+"""What one process does for all of them, and what all must know; where there is only one these are plain calls."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import secrets
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
-
-import torch.distributed as dist
+from typing import Any, TypeVar
 
 from minillm.common.errors import ConfigError, MinillmError
+from minillm.common.lazy import lazy
 
+dist = lazy("torch.distributed")
 Value = TypeVar("Value")
 _PATIENCE = 15.0  # seconds until a file that one node wrote is seen by another
 
@@ -20,30 +20,42 @@ class FirstFailed(MinillmError):
     """On the other processes, where the first one raised an error; that one tells it whole."""
 
     def __init__(self, status: int):
-        super().__init__("the first process ended with an error, which it tells itself")
+        super().__init__("process 0 ended with an error; its own message says why")
         self.status = status
 
 
+def agree(value: Any) -> Any:
+    """Rank 0's, on every rank."""
+    if not dist.is_initialized():
+        return value
+    box = [value]
+    dist.broadcast_object_list(box)
+    return box[0]
+
+
+def barrier() -> None:
+    """Until all ranks are here."""
+    if dist.is_initialized():
+        dist.barrier()
+
+
 def on_first(work: Callable[[], Value]) -> Value:
-    """What `work` gives on rank 0, where alone it is called; every rank has to come by, and none waits in vain where it
-    fails. The value must be one that can be pickled.
+    """What `work`, called on rank 0 only, gives; every rank calls this. The value must be one that can be pickled.
 
     Raises:
         FirstFailed: on the other ranks, whatever `work` raised on rank 0.
         BaseException: what `work` raises, on rank 0.
     """
-    if not dist.is_initialized() or dist.get_world_size() == 1:
+    if not _several():
         return work()
-    value, status = None, None
+    value = None
     if dist.get_rank() == 0:
         try:
             value = work()
         except BaseException as error:
-            dist.broadcast_object_list([None, getattr(error, "status", 1)])
+            agree((None, getattr(error, "status", 1)))
             raise
-    box = [value, status]
-    dist.broadcast_object_list(box)
-    value, status = box
+    value, status = agree((value, None))
     if status is not None:
         raise FirstFailed(status)
     return value
@@ -55,7 +67,7 @@ def check_shared(folder: Path) -> None:
     Raises:
         ConfigError: on every rank, with the ranks that do not see it.
     """
-    if not dist.is_initialized() or dist.get_world_size() == 1:
+    if not _several():
         return
 
     def write() -> Path:
@@ -66,7 +78,7 @@ def check_shared(folder: Path) -> None:
 
     file = on_first(write)
     try:
-        seen: list[bool] = [False] * dist.get_world_size()
+        seen = [False] * dist.get_world_size()
         dist.all_gather_object(seen, _appears(file))
     finally:
         if dist.get_rank() == 0:
@@ -76,6 +88,10 @@ def check_shared(folder: Path) -> None:
             f"run.dir={folder}: process {', '.join(blind)} does not see what process 0 writes to {file.parent}; wanted "
             "a directory on a file system that all nodes share"
         )
+
+
+def _several() -> bool:
+    return dist.is_initialized() and dist.get_world_size() > 1
 
 
 def _appears(file: Path) -> bool:

@@ -38,11 +38,6 @@ def gradient_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
 
 
 def clip_gradients(parameters: Iterable[nn.Parameter], limit: float, norm: Tensor) -> None:
-    """Scale all gradients so that a `norm` above the limit becomes the limit, as torch's clip_grads_with_norm_."""
-    factor = (limit / (norm + 1e-6)).clamp(max=1.0)
-    by_device: dict[torch.device, list[Tensor]] = defaultdict(list)
-    for each in parameters:
-        if each.grad is not None:
-            by_device[each.grad.device].append(own_part(each.grad))
-    for device, gradients in by_device.items():
-        torch._foreach_mul_(gradients, factor.to(device))
+    """Scale all gradients so that a `norm` above the limit becomes the limit."""
+    for group in by_mesh(parameters):
+        nn.utils.clip_grads_with_norm_(group, limit, norm)

@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-import torch
-
 from minillm.common.errors import check
+from minillm.common.lazy import lazy
 from minillm.common.ranks import started_processes
 
 Kind = Literal["single", "ddp", "fsdp", "fsdp_tp"]
 KINDS = get_args(Kind)
+SPLITTABLE = ("llama", "mistral", "opt", "qwen2", "qwen3")  # families whose layers tensor parallelism can split
+torch = lazy("torch")
 
 
 @dataclass(frozen=True)
@@ -36,33 +37,33 @@ class Parallel:
     reduce: Literal["micro_batch", "step"] = "micro_batch"
 
     def __post_init__(self):
-        several = (self.devices_here, self.num_nodes) != (1, 1)
+        kind, devices, nodes, size = self.kind, self.devices, self.num_nodes, self.tensor_parallel_size
+        alone = devices in (1, "auto") and (nodes == 1 or devices == "auto")
         check(
-            (self.devices == "auto" or self.devices > 0, f"devices={self.devices}: wanted a positive number, or auto"),
-            (self.num_nodes > 0, f"num_nodes={self.num_nodes}: wanted a positive number"),
+            (devices == "auto" or devices > 0, f"devices={devices}: wanted a positive number, or auto"),
+            (nodes > 0, f"num_nodes={nodes}: wanted a positive number"),
+            (size > 0, f"tensor_parallel_size={size}: wanted 1 or more"),
             (
-                self.kind != "single" or not several or self.devices == "auto",
-                f"devices={self.devices}, num_nodes={self.num_nodes}: strategy=single is for one device; wanted "
-                "strategy=ddp, fsdp or fsdp_tp, or both 1",
-            ),
-            (self.tensor_parallel_size > 0, f"tensor_parallel_size={self.tensor_parallel_size}: wanted 1 or more"),
-            (
-                self.kind == "fsdp_tp" or self.tensor_parallel_size == 1,
-                f"tensor_parallel_size={self.tensor_parallel_size}: only strategy=fsdp_tp splits layers; wanted 1",
+                kind != "single" or alone,
+                f"devices={devices}, num_nodes={nodes}: strategy=single is for one device; wanted strategy=ddp, fsdp "
+                "or fsdp_tp, or both 1",
             ),
             (
-                self.tensor_parallel_size < 1 or self.world_size % self.tensor_parallel_size == 0,
-                f"tensor_parallel_size={self.tensor_parallel_size} does not divide the {self.world_size} devices; use "
-                "a divisor",
+                kind == "fsdp_tp" or size == 1,
+                f"tensor_parallel_size={size}: only strategy=fsdp_tp splits layers; wanted 1",
+            ),
+            (
+                size < 1 or self.world_size % size == 0,
+                f"tensor_parallel_size={size} does not divide the {self.world_size} devices; use a divisor",
             ),
             (
                 not self.cpu_offload or self.sharded,
-                f"cpu_offload=true: only parts of weights can wait on the CPU; wanted strategy=fsdp, not {self.kind}",
+                f"cpu_offload=true: only parts of weights can wait on the CPU; wanted strategy=fsdp, not {kind}",
             ),
             (
                 self.reduce == "micro_batch" or (self.sharded and not self.cpu_offload),
-                f"reduce=step with kind={self.kind}, cpu_offload={str(self.cpu_offload).lower()}: it is for weights in "
-                "parts on the device (ddp sums once a step anyway); wanted reduce=micro_batch, or strategy=fsdp",
+                f"reduce=step with kind={kind}, cpu_offload={str(self.cpu_offload).lower()}: it is for shards on the "
+                "device (ddp sums once a step anyway); wanted reduce=micro_batch, or strategy=fsdp",
             ),
         )
 

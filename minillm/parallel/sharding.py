@@ -35,7 +35,6 @@ DATA, TENSOR = "data_parallel", "tensor_parallel"  # the dimensions of Lightning
 # columns of the feed-forward part.
 _SPLIT_OUT = ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj", "fc1")
 _SPLIT_IN = ("o_proj", "out_proj", "down_proj", "fc2")
-SPLITTABLE = ("llama", "mistral", "opt", "qwen2", "qwen3")
 
 
 def shard(

@@ -13,6 +13,7 @@ from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Str
 from torch import Tensor
 from torch.optim import Optimizer
 
+from minillm.common.saved import load_saved
 from minillm.parallel.gradients import DECAYED
 from minillm.parallel.group import Group
 from minillm.parallel.settings import Parallel
@@ -100,7 +101,7 @@ class Sharded(ModelParallelStrategy):
 
     def load_checkpoint(self, checkpoint_path, weights_only: bool | None = None) -> dict[str, Any]:
         """Read by every rank, on the CPU and mapped, so that each touches little more than its parts."""
-        return torch.load(checkpoint_path, map_location="cpu", mmap=True, weights_only=True)
+        return load_saved(checkpoint_path)
 
     def _groups(self, optimizer: Optimizer) -> dict[bool, list[torch.nn.Parameter]]:
         """The parameters that are decayed and those that are not, each in the order of a single device."""

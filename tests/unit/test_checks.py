@@ -77,7 +77,7 @@ def test_a_node_without_a_target_is_left_alone(node):
 def test_a_refused_trainer_key_is_a_real_one_and_names_ours(key):
     assert key in inspect.signature(lightning.Trainer).parameters
     expected = f"trainer.{key}: the training loop is ours (manual optimisation); use {FORBIDDEN_TRAINER[key]}"
-    assert node_problems({"_target_": TRAINER, key: 1}, "trainer") == [trainer_problem(key)] == [expected]
+    assert trainer_problem(key) == expected
 
 
 def test_other_trainer_keys_are_free_and_misspelt_ones_are_not():
@@ -127,7 +127,9 @@ def test_construct_puts_the_path_below_before_a_wrong_value():
     node = {"_target_": PAIR, "student": {"_target_": PRUNED}, "teacher": "t"}
     with pytest.raises(ConfigError) as caught:
         construct(node)
-    assert caught.value.problems == ["student.keep_layers=None, drop_layers=None: wanted exactly one of the two"]
+    assert caught.value.problems == [
+        "student.keep_layers=None, drop_layers=None: wanted exactly one of the two, with layer numbers from 0 in ascending order"
+    ]
 
 
 @pytest.mark.parametrize(
@@ -145,8 +147,3 @@ def test_a_target_that_is_none_is_one_problem(name, said):
     node = {"_target_": PAIR, "student": {"_target_": name}, "teacher": "t"}
     (problem,) = node_problems(node, "model")
     assert problem.startswith("model.student._target_=") and said in problem
-
-
-def test_plain_values_are_not_constructed():
-    node = {"_target_": "minillm.data.Sources", "template_arguments": {"_target_": "no.such"}}
-    assert "data.template_arguments._target_='no.such': no such key; wanted plain values" in node_problems(node, "data")

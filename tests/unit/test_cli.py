@@ -10,6 +10,7 @@ from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
 
 from minillm.common import cli
+from minillm.common.child import ROOT
 from minillm.common.cli import CONF
 
 PROGRAM = """
@@ -63,6 +64,14 @@ def test_what_others_made_stays(command):
     assert left == ["runs", "runs/a", "runs/a/other"]
 
 
+def test_nothing_is_left_in_the_directory_of_another_run(command):
+    there = command.here / "runs" / "it"
+    there.mkdir(parents=True)
+    (there / "config.yaml").touch()
+    assert command("import os; os.truncate('runs/it/program.log', 0); " + MISTAKE).returncode == 1
+    assert [each.name for each in there.iterdir()] == ["config.yaml"]
+
+
 @pytest.mark.slow
 def test_what_is_of_use_stays(command):
     assert command(f'Path("runs/it/config.yaml").touch(); {MISTAKE}').returncode == 1
@@ -76,32 +85,34 @@ def test_a_bug_keeps_its_traceback_and_its_name_is_free(command):
 
 
 @pytest.mark.slow
-def test_a_directory_of_ones_own_outside_stays_but_for_the_runs(command):
-    assert command(f'os.mkdir("deep"); os.chdir("deep"); {MISTAKE}').returncode == 1
-    assert sorted(each.name for each in command.here.iterdir()) == ["deep", "runs"]
-    assert not list((command.here / "runs").iterdir())
-
-
-@pytest.mark.slow
 def test_the_end_of_a_good_one_removes_nothing(command):
     assert command("pass").returncode == 0
     assert (command.here / "runs" / "it" / "program.log").exists()
+
+
+@pytest.mark.parametrize("name", ["chain", "generate", "evaluate", "plan"])
+def test_help_shows_the_commands_own_keys_with_their_comments(name, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", [name, "--help"])
+    cli.run(lambda: pytest.fail("the command has begun"), name)
+    shown = capsys.readouterr().out
+    assert shown.startswith("# python ") and len(shown.splitlines()) > 15 and "\nhydra:" not in shown
 
 
 @pytest.mark.parametrize(
     ("override", "text"),
     [
         ("model=smolm2", "model=smolm2: no such choice; did you mean smollm2_pruned?"),
-        ("experiment=gpt2_120m_sft", "experiment=gpt2_120m_sft: is recipe=sft pair=gpt2_120m now"),
         ("pair=gpt2_120", "pair=gpt2_120: no such choice; did you mean gpt2_120m"),
         ("sweep=alfa", "sweep=alfa: no such choice; did you mean alpha?"),
         ("checkpoint@model.teacher=gpt3", "checkpoint=gpt3: no such choice; did you mean gpt2"),
         ("lora=x", "lora=x: no such choice; choose from: default, none"),
+        ("experiment=gpt2_120m_sft", "experiment=gpt2_120m_sft: is recipe=sft pair=gpt2_120m now"),
+        ("experiment=opt_1b3_minillm_nopt", "experiment=opt_1b3_minillm_nopt: is recipe=minillm_nopt pair=opt_1b3 now"),
         ("modle=own", "modle: no such key; did you mean model?"),
         ("sampler.alfa=1", "sampler.alfa: no such key; did you mean sampler.alpha?"),
         (
             "suite.calibration.sst2.file=x",
-            "suite.calibration.sst2.file: not a key of what is composed, but of suite=paper.",
+            "suite.calibration.sst2.file: not a key of this config, but of suite=paper.",
         ),
     ],
 )
@@ -109,3 +120,38 @@ def test_an_unknown_name_is_answered_with_the_nearest(override, text):
     with initialize_config_dir(str(CONF), version_base="1.3"), pytest.raises(HydraException) as caught:
         compose(name := "evaluate" if override.startswith("suite") else "train", [override])
     assert cli.explain(caught.value, name).startswith(text)
+
+
+LIGHT = """
+import runpy, sys
+for command in sys.stdin.read().splitlines():
+    name, *sys.argv[1:] = command.split()
+    sys.argv[0] = name
+    run = runpy.run_path if name.endswith(".py") else runpy.run_module
+    try:
+        run(name, run_name="__main__")
+    except SystemExit as error:
+        print(name, error.code, {"torch", "lightning", "transformers"} & sys.modules.keys() or "light")
+"""
+REFUSED = {
+    "train.py experiment=demo optim.learning_rate=-1 objective.gamma=2 sampler.alpha=7 +trainer.max_steps=3": [
+        "optim.learning_rate=-1", "objective.gamma=2", "sampler.alpha=7", "use regime.max_steps",
+    ],
+    "evaluate.py models=[a/b] batch_size=0 data.max_prompt_tokens=0": ["batch_size=0", "data.max_prompt_tokens=0"],
+    "minillm.generate teacher=a/b temperature=-1": ["temperature=-1"],
+    "minillm.plan experiment=demo objective.gamma=2 devices=many": ["objective.gamma=2", "devices='many'"],
+    "minillm.chain pair=gpt2_120m tests=[none.jsonl] jobs=0": ["jobs=0"],
+}  # fmt: skip
+
+
+def test_wrong_values_are_answered_before_torch_is_imported(tmp_path):
+    """All commands in one process, which takes 2 seconds; importing torch and Lightning takes 5 more."""
+    commands = "\n".join(REFUSED)
+    for script in ("train.py", "evaluate.py"):
+        commands = commands.replace(script, str(ROOT / script))
+    done = subprocess.run(
+        [sys.executable, "-c", LIGHT], input=commands, cwd=tmp_path, capture_output=True, text=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert all(problem in done.stderr for problems in REFUSED.values() for problem in problems), done.stderr
+    assert [line.split()[-2:] for line in done.stdout.splitlines()] == [["1", "light"]] * len(REFUSED), done.stdout

@@ -1,107 +1,64 @@
-"""How processes that got a signal end: having saved, or not."""
+"""The processes of one command: how it ends after how they ended. Here they are small programs without torch."""
 
-import json
 import os
 import signal
+import subprocess
 import sys
-from contextlib import nullcontext
-from pathlib import Path
-from unittest.mock import Mock
+import time
 
 import pytest
-from torch.distributed.elastic.multiprocessing.api import SignalException
 
-from minillm import worker
-from minillm.common.errors import ConfigError, Interrupted, MinillmError
-from minillm.parallel import FAILED, FINISHED, INTERRUPTED, launch
-from minillm.parallel.notes import TRAINING, notes_in, status_after_signal
+from tests.conf.test_compose import CONF
+
+PROGRAM = """
+import os, signal, sys, time
+from minillm.common import cli
+from minillm.common.errors import Interrupted
+rank = os.environ.get("RANK")
+if rank is None:
+    from minillm.parallel import launch
+    cli.run(lambda: launch(2, ["own=1"], cuda=False), "train")
+    sys.exit(0)
+assert sys.argv[-1] == "own=1" and os.environ["WORLD_SIZE"] == "2"
+def saved(number, frame):
+    os._exit(75)
+{worker}
+"""
+WAITS = "open(f'ready{rank}', 'w').close(); time.sleep(60)"
+SAVES = f"signal.signal(signal.SIGTERM, saved); {WAITS}"
+
+
+def command(tmp_path, worker, number=None):
+    (tmp_path / "program.py").write_text(PROGRAM.replace("{worker}", worker))
+    process = subprocess.Popen(
+        [sys.executable, "program.py"], cwd=tmp_path, stderr=subprocess.PIPE, text=True,
+        env=os.environ | {"PYTHONPATH": str(CONF.parent)},
+    )  # fmt: skip
+    while number and not all((tmp_path / f"ready{rank}").exists() for rank in range(2)):
+        assert process.poll() is None
+        time.sleep(0.02)
+    if number:
+        process.send_signal(number)
+    return process.communicate(timeout=60)[1], process.returncode
 
 
 @pytest.mark.parametrize(
-    ("error", "noted"), [(ConfigError("disk full"), FAILED), (Interrupted("SIGTERM", "x"), INTERRUPTED)]
-)
-def test_a_worker_that_fails_leaves_a_note(tmp_path, monkeypatch, error, noted):
-    job = {"task": "train", "cfg": {}, "command": "", "began": 0, "launcher": os.getppid()}
-    (tmp_path / "job.json").write_text(json.dumps(job))
-    monkeypatch.setattr(sys, "argv", ["worker", str(tmp_path / "job.json")])
-    monkeypatch.setattr(worker, "end_with_parent", Mock())  # else this very process would die with its parent
-    monkeypatch.setattr(worker, "rank", lambda: 1)
-
-    def fit(*_, **__):
-        raise error
-
-    monkeypatch.setattr(worker, "fit", fit)
-    with pytest.raises(type(error)), notes_in(tmp_path):
-        worker.main()
-    assert [each.name for each in tmp_path.iterdir() if each.suffix == ".0"] == [f"{noted}.0"]
-
-
-@pytest.mark.parametrize(
-    ("notes", "status"),
+    ("worker", "number", "status", "said"),
     [
-        ([], 75),  # models were still loading
-        ([(TRAINING, 0)], 75),  # no step without the other
-        ([(TRAINING, 0), (TRAINING, 1)], 1),  # killed: no note of an end
-        ([(TRAINING, 0), (TRAINING, 1), (INTERRUPTED, 0)], 1),
-        ([(TRAINING, 0), (TRAINING, 1), (INTERRUPTED, 0), (INTERRUPTED, 1)], 75),
-        ([(TRAINING, 0), (TRAINING, 1), (FINISHED, 0), (FINISHED, 1)], 0),  # the signal came in the export
-        ([(TRAINING, 0), (TRAINING, 1), (FAILED, 0), (INTERRUPTED, 1)], 1),
+        ("os._exit(75 if rank == '0' else 0)", None, 1, ""),  # one of them has not saved
+        ("sys.exit('bad' if rank == '0' else time.sleep(60))", None, 1, "bad\n"),
+        (SAVES, signal.SIGTERM, 75, ""),
+        (SAVES.replace("saved", "lambda *_: os._exit(0)"), signal.SIGTERM, 0, ""),  # while it exported
+        (WAITS, signal.SIGTERM, 75, "interrupted by SIGTERM; the same command with resume=auto goes on\n"),
+        (f"os.kill(os.getpid(), 9) if rank == '1' else {WAITS}", None, 1, "rank 1: killed from outside"),
     ],
 )
-def test_the_status_after_a_signal_is_what_became_of_the_processes(tmp_path, notes, status):
-    for what, rank in notes:
-        (tmp_path / f"{what}.{rank}").touch()
-    assert status_after_signal(tmp_path, 2) == status
+def test_the_command_ends_as_its_processes_did(tmp_path, worker, number, status, said):
+    text, code = command(tmp_path, worker, number)
+    assert code == status and text.startswith(said) and bool(text) == bool(said), text
 
 
-@pytest.mark.parametrize(
-    ("notes", "error"),
-    [
-        ([], Interrupted),
-        ([FAILED], SystemExit),
-        ([FINISHED], None),
-        ([TRAINING], MinillmError),
-    ],
-)
-def test_the_command_ends_as_its_processes_did(monkeypatch, notes, error):
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    monkeypatch.setenv("PYTHONPATH", "")
-
-    def elastic_launch(config, executable):
-        def run(*arguments):
-            for what in notes:
-                for rank in range(2):
-                    Path(arguments[-1]).with_name(f"{what}.{rank}").touch()
-            raise SignalException("ended", sigval=signal.SIGTERM)
-
-        return run
-
-    monkeypatch.setattr(sys.modules[launch.__module__], "elastic_launch", elastic_launch)
-    before = signal.getsignal(signal.SIGINT)
-    with pytest.raises(error) if error else nullcontext() as caught:
-        launch(2, {"task": "train"}, cuda=False)
-    assert signal.getsignal(signal.SIGINT) == before
-    if error is SystemExit:
-        assert caught.value.code == 1
-    if error is MinillmError:
-        assert "killed before they had saved" in str(caught.value) and caught.value.status == 1
-
-
-@pytest.mark.parametrize(("handler", "heard"), [(signal.SIG_IGN, False), (signal.SIG_DFL, True)])
-def test_nohup_is_respected(monkeypatch, handler, heard):
-    """torch's launcher would end the run at the end of the terminal."""
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    monkeypatch.setenv("PYTHONPATH", "")
-    configs = []
-
-    def elastic_launch(config, executable):
-        configs.append(config)
-        return lambda *arguments: None
-
-    monkeypatch.setattr(sys.modules[launch.__module__], "elastic_launch", elastic_launch)
-    before = signal.signal(signal.SIGHUP, handler)
-    try:
-        launch(2, {"task": "train"}, cuda=False)
-    finally:
-        signal.signal(signal.SIGHUP, before)
-    assert ("SIGHUP" in configs[0].signals_to_handle.split(",")) == heard
+@pytest.mark.slow
+def test_nohup_is_respected(tmp_path):
+    text, code = command(tmp_path, f"signal.signal(signal.SIGHUP, signal.SIG_DFL); {WAITS}", signal.SIGHUP)
+    assert code == 75 and "SIGHUP" in text

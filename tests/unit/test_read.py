@@ -34,13 +34,14 @@ def test_states(tmp_path):
         return RunFiles.read(tmp_path / name)
 
     assert run("done", metrics_json='{"val/x": 1.0}').state == "finished"
-    assert run("hopeless", metrics_json='{"val/x": 1.0, "stopped_early": 4}').state == "stopped early"
     assert run("cut").state == "unfinished"
     failed = run("failed", error_txt="Error: loss is nan\n\nThe command: x\n")
     assert (failed.state, failed.note) == ("failed", "loss is nan")
+    (tmp_path / "odd" / "error.txt").mkdir(parents=True)
+    assert "error.txt: cannot be read (Is a directory)" in RunFiles.read(tmp_path / "odd").note
     broken = run("broken", metrics_json='{"val/x": ')
-    assert broken.state == "unfinished" and "metrics.json: not JSON" in broken.note
-    with pytest.raises(ValueError, match="holds list; wanted figures by name"):
+    assert broken.state == "unfinished" and "metrics.json: damaged (" in broken.note
+    with pytest.raises(ValueError, match="got list, wanted values by name"):
         (tmp_path / "cut" / "metrics.json").write_text("[1]")
         read_figures(tmp_path / "cut")
 

@@ -2,7 +2,6 @@
 
 import errno
 import os
-import pickle
 import resource
 
 import pytest
@@ -10,7 +9,8 @@ import torch
 
 from minillm.common import saved
 from minillm.common.errors import ModelError, StorageError
-from minillm.common.saved import CheckpointFile, damage, differences, load_saved, newest_good
+from minillm.common.saved import damage, differences, load_saved, newest_good
+from minillm.train.directory import CheckpointFile
 
 
 def content(step=3):
@@ -128,7 +128,7 @@ def test_no_code_runs_in_a_checkpoint(tmp_path):
     torch.save(content() | {"extra": Bad()}, tmp_path / "last.ckpt")
     with pytest.raises(ModelError, match="not a checkpoint"):
         load_saved(tmp_path / "last.ckpt")
-    with pytest.raises(pickle.UnpicklingError):  # also where Lightning is asked to run it
+    with pytest.raises(ModelError, match="more than plain tensors"):  # also where Lightning is asked to run it
         CheckpointFile().load_checkpoint(tmp_path / "last.ckpt", weights_only=False)
     assert not ran.exists()
 
@@ -151,3 +151,14 @@ def test_differences_in_names_and_shapes():
     assert differences(mine, {"a": torch.zeros(3, 3), "c": torch.zeros(1)}) == (
         "1 weights missing (c), 1 weights unknown (b), 1 weights of another shape (a [2, 3] instead of [3, 3])"
     )
+
+
+def test_code_in_a_checkpoint_is_refused_without_torchs_advice(tmp_path):
+    class Own:
+        def __reduce__(self):
+            return os.system, ("true",)
+
+    torch.save(Own(), tmp_path / "last.ckpt")
+    with pytest.raises(ModelError, match="it holds more than plain tensors") as caught:
+        load_saved(tmp_path / "last.ckpt")
+    assert "weights_only" not in str(caught.value) and "weights_only" not in damage(tmp_path / "last.ckpt")

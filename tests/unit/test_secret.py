@@ -3,7 +3,7 @@
 import pytest
 
 from minillm.common.errors import ConfigError
-from minillm.common.secret import secret_problems
+from minillm.common.secret import redacted, secret_problems
 from tests.conf.test_compose import settings
 
 TOKEN = "hf_" + "aB3" * 10
@@ -42,9 +42,10 @@ def test_the_form_of_a_token_is_found(text):
     assert len(secret_problems({"data": {"system": f"key {text}"}})) == 1
 
 
-def test_what_a_config_usually_holds_is_not(monkeypatch):
+def test_what_a_config_usually_holds_is_not(monkeypatch, tmp_path):
     monkeypatch.setenv("EMPTY_TOKEN", "")
     monkeypatch.setenv("SHORT_TOKEN", "data")
+    monkeypatch.setenv("CLOUD_CREDENTIALS", str(tmp_path))  # a directory is no secret
     texts = [
         "meta-llama/Llama-3.1-8B@0e9e39f",
         f"gpt2@{COMMIT}",
@@ -52,6 +53,7 @@ def test_what_a_config_usually_holds_is_not(monkeypatch):
         f"~/hub/models--gpt2/snapshots/{COMMIT}/model.safetensors",
         "https://host:8000/v1",
         "runs/a/student",
+        f"{tmp_path}/answers.jsonl",
         "hf_home",
         "sk-learn",
         "x" * 60,
@@ -59,7 +61,14 @@ def test_what_a_config_usually_holds_is_not(monkeypatch):
     assert not secret_problems({"data": texts})
 
 
+def test_a_message_does_not_repeat_one(monkeypatch):
+    monkeypatch.setenv("GH_PAT", "value-of-it")
+    assert redacted(f"data.{TOKEN}: no such key; value-of-it") == "data.[secret]: no such key; [GH_PAT]"
+
+
 def test_a_run_with_one_is_refused_without_showing_it():
     with pytest.raises(ConfigError) as caught:
         settings(f"data.system={TOKEN}", "seed=x", "data.template=paper")
-    assert "data.system: holds a Hugging Face token" in str(caught.value) and TOKEN not in str(caught.value)
+    assert "data.system: holds what looks like a token or password" in str(caught.value) and TOKEN not in str(
+        caught.value
+    )

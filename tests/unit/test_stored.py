@@ -8,7 +8,7 @@ from omegaconf import OmegaConf
 
 from minillm.common.errors import ConfigError
 from minillm.common.overrides import override
-from minillm.common.stored import composed_of, read_config, write_config
+from minillm.common.stored import read_config, write_config
 
 TEXTS = [
     *["${x}", "a\\${x}", "a\\\\${x} \\", "${", "1e-6", "1.", ".5", "2026-01-01", "1:30", "1_000", "0x1f", "true"],
@@ -23,7 +23,6 @@ def test_a_setting_comes_back_as_it_was(tmp_path, value):
     write_config(tmp_path / "config.yaml", {"a": value})
     found = read_config(tmp_path / "config.yaml")
     assert found == {"a": value} and type(found["a"]) is type(value)
-    assert OmegaConf.to_container(composed_of({"a": value}), resolve=True) == {"a": value}
 
 
 @pytest.mark.parametrize("text", [text for text in TEXTS if "\x00" not in text])
@@ -40,12 +39,13 @@ def test_a_number_is_what_the_settings_take_for_one(tmp_path):
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ("a: [1", "expected ',' or ']', but got '<stream end>', line 1"),
+        ("a: [1", "expected ',' or ']', line 2"),
         ("b: 1\na: &x [1]\nc: *x", "an alias (*name) is not read, line 3"),
         ("a: !!python/name:os.system", "could not determine a constructor"),
-        ("[" * 5000, "recursion"),
+        ("[" * 5000, "nesting depth"),
         ("a: !!int x", "invalid literal"),
         ("a: !!int ''", "index"),
+        ("a: !!map [1]", "cannot unpack"),
         ("", "no settings by name"),
         ("- 1", "no settings by name"),
         ("a: \x00", "unacceptable character"),
