@@ -3,7 +3,7 @@
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, Gemma3Config, Gemma3ForConditionalGeneration
 
-from minillm.models.families import attention_for, without_noise
+from minillm.models.families import without_noise
 
 ROWS = 64
 WINDOW = 8
@@ -74,7 +74,9 @@ MORE = {
         altup_num_inputs=2, num_kv_shared_layers=2, layer_types=["sliding_attention", "full_attention"] * 2,
         activation_sparsity_pattern=[0.0] * 4,
     ),
-    "gemma4_text": _HEADS | dict(sliding_window=WINDOW),
+    "gemma4_text": _HEADS | dict(
+        sliding_window=WINDOW, vocab_size_per_layer_input=ROWS, hidden_size_per_layer_input=8
+    ),
     "glm": _HEADS,
     "glm4": _HEADS,
     "gpt_bigcode": _OLD | dict(n_positions=256),
@@ -129,8 +131,7 @@ def model_of(config, *, seed=0, dtype=torch.float32, noise=False):
     if not noise:
         without_noise(config)
     torch.manual_seed(seed)
-    attention = attention_for(config, "sdpa")
-    return sharpened(AutoModelForCausalLM.from_config(config, attn_implementation=attention).eval()).to(dtype)
+    return sharpened(AutoModelForCausalLM.from_config(config).eval()).to(dtype)
 
 
 @torch.no_grad()

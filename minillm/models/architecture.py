@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
-
-from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
 
 from minillm.common.errors import ModelError, check
-from minillm.models.families import attention_for, text_config, without_noise
+from minillm.common.lazy import lazy
+from minillm.models.families import text_config, without_noise
 from minillm.parallel import SPLITTABLE
+
+if TYPE_CHECKING:
+    import transformers
+    from torch import nn
+    from transformers import PretrainedConfig, PreTrainedModel
+else:
+    transformers = lazy("transformers")
+    nn = lazy("torch.nn")
 
 
 @dataclass(frozen=True)
@@ -28,32 +35,26 @@ class Architecture:
 
     def __post_init__(self):
         sizes = {k: v for k, v in asdict(self).items() if k not in ("type", "tied", "head_dim")}
+        odd = self.head_dim is None and self.width % self.heads
         check(
             *((isinstance(v, int) and v > 0, f"{k}={v}: wanted a positive integer") for k, v in sizes.items()),
             (self.heads % self.kv_heads == 0, f"kv_heads={self.kv_heads}: wanted a divisor of heads={self.heads}"),
-            (
-                self.head_dim is not None or self.width % self.heads == 0,
-                f"heads={self.heads}: wanted a divisor of width={self.width}, or head_dim",
-            ),
+            (not odd, f"heads={self.heads}: wanted a divisor of width={self.width}, or head_dim"),
         )
 
     @classmethod
     def of(cls, config: PretrainedConfig) -> Architecture:
         """The architecture that a transformers config describes; of a multimodal one that of its language model."""
         config = text_config(config)
-        heads = config.num_attention_heads
-        ffn = next(
-            (v for k in ("intermediate_size", "ffn_dim", "n_inner") if (v := getattr(config, k, None))),
-            4 * config.hidden_size,
-        )
-        head_dim = getattr(config, "head_dim", None)
+        heads, head_dim = config.num_attention_heads, getattr(config, "head_dim", None)
+        ffns = (getattr(config, name, None) for name in ("intermediate_size", "ffn_dim", "n_inner"))
         return cls(
             type=config.model_type,
             layers=config.num_hidden_layers,
             width=config.hidden_size,
             heads=heads,
             kv_heads=getattr(config, "num_key_value_heads", None) or heads,
-            ffn=ffn,
+            ffn=next(filter(None, ffns), 4 * config.hidden_size),
             vocabulary=config.vocab_size,
             tied=bool(config.tie_word_embeddings),
             head_dim=None if not head_dim or head_dim * heads == config.hidden_size else head_dim,
@@ -63,10 +64,6 @@ class Architecture:
         """'layers: 12 stated, 24 found' for each number that differs."""
         mine, theirs = asdict(self), asdict(other)
         return [f"{key}: {mine[key]} stated, {theirs[key]} found" for key in mine if mine[key] != theirs[key]]
-
-    def shrunk(self, **sizes: int) -> Architecture:
-        """An architecture of the same family with other sizes, for tests and dry runs."""
-        return replace(self, **sizes)
 
     def config(self) -> PretrainedConfig:
         """A transformers config of these sizes; everything else is the family's default."""
@@ -81,25 +78,21 @@ class Architecture:
             eos_token_id=None,
             pad_token_id=None,
         )
-        match self.type:
-            case "gpt2":
-                sizes["n_inner"] = self.ffn
-            case "opt":
-                sizes.update(ffn_dim=self.ffn, word_embed_proj_dim=self.width)
-            case _:
-                sizes.update(
-                    intermediate_size=self.ffn,
-                    num_key_value_heads=self.kv_heads,
-                    head_dim=self.head_dim or self.width // self.heads,
-                )
-        return AutoConfig.for_model(self.type, **sizes)
+        if self.type == "gpt2":
+            sizes["n_inner"] = self.ffn
+        elif self.type == "opt":
+            sizes |= dict(ffn_dim=self.ffn, word_embed_proj_dim=self.width)
+        else:
+            head_dim = self.head_dim or self.width // self.heads
+            sizes |= dict(intermediate_size=self.ffn, num_key_value_heads=self.kv_heads, head_dim=head_dim)
+        return transformers.AutoConfig.for_model(self.type, **sizes)
 
     def random_model(self, attention: str | None = None) -> PreTrainedModel:
-        """Random weights from torch's global generator, float32, in eval mode and without dropout."""
+        """Random weights from torch's global generator, float32, in eval mode and without dropout; `attention` as
+        transformers names it."""
         config = self.config()
         without_noise(config)
-        attention = attention and attention_for(config, attention)
-        return AutoModelForCausalLM.from_config(config, attn_implementation=attention).eval()
+        return transformers.AutoModelForCausalLM.from_config(config, attn_implementation=attention).eval()
 
 
 def body_of(network: PreTrainedModel) -> PreTrainedModel:
@@ -108,11 +101,7 @@ def body_of(network: PreTrainedModel) -> PreTrainedModel:
 
 
 def decoder_layers(network: PreTrainedModel) -> tuple[str, nn.ModuleList]:
-    """The stack of decoder layers and its name.
-
-    Raises:
-        ModelError: there is no stack of as many layers as the config states.
-    """
+    """The stack of decoder layers and its name. Raises ModelError if none has as many layers as the config states."""
     n_layers = text_config(network.config).num_hidden_layers
     inside = {id(module) for module in body_of(network).modules()}
     for name, module in network.named_modules():

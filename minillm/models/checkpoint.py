@@ -1,37 +1,47 @@
-"""Where a model comes from: hub id, directory, GGUF file, or GGUF file inside an installed package."""
+"""Where a model comes from: hub id, directory, GGUF file, GGUF file inside an installed package, or random weights."""
 
 from __future__ import annotations
 
+import importlib.util
 import pickle
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-import torch
-from huggingface_hub import try_to_load_from_cache
 from safetensors import SafetensorError
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    GenerationConfig,
-    PretrainedConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
 
-from minillm.common.console import say
 from minillm.common.errors import ConfigError, ModelError, check, first_line
+from minillm.common.lazy import lazy
 from minillm.common.machine import has_bfloat16
-from minillm.models.adapter import merge_adapter
 from minillm.models.architecture import Architecture
-from minillm.models.families import attention_for, unsupported, without_noise
+from minillm.models.families import unsupported, without_noise
 from minillm.models.gguf import converted, file_in_package
-from minillm.models.quantise import Bits, missing_for, quantisation
-from minillm.models.vocabulary import Ends
+
+if TYPE_CHECKING:
+    import torch
+    import transformers
+    from transformers import (
+        BitsAndBytesConfig,
+        GenerationConfig,
+        PretrainedConfig,
+        PreTrainedModel,
+        PreTrainedTokenizerBase,
+    )
+else:
+    torch = lazy("torch")
+    transformers = lazy("transformers")
 
 Dtype = Literal["auto", "float32", "float64", "bfloat16", "float16"]
 Attention = Literal["sdpa", "eager", "flash_attention_2"]
+Bits = Literal[4, 8]
+
+
+def _implementation(attention: Attention) -> str | None:
+    """None: sdpa, or eager for the families of transformers that have none."""
+    return None if attention == "sdpa" else attention
 
 
 def choose_dtype(dtype: Dtype, device: torch.device) -> torch.dtype:
@@ -53,10 +63,9 @@ def device_of(name: str) -> torch.device:
 class Checkpoint:
     """`source` is a hub id (`owner/name` or `owner/name@revision`), a directory, a .gguf file, or `package:NAME`.
 
-    `architecture`, where given, is compared with what is found, so that a plan made from it stays true. `offload` is
-    for a teacher on a GPU: its body waits on the CPU during updates, its head stays. `adapter` is the directory of a
-    PEFT adapter of this source, which is merged in. `bits` are for a teacher on a GPU too: the weights of its body;
-    `load` needs a machine that can, see `missing_for`.
+    `architecture`, where given, must be what is found, so that a plan made from it stays true. `offload` is for a
+    teacher on a GPU: its body waits on the CPU during updates, its head stays. `adapter` is the directory of a
+    PEFT adapter of this source, which is merged in. `bits` of the weights of its body are for a teacher on a GPU too.
     """
 
     source: str
@@ -69,10 +78,7 @@ class Checkpoint:
         usable = isinstance(self.source, str) and self.source.strip() not in ("", "???")
         check(
             (usable, f"source={self.source!r}: wanted a hub id, a directory, a .gguf file or package:NAME"),
-            (
-                not (self.bits and self.offload),
-                f"bits={self.bits} with offload=true: quantised weights stay on the GPU; change one of them",
-            ),
+            (not (self.bits and self.offload), f"bits={self.bits} with offload=true: such weights stay on the GPU"),
         )
 
     @property
@@ -81,12 +87,8 @@ class Checkpoint:
         return f"{self.source} with {self.adapter}" if self.adapter else self.source
 
     def resolve(self) -> tuple[str, str | None]:
-        """(directory or hub id, hub revision or None).
-
-        Raises:
-            ConfigError: the source looks like a path and nothing is there.
-            ModelError: from the package or the conversion.
-        """
+        """(directory or hub id, hub revision or None). Raises ConfigError where a path is wrong, ModelError for a GGUF
+        file."""
         if self.source.startswith("package:"):
             return str(converted(file_in_package(self.source.removeprefix("package:")))), None
         path = Path(self.source).expanduser()
@@ -94,10 +96,9 @@ class Checkpoint:
             return str(converted(path)), None
         if path.is_dir():
             if not (path / "config.json").is_file():
-                student = f"did you mean {path / 'student'}?" if (path / "student" / "config.json").is_file() else None
-                raise ConfigError(
-                    f"source={self.source}: no config.json inside; {student or 'wanted a Hugging Face directory'}"
-                )
+                below = path / "student"
+                wanted = f"did you mean {below}?" if below.is_dir() else "wanted a Hugging Face directory"
+                raise ConfigError(f"source={self.source}: no config.json inside; {wanted}")
             return str(path), None
         if path.suffix.lower() == ".gguf" or self.source.startswith((".", "/", "~")) or self.source.count("/") > 1:
             raise ConfigError(f"source={self.source}: no such file or directory")
@@ -107,110 +108,143 @@ class Checkpoint:
     def peek(self) -> tuple[PretrainedConfig, PreTrainedTokenizerBase]:
         """Config and tokenizer, without the weights. Raises as `load`."""
         path, revision = self.resolve()
-        try:
+        with _advised(self.source):
             config, tokenizer = (
                 kind.from_pretrained(path, revision=revision, trust_remote_code=False)
-                for kind in (AutoConfig, AutoTokenizer)
+                for kind in (transformers.AutoConfig, transformers.AutoTokenizer)
             )
-        except (OSError, ValueError, ImportError) as error:
-            raise ModelError(_advice(self.source, error)) from error
         if why := unsupported(config):
             raise ModelError(f"{self.source}: {why}")
         return config, tokenizer
 
-    def ends(self) -> Ends:
-        """What `load` would tell of tokens, without the weights. Raises as `load`."""
+    def ends(self) -> tuple[GenerationConfig, int]:
+        """The generation config, which states tokens that end an answer, and the rows of the head, without the weights.
+        Raises as `load`."""
         config, _ = self.peek()
         path, revision = self.resolve()
         try:
-            stated = GenerationConfig.from_pretrained(path, revision=revision)
+            stated = transformers.GenerationConfig.from_pretrained(path, revision=revision)
         except OSError:  # it has none, and transformers makes one
-            stated = GenerationConfig.from_model_config(config)
-        return Ends(stated, config.get_text_config().vocab_size)
+            stated = transformers.GenerationConfig.from_model_config(config)
+        return stated, config.get_text_config().vocab_size
 
     def load(
-        self, dtype: torch.dtype = torch.float32, attention: Attention = "sdpa"
+        self, dtype: torch.dtype | None = None, attention: Attention = "sdpa"
     ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         """The model, on the CPU (with `bits` on the GPU) and with dropout and other noise off, and its tokenizer.
-
-        Raises:
-            ConfigError: this machine has nothing for `bits`, see `missing_for`.
-            ModelError: not found, gated, unreachable, not of the stated architecture, or with the adapter of another.
-        """
-        missing = missing_for(self.bits)
-        check((missing is None, missing))
+        Raises ConfigError or ModelError for what cannot be loaded."""
+        dtype = dtype or torch.float32
+        if missing := missing_for(self.bits):
+            raise ConfigError(missing)
         config, tokenizer = self.peek()
         without_noise(config)
-        wanted, attention = attention, attention_for(config, attention)
-        if attention != wanted:
-            say(
-                f"{self.source}: {config.model_type} has no {wanted} attention in transformers; it runs with "
-                f"{attention}"
-            )
         path, revision = self.resolve()
-        try:
-            network = AutoModelForCausalLM.from_pretrained(
+        with _advised(self.source):
+            network, found = transformers.AutoModelForCausalLM.from_pretrained(
                 path,
                 revision=revision,
                 trust_remote_code=False,  # else transformers asks on the terminal
                 config=config,
                 dtype=dtype,
-                attn_implementation=attention,
+                attn_implementation=_implementation(attention),
                 quantization_config=quantisation(self.bits, dtype) if self.bits else None,
+                output_loading_info=True,
             )
-        except (OSError, ValueError, ImportError, SafetensorError, pickle.UnpicklingError) as error:
-            raise ModelError(_advice(self.source, error)) from error
-        if is_pickled(path, revision):
-            say(f"{self.source}: no safetensors; its pickled weights are read as plain tensors, no code in them is run")
+        if missing := sorted(found["missing_keys"]):
+            raise ModelError(
+                f"{self.source}: {len(missing)} of its weights are not in its files ({missing[0]}), and would be random"
+            )
         if self.architecture and (wrong := self.architecture.differences(Architecture.of(network.config))):
             raise ModelError(
-                f"{self.source} is not of the architecture that the config states ({'; '.join(wrong)}); "
-                "correct or remove `architecture` beside its source"
+                f"{self.source} is not of the stated `architecture`: {'; '.join(wrong)}; correct or remove it"
             )
         if self.adapter is not None:
+            from minillm.models.adapter import merge_adapter
+
             network = merge_adapter(network, self.adapter, self.source, merge=self.bits is None)
         return network, tokenizer
 
 
-def is_pickled(path: str, revision: str | None) -> bool:
-    """Whether a directory's weights, or those of a cached hub model, exist as pickles only."""
-    if Path(path).is_dir():
-        return not any(Path(path).glob("*.safetensors"))
-    names = ("model.safetensors", "model.safetensors.index.json")
-    return not any(isinstance(try_to_load_from_cache(path, name, revision=revision), str) for name in names)
+def missing_for(bits: Bits | None) -> str | None:
+    """What this machine lacks for weights of so many bits, or None."""
+    if bits and not torch.cuda.is_available():
+        return f"bits={bits}: needs a CUDA GPU and there is none here; remove it, or choose a smaller teacher"
+    if bits and importlib.util.find_spec("bitsandbytes") is None:
+        return f"bits={bits}: needs bitsandbytes; `pip install -r requirements-quant.txt`"
+    return None
 
 
-def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
-    """The tokenizer of a directory, which need not hold a model, or of any `Checkpoint.source`.
+def quantisation(bits: Bits, dtype: torch.dtype) -> BitsAndBytesConfig:
+    """NF4 with quantised constants (QLoRA, arXiv 2305.14314) or LLM.int8; products in `dtype`. The head stays whole:
+    transformers leaves output layers out, and losses need its plain weight."""
+    if bits == 8:
+        return transformers.BitsAndBytesConfig(load_in_8bit=True)
+    return transformers.BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
+    )
 
-    Raises:
-        ModelError, ConfigError: there is none.
-    """
-    folder = Path(source).expanduser()
-    path, revision = (str(folder), None) if folder.is_dir() else Checkpoint(source).resolve()
+
+@dataclass(frozen=True)
+class FromScratch:
+    """`tokenizer` is a directory or hub id; the weights are a function of `seed`."""
+
+    architecture: Architecture
+    tokenizer: str
+    seed: int = 0
+
+    def load(
+        self, dtype: torch.dtype | None = None, attention: Attention = "sdpa"
+    ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+        """As `Checkpoint.load`."""
+        folder = Path(self.tokenizer).expanduser()  # it need not hold a model
+        path, revision = (str(folder), None) if folder.is_dir() else Checkpoint(self.tokenizer).resolve()
+        with _advised(self.tokenizer):
+            tokenizer = transformers.AutoTokenizer.from_pretrained(path, revision=revision, trust_remote_code=False)
+        if len(tokenizer) > self.architecture.vocabulary:
+            raise ConfigError(
+                f"architecture.vocabulary={self.architecture.vocabulary}: {self.tokenizer} has {len(tokenizer)} tokens"
+            )
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed)
+            network = self.architecture.random_model(_implementation(attention))
+        for parameter in network.parameters():  # not network.to(): that would round the rotary frequencies too
+            parameter.data = parameter.data.to(dtype or torch.float32)
+        return network, tokenizer
+
+
+_ADVICE = (  # words of a message, what to do
+    ("safetensorerror", "a .safetensors file is cut or damaged: copy or download it again"),
+    (
+        "custom code",
+        "it brings code of its own, which is not run here; give a model of an architecture of transformers",
+    ),
+    ("weights only load|weights_only", "its pickled weights hold more than tensors and are refused; give safetensors"),
+    ("pytorchstreamreader|eoferror|keyerror", "its weights are cut or damaged: copy or download them again"),
+    ("gated|401|403", "it is gated: accept its licence on its page, then `hf auth login` or set HF_TOKEN"),
+    (
+        "offline|connect|resolve|timed out|couldn't reach|cached files",
+        "the hub cannot be reached: download it on another machine (`hf download`) and give the directory",
+    ),
+    (
+        "not a valid model identifier|404|repository not found",
+        "no such model: check the spelling of owner/name@revision, or give a directory",
+    ),
+    ("backend tokenizer", "it has no tokenizer.json or another tokenizer's files: save its tokenizer there too"),
+    ("", "see the cause above"),
+)
+
+
+# RuntimeError and those after it are torch's, of pickled weights that are damaged or of another kind.
+_NOT_LOADED = (OSError, ValueError, ImportError, RuntimeError, EOFError, KeyError)
+
+
+@contextmanager
+def _advised(source: str) -> Iterator[None]:
+    """What transformers raises becomes a ModelError that says what to do."""
     try:
-        return AutoTokenizer.from_pretrained(path, revision=revision, trust_remote_code=False)
-    except (OSError, ValueError, ImportError) as error:
-        raise ModelError(_advice(source, error)) from error
-
-
-def _advice(source: str, error: Exception) -> str:
-    text = f"{error} {error.__cause__ or ''}".lower()
-    if isinstance(error, SafetensorError):
-        todo = "a .safetensors file is cut or damaged: copy or download it again"
-    elif "custom code" in text:
-        todo = "it brings code of its own, which is not run here; give a model of an architecture of transformers"
-    elif "weights only load failed" in text or "weights_only" in text:
-        todo = "its pickled weights hold more than tensors and are refused; give safetensors"
-    elif "gated" in text or "401" in text or "403" in text:
-        todo = "it is gated: accept its licence on its page, then `hf auth login` or set HF_TOKEN"
-    elif any(word in text for word in ("offline", "connect", "resolve", "timed out", "couldn't reach", "cached files")):
-        todo = "the hub cannot be reached: download it on another machine (`hf download`) and give the directory"
-    elif "not a valid model identifier" in text or "404" in text or "repository not found" in text:
-        todo = "no such model: check the spelling of owner/name@revision, or give a directory"
-    elif "backend tokenizer" in text:
-        todo = "it has no tokenizer.json or another tokenizer's files: save its tokenizer there too"
-    else:
-        todo = "see the cause above"
-    first = first_line(error).removesuffix(" from one of:")
-    return f"cannot load {source}: {first}\n  what to do: {todo}"
+        yield
+    except (*_NOT_LOADED, SafetensorError, pickle.UnpicklingError) as error:
+        text = f"{type(error).__name__} {error} {error.__cause__ or ''}".lower()
+        todo = next(todo for words, todo in _ADVICE if re.search(words, text))
+        first = first_line(error).removesuffix(" from one of:")
+        raise ModelError(f"cannot load {source}: {first}\n  what to do: {todo}") from error

@@ -8,9 +8,9 @@ from pathlib import Path
 from torch import Tensor
 from transformers import GenerationConfig
 
-from minillm.common.folders import whole_directory
+from minillm.common.files import whole_directory
 from minillm.common.numbers import count
-from minillm.models.lora import is_adapted, merged_weights
+from minillm.models.adapter import merged_weights
 from minillm.models.pair import Pair
 
 _CARD = """\
@@ -53,12 +53,10 @@ def export_student(
         pad_token_id=pair.pad_id,
         bos_token_id=pair.tokenizer.bos_token_id,
     )
-    state = pair.student.state_dict() if state is None else state
-    weights = merged_weights(pair.student, state) if is_adapted(pair.student) else dict(state)
     shown = {"weights": card.get("weights", "last")} | {name: count(value, 4) for name, value in figures.items()}
     facts = "\n".join(f"| {key} | {value} |" for key, value in shown.items())
     text = _CARD.format(facts=facts, **{key: card[key] for key in ("name", "made_by", "command")})
     with whole_directory(Path(directory)) as folder:
-        pair.student.save_pretrained(folder, state_dict=weights)
+        pair.student.save_pretrained(folder, state_dict=merged_weights(pair.student, state))
         pair.tokenizer.save_pretrained(folder)
         (folder / "README.md").write_text(text, encoding="utf-8")

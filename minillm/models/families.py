@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING
 
-from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
-from transformers.models.auto.auto_factory import _get_model_class
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
 
 _NOISE = ("drop", "jitter", "noise")
 _WINDOWS = ("sliding_window", "window_size", "attention_window_size", "local_attention")
@@ -18,39 +17,23 @@ def text_config(config: PretrainedConfig) -> PretrainedConfig:
     return config.get_text_config(decoder=True)
 
 
-def model_class(config: PretrainedConfig) -> type[PreTrainedModel] | None:
-    """The class that AutoModelForCausalLM takes, None where transformers has none for this config."""
-    mapping = AutoModelForCausalLM._model_mapping
-    return _get_model_class(config, mapping) if type(config) in mapping else None
-
-
 def unsupported(config: PretrainedConfig) -> str | None:
     """Why models of this family are refused, with the family's name; None where nothing is known against them."""
-    family = config.model_type
+    from transformers import AutoModelForCausalLM
+    from transformers.models.auto.auto_factory import _get_model_class
+
+    family, mapping = config.model_type, AutoModelForCausalLM._model_mapping
     if config.is_encoder_decoder:
         return f"{family} is an encoder-decoder; wanted a decoder-only language model"
-    kind = model_class(config)
-    if kind is None:
+    if type(config) not in mapping:
         return f"{family} has no causal language model in transformers; wanted a decoder-only language model"
-    if family == "phimoe" and text_config(config).router_jitter_noise:
-        return (
-            f"{family} has a router that draws experts while it trains, by the router_jitter_noise that its eval mode "
-            "needs; so it cannot be turned off. Wanted another mixture of experts"
-        )
+    if family == "phimoe" and text_config(config).router_jitter_noise:  # its eval mode needs it too
+        return f"{family} has a router with noise that cannot be turned off; wanted another mixture of experts"
     odd = sorted(set(getattr(text_config(config), "layer_types", None) or ()) - _LAYER_TYPES)
-    if odd or kind._is_stateful:
+    if odd or _get_model_class(config, mapping)._is_stateful:
         layers = f"layers of type {', '.join(odd)}" if odd else "recurrent layers"
-        return (
-            f"{family} has {layers}; decoding here needs the keys and values of all tokens in every layer. Wanted a "
-            "family with full or sliding attention"
-        )
+        return f"{family} has {layers}; wanted a family with full or sliding attention in every layer"
     return None
-
-
-def attention_for(config: PretrainedConfig, attention: str) -> str:
-    """The attention implementation to load with: eager where sdpa is asked for and the family has none."""
-    kind = model_class(config)
-    return "eager" if attention == "sdpa" and kind is not None and not kind._supports_sdpa else attention
 
 
 def positions(config: PretrainedConfig) -> int | None:
@@ -66,9 +49,9 @@ def exact_length(config: PretrainedConfig) -> int | None:
     Beyond the switch of `longrope`, and beyond all positions with `dynamic`, the rotary frequencies of every row follow
     the longest row of the batch, and cached keys keep those of their own time.
     """
-    text = text_config(config)
-    limits = []
-    for rope in _rope_parameters(text):
+    text, limits = text_config(config), []
+    given = getattr(text, "rope_parameters", None) or getattr(text, "rope_scaling", None) or {}
+    for rope in (given, *(each for each in given.values() if isinstance(each, dict))):  # one for each type of layers
         kind = rope.get("rope_type") or rope.get("type") or ""
         if kind == "longrope":
             original = rope.get("original_max_position_embeddings")
@@ -85,23 +68,22 @@ def too_long(config: PretrainedConfig, n_tokens: int) -> str | None:
         return f"{config.model_type} has {limit} positions; lower them"
     if exact is not None and n_tokens > exact:
         return (
-            f"beyond {exact} tokens the rotary embedding of {config.model_type} follows the longest row of a batch, so "
-            f"that the log-probs of one row depend on the others; wanted at most {exact}: lower them"
+            f"beyond {exact} tokens the rotary embedding of {config.model_type} follows the longest row of a batch; "
+            f"wanted at most {exact}: lower them"
         )
     return None
-
-
-def _rope_parameters(text: PretrainedConfig) -> Iterator[dict[str, Any]]:
-    """One dict, or one for each type of layer."""
-    given = getattr(text, "rope_parameters", None) or getattr(text, "rope_scaling", None) or {}
-    yield from (each for each in given.values() if isinstance(each, dict))
-    yield given
 
 
 def windows(config: PretrainedConfig) -> list[int]:
     """Widths of sliding windows, in tokens, in ascending order."""
     text = text_config(config)
     return sorted({value for name in _WINDOWS if isinstance(value := getattr(text, name, None), int) and value > 0})
+
+
+def probe_length(config: PretrainedConfig) -> int:
+    """Tokens of a row that shows whether a model is computed rightly: beyond every window of at most 256 tokens."""
+    wanted = max([8, *(window + 3 for window in windows(config) if window <= 256)])
+    return min(each for each in (wanted, exact_length(config), positions(config)) if each)
 
 
 def has_experts(config: PretrainedConfig) -> bool:
@@ -114,6 +96,8 @@ def has_experts(config: PretrainedConfig) -> bool:
 def without_noise(config: PretrainedConfig) -> None:
     """Set every dropout and jitter to 0, as the published runs do: otherwise a rollout and its update would be of
     different models."""
+    from transformers import PretrainedConfig
+
     for name, value in vars(config).items():
         if isinstance(value, PretrainedConfig):
             without_noise(value)

@@ -16,10 +16,8 @@ HALF_PRODUCTS = {"cuda"}  # types of device that multiply half types and sum and
 @dataclass(frozen=True)
 class Head:
     """logits = softcap * tanh(scale * (h W^T + b) / softcap), then / temperature; every step but the product optional.
-
-    Granite divides its logits (scale < 1), Cohere multiplies them, Gemma 2 caps them; other families leave them alone.
-    Logits are float32 (float64 where the weight is): rounded to a half type they would add noise to every reward.
-    """
+    Granite divides its logits (scale < 1), Cohere multiplies them, Gemma 2 caps them. Logits are float32 (float64 where
+    the weight is): rounded to a half type they would add noise to every reward."""
 
     weight_VH: Tensor
     bias_V: Tensor | None = None
@@ -31,7 +29,7 @@ class Head:
         return replace(self, weight_VH=self.weight_VH.detach().to(dtype))
 
     def ready(self) -> Head:
-        """With its weight in the type of the product, without a gradient, so that it is cast once for all tokens."""
+        """Without a gradient, its weight cast once for all tokens to the type of the product."""
         return self.to(product_type(self.weight_VH, self.weight_VH))
 
     def __call__(self, hidden: Tensor) -> Tensor:

@@ -17,26 +17,14 @@ from transformers.cache_utils import CacheLayerMixin
 
 
 class NoCache(Cache):
-    """For a pass over whole rows: it keeps nothing, and gives the keys and values that are given.
-
-    Without any cache transformers looks at the positions for several sequences in one row. That makes the host wait for
-    an accelerator.
-    """
+    """For a pass over whole rows: it keeps nothing. Without any cache transformers looks at the positions for several
+    sequences in one row, for which the host waits for an accelerator."""
 
     def __init__(self):
         super().__init__(layers=[])
 
     def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:
         return key_states, value_states
-
-    def get_seq_length(self, layer_idx: int = 0) -> int:
-        return 0
-
-    def get_query_offset(self, layer_idx: int = 0) -> int:
-        return 0
-
-    def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
-        return query_length, 0
 
 
 class _Layer(CacheLayerMixin):
@@ -60,23 +48,18 @@ class _Layer(CacheLayerMixin):
 
     def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:
         cache, n = self.cache, len(key_states)
-        key_states, value_states = key_states.to(self.keys), value_states.to(self.values)
-        if cache.window is not None:
-            seen, column = cache.window
-            self.keys[:n].index_copy_(2, column, key_states)
-            self.values[:n].index_copy_(2, column, value_states)
-        else:
-            seen = slice(cache.first, cache.end + 1)
-            self.keys[:n, :, cache.end] = key_states[:, :, 0]
-            self.values[:n, :, cache.end] = value_states[:, :, 0]
-        return self.keys[:n, :, seen], self.values[:n, :, seen]
+        for buffer, states in ((self.keys, key_states), (self.values, value_states)):
+            if cache.window is None:
+                buffer[:n, :, cache.end] = states[:, :, 0]
+            else:
+                buffer[:n].index_copy_(2, cache.window[1], states.to(buffer))
+        return self.keys[:n, :, cache.seen], self.values[:n, :, cache.seen]
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         return self.get_seq_length() + query_length, 0
 
     def get_seq_length(self) -> int:
-        cache = self.cache
-        return cache.end - cache.first if cache.window is None else cache.window[0].stop - cache.window[0].start - 1
+        return self.cache.seen.stop - self.cache.seen.start - 1
 
     def get_max_length(self) -> int:
         return -1
@@ -84,23 +67,24 @@ class _Layer(CacheLayerMixin):
 
 class RollingCache(Cache):
     """Columns `first` to `end` are in use; the next token goes to `end`. `starts` holds each row's first column.
-
-    Args:
-        n_slots: rows at most. longest_prompt, longest_answer: tokens, of any row that will ever be admitted.
-        refills: whether rows are admitted after the first step.
-    """
+    `longest_prompt`, `longest_answer`: tokens of any row that will ever be admitted. `refills`: whether rows are
+    admitted after the first step."""
 
     def __init__(self, n_slots: int, longest_prompt: int, longest_answer: int, refills: bool):
         super().__init__(layers=[])
         self.n_slots = n_slots
         self.longest_prompt, self.longest = longest_prompt, longest_prompt + longest_answer
-        # The columns move to the front when the end is reached; with more to come there is room for as many again, so
-        # that this is rare.
+        # Room for as many again with more to come, so that columns rarely have to move to the front.
         self.capacity = longest_prompt + longest_answer + (longest_answer if refills else 0)
         self.first = self.end = longest_prompt
         self.starts: list[int] = []
-        # While a step is one for any column: the columns it reads, and the number of the one it writes, in a tensor.
+        # For a step for any column (CUDA graphs): the columns it reads, and in a tensor the number of its own.
         self.window: tuple[slice, Tensor] | None = None
+
+    @property
+    def seen(self) -> slice:
+        """The columns that a step reads, its own included."""
+        return slice(self.first, self.end + 1) if self.window is None else self.window[0]
 
     @property
     def even(self) -> bool:

@@ -1,12 +1,12 @@
 """A stock causal language model seen as hidden states and a linear head.
 
-Axes: B rows, S positions, K columns of the cache in use, H width, V shared vocabulary.
+Axes: B rows, S positions, K columns of the cache in use, H width, V shared vocabulary, N tokens.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 
 import torch
@@ -16,7 +16,7 @@ from transformers import Cache, DynamicCache, PreTrainedModel
 from minillm import parallel
 from minillm.common.errors import ModelError, first_line
 from minillm.models.architecture import body_of, decoder_layers
-from minillm.models.families import exact_length, text_config, too_long, unsupported, windows
+from minillm.models.families import exact_length, probe_length, text_config, too_long, unsupported, windows
 from minillm.models.gap import LogitGap
 from minillm.models.head import Head
 from minillm.models.kv_cache import NoCache, RollingCache
@@ -24,8 +24,8 @@ from minillm.models.replay import Pool, ReplayedSteps, Step, capture
 
 
 class _Trunk(nn.Module):
-    """From ids to hidden states, as a module that owns the head too: where weights are in parts, a call of it gathers
-    those outside of the layers, and they stay until the backward pass."""
+    """From ids to hidden states. It owns the head too: of sharded weights, a call gathers those outside of the layers,
+    and they stay until the backward pass."""
 
     def __init__(self, network: PreTrainedModel):
         super().__init__()
@@ -38,9 +38,9 @@ class _Trunk(nn.Module):
 class LanguageModel:
     """Gives hidden states and logits of a transformers model without touching its code.
 
-    A plain object: holding one does not register the network as a child module, so a teacher never lands in a
-    checkpoint. `n_vocab` cuts the head to the vocabulary rows that student and teacher share, before any softmax.
-    `compile` sends scoring and updates through torch.compile; it needs a C++ compiler, and time for every new shape.
+    A plain object, not a module, so that a teacher never lands in a checkpoint. `n_vocab` cuts the head to the rows
+    that student and teacher share, before any softmax. `compile` sends scoring and updates through torch.compile; it
+    needs a C++ compiler, and time for every new shape.
     """
 
     def __init__(self, network: PreTrainedModel, n_vocab: int | None = None, compile: bool = False):
@@ -59,6 +59,10 @@ class LanguageModel:
     @property
     def device(self) -> torch.device:
         return self.network.device
+
+    @property
+    def quantised(self) -> bool:
+        return getattr(self.network, "is_quantized", False)
 
     def frozen(self) -> LanguageModel:
         """Switch to eval mode and freeze all weights, as for a teacher."""
@@ -84,8 +88,8 @@ class LanguageModel:
                 each.data = each.data.to(home)
 
     def share_out(self, mesh: parallel.DeviceMesh, *, keep_head: bool, cpu_offload: bool, half: bool = False) -> None:
-        """Shard the weights over the mesh, see `parallel.shard`. keep_head: embeddings and head stay whole, for a model
-        whose head is used apart from its body."""
+        """Shard the weights, see `parallel.shard`. keep_head: embeddings and head stay whole, to be used without the
+        body."""
         ends = (self.network.get_input_embeddings(), self.network.get_output_embeddings())
         whole = [each for end in ends for each in end.parameters()] if keep_head else []
         _, layers = decoder_layers(self.network)
@@ -102,15 +106,12 @@ class LanguageModel:
     @contextmanager
     def gathered(self) -> Iterator[None]:
         """Gather sharded weights within this context, see `parallel.gathered`; may be entered twice."""
-        if self._gathered:
-            yield
-            return
-        with parallel.gathered(self._trunk):
-            self._gathered = True
-            try:
+        outer, self._gathered = self._gathered, True
+        try:
+            with nullcontext() if outer else parallel.gathered(self._trunk):
                 yield
-            finally:
-                self._gathered = False
+        finally:
+            self._gathered = outer
 
     @contextmanager
     def caching(self) -> Iterator[None]:
@@ -139,13 +140,8 @@ class LanguageModel:
         )
 
     def hidden(self, ids_BS: Tensor, cache: Cache | None = None) -> Tensor:
-        """Last hidden states [B, S, H] of rows that begin at column 0.
-
-        Padding after a row's end needs no mask: attention looks back only, and nobody reads what comes out there.
-
-        Raises:
-            ModelError: see `check_length`.
-        """
+        """Last hidden states [B, S, H] of rows that begin at column 0. Padding after a row's end needs no mask:
+        attention looks back only. Raises ModelError, see `check_length`."""
         self.check_length(ids_BS.shape[1] + (0 if cache is None else cache.get_seq_length()))
         if cache is not None:
             return self._body(input_ids=ids_BS, past_key_values=cache, use_cache=True).last_hidden_state
@@ -163,7 +159,7 @@ class LanguageModel:
         short = not self.windows or cache.longest <= self.windows[0]
         return self._body.config._attn_implementation == "sdpa" and short
 
-    def next_hidden(self, ids_B: Tensor, cache: RollingCache, starts_B: Tensor) -> Tensor:
+    def next_hidden(self, ids_B: Tensor, starts_B: Tensor, cache: RollingCache) -> Tensor:
         """Hidden states [B, H] of one more token a row; `starts_B` is `cache.starts` as a tensor."""
         mask = None
         if not cache.even:
@@ -174,21 +170,16 @@ class LanguageModel:
         return hidden_BH
 
     def steps(self, cache: RollingCache) -> Step:
-        """`next_hidden` of this cache; on a GPU replayed from CUDA graphs where that can be done, see `ReplayedSteps`:
-        not through modules that gather their weights or that are quantised."""
-
-        def plain(ids_B: Tensor, starts_B: Tensor) -> Tensor:
-            return self.next_hidden(ids_B, cache, starts_B)
-
-        quantised = getattr(self.network, "is_quantized", False)
-        if self.device.type != "cuda" or not self.replay or not self._plain_mask(cache) or quantised:
+        """`next_hidden` of this cache; on a GPU replayed from CUDA graphs, see `ReplayedSteps`, unless weights are
+        sharded or quantised."""
+        plain = partial(self.next_hidden, cache=cache)
+        if self.device.type != "cuda" or not self.replay or not self._plain_mask(cache) or self.quantised:
             return plain
         return ReplayedSteps(self, cache, plain, partial(capture, pool=self._pool))
 
     def any_next_hidden(self, ids_B: Tensor, cache: RollingCache, starts_B: Tensor, column: Tensor) -> Tensor:
-        """As `next_hidden`, within `cache.window`: at whichever column the tensor names, and the cache stays there."""
-        seen, _ = cache.window
-        columns_K = torch.arange(seen.start, seen.stop, device=ids_B.device)
+        """As `next_hidden`, within `cache.window`, at the column that the tensor names; the cache does not advance."""
+        columns_K = torch.arange(cache.seen.start, cache.seen.stop, device=ids_B.device)
         mask_BK = (columns_K >= starts_B.unsqueeze(-1)) & (columns_K <= column)
         return self._one_more(ids_B, mask_BK[:, None, None], column - starts_B, cache)
 
@@ -208,30 +199,25 @@ class LanguageModel:
         one of them longer than every window of at most 256 tokens.
 
         Raises:
-            ModelError: the family computes its logits, or attends to what is cached, in a way this class does not know.
+            ModelError: the family computes its logits or its attention in a way this class does not know.
         """
         if why := unsupported(self.network.config):
             raise ModelError(why)
-        reachable = [window for window in self.windows if window <= 256]
-        length = min(max([6, *(window + 3 for window in reachable)]), self.longest or 6)
+        length = probe_length(self.network.config)
         ids_S = torch.arange(length, device=self.device).remainder(self.n_vocab)
         lengths = [length - 1, 2]  # of what is cached; the token after it is new
         try:
             own_SV = self.network(input_ids=ids_S.unsqueeze(0), use_cache=False).logits[0, :, : self.n_vocab]
             ours_SV = self.head()(self.hidden(ids_S.unsqueeze(0))[0])
-            ends_B = torch.tensor(lengths, device=self.device)
             with self.caching():
                 next_BV = self.head().columns(self._step_after(ids_S, lengths)).T
-        except ModelError:
-            raise
         except Exception as error:  # whatever a family's code raises that takes neither these masks nor this cache
-            sdpa = self._body.config._attn_implementation == "sdpa"
             raise ModelError(
-                f"{self._type}: rows of unequal length cannot be decoded together ({first_line(error)}); "
-                f"{'try model.attention=eager, or ' if sdpa else ''}use another student or teacher"
+                f"{self._type}: rows of unequal length cannot be decoded together ({first_line(error)}); try "
+                "model.attention=eager, or use another student or teacher"
             ) from error
         self._compare("logits from hidden states and head", own_SV, ours_SV)
-        self._compare("logits after a decoding step", own_SV[ends_B], next_BV)
+        self._compare("logits after a decoding step", own_SV[lengths], next_BV)
 
     def _step_after(self, ids_S: Tensor, lengths: list[int]) -> Tensor:
         """Hidden states [B, H] of the token that follows the first `lengths` ones of each row."""
@@ -240,7 +226,7 @@ class LanguageModel:
             prompt = DynamicCache()
             self.hidden(ids_S[None, :length], prompt)
             cache.admit(prompt, [length])
-        return self.next_hidden(ids_S[lengths], cache, torch.tensor(cache.starts, device=self.device))
+        return self.next_hidden(ids_S[lengths], torch.tensor(cache.starts, device=self.device), cache)
 
     @property
     def _type(self) -> str:
@@ -248,20 +234,18 @@ class LanguageModel:
 
     def _compare(self, what: str, own_NV: Tensor, ours_NV: Tensor) -> None:
         if not own_NV.isfinite().all():
-            name = self.network.name_or_path or self._type
             raise ModelError(
-                f"{name}: its logits are not finite (NaN or infinity); wanted whole weights that fit "
-                f"{str(own_NV.dtype).removeprefix('torch.')}. Use another checkpoint, or a wider dtype such as float32"
+                f"{self.network.name_or_path or self._type}: its logits are not finite (NaN or infinity) in "
+                f"{own_NV.dtype}; use another checkpoint, or a wider dtype such as float32"
             )
         # 8-bit products round their inputs by the largest in the batch, so they count as a half type.
-        exact = own_NV.dtype in (torch.float32, torch.float64) and not getattr(self.network, "is_quantized", False)
-        tolerance = 1e-3 if exact else 5e-2
+        exact = own_NV.dtype in (torch.float32, torch.float64) and not self.quantised
+        # Rounding goes either way; what goes one way (`bias`) is another model.
+        most_error, most_bias = (1e-3, 1e-3) if exact else (5e-2, 2e-2)
         error = ((own_NV - ours_NV).abs().max() / own_NV.abs().max().clamp(min=1)).item()
-        # Rounding goes either way; what goes one way is another model.
-        bias, wanted = LogitGap.of(ours_NV, own_NV).bias, 1e-3 if exact else 2e-2
-        if not (error <= tolerance and bias <= wanted):
+        bias = LogitGap.of(ours_NV, own_NV).bias
+        if not (error <= most_error and bias <= most_bias):
             raise ModelError(
-                f"{self._type}: {what} differ from the model's own by {error:.2g}, wanted at most {tolerance}, and are "
-                f"larger or smaller by {bias:.2g}, wanted at most {wanted}. This family is not supported: use another "
-                "student or teacher"
+                f"{self._type}: {what} differ from the model's own by {error:.2g}, wanted at most {most_error}, and "
+                f"are larger or smaller by {bias:.2g}, wanted at most {most_bias}. This family is not supported"
             )

@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass, replace
-
-import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from typing import TYPE_CHECKING
 
 from minillm.common.console import say
 from minillm.common.errors import ConfigError, ModelError, check
+from minillm.common.lazy import lazy
 from minillm.models.architecture import body_of
-from minillm.models.checkpoint import Attention, Checkpoint, Dtype, choose_dtype
+from minillm.models.checkpoint import Attention, Checkpoint, Dtype, FromScratch, choose_dtype, missing_for
 from minillm.models.families import text_config
-from minillm.models.language_model import LanguageModel
-from minillm.models.lora import Lora, not_adapted
-from minillm.models.prune import keep_layers
-from minillm.models.quantise import missing_for
-from minillm.models.recompute import recompute_activations
-from minillm.models.scratch import FromScratch
-from minillm.models.vocabulary import Vocabulary, compare_vocabularies, stop_ids, vocabulary_of
+from minillm.models.lora import Lora
+from minillm.models.vocabulary import Vocabulary, compare_vocabularies, stop_ids
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from minillm.models.language_model import LanguageModel
+else:
+    torch = lazy("torch")
 
 
 @dataclass(frozen=True)
@@ -30,28 +32,23 @@ class PrunedTeacher:
     drop_layers: list[int] | None = None
 
     def __post_init__(self):
-        given = self.keep_layers if self.keep_layers is not None else self.drop_layers
-        check(
-            (
-                (self.keep_layers is None) != (self.drop_layers is None),
-                f"keep_layers={self.keep_layers}, drop_layers={self.drop_layers}: wanted exactly one of the two",
-            ),
-            (
-                given is None or (len(given) > 0 and sorted(set(given)) == list(given) and min(given) >= 0),
-                f"keep_layers/drop_layers={given}: wanted distinct layer numbers from 0, in ascending order",
-            ),
-        )
+        given, one = self.keep_layers or self.drop_layers, (self.keep_layers is None) != (self.drop_layers is None)
+        if not (one and given and sorted(set(given)) == list(given) and given[0] >= 0):
+            raise ConfigError(
+                f"keep_layers={self.keep_layers}, drop_layers={self.drop_layers}: wanted exactly one of the two, with "
+                "layer numbers from 0 in ascending order"
+            )
 
     def kept(self, n_layers: int) -> list[int]:
         """Raises ConfigError where a number is beyond the teacher's layers or nothing is left."""
-        given = self.keep_layers if self.keep_layers is not None else self.drop_layers
-        kept = given if self.keep_layers is not None else [i for i in range(n_layers) if i not in self.drop_layers]
+        given = self.keep_layers or self.drop_layers
+        kept = list(self.keep_layers or [layer for layer in range(n_layers) if layer not in given])
         if max(given) >= n_layers or not kept:
             raise ConfigError(
                 f"model.student: layers {list(given)} of a teacher with {n_layers} layers (0 to {n_layers - 1}); "
                 "change keep_layers or drop_layers"
             )
-        return list(kept)
+        return kept
 
 
 @dataclass(frozen=True)
@@ -79,9 +76,8 @@ class Pair:
 @dataclass(frozen=True)
 class ModelPair:
     """Settings of the pair; `student` and `teacher` may be plain strings, see `Checkpoint.source`; fine-tuning needs no
-    teacher. `compile` sends scoring and updates through torch.compile, see `LanguageModel`. `lora`: train adapters of
-    the student only. `gradient_checkpointing`: its layers keep their inputs only and are computed again in the backward
-    pass."""
+    teacher. `compile`: see `LanguageModel`. `lora`: train adapters of the student only. `gradient_checkpointing`: its
+    layers keep their inputs only and are computed again in the backward pass."""
 
     student: Checkpoint | FromScratch | PrunedTeacher | str
     teacher: Checkpoint | str | None = None
@@ -95,59 +91,46 @@ class ModelPair:
         for name in ("student", "teacher"):
             if isinstance(getattr(self, name), str):
                 object.__setattr__(self, name, Checkpoint(getattr(self, name)))
+        pruned, scratch = (isinstance(self.student, kind) for kind in (PrunedTeacher, FromScratch))
         bits, teacher_bits = (getattr(side, "bits", None) for side in (self.student, self.teacher))
         check(
+            (self.teacher or not pruned, "teacher=null: the student is made of the teacher's layers; wanted a teacher"),
+            (not bits, f"student.bits={bits}: only a teacher can be quantised; remove it, or train adapters (lora)"),
             (
-                self.teacher is not None or not isinstance(self.student, PrunedTeacher),
-                "teacher=null: the student is made of the teacher's layers; wanted a teacher",
+                not (pruned and teacher_bits),
+                f"teacher.bits={teacher_bits}: the student is made of its weights; remove bits",
             ),
-            (
-                bits is None,
-                f"student.bits={bits}: only a teacher can be quantised; remove it, or train adapters (lora)",
-            ),
-            (
-                teacher_bits is None or not isinstance(self.student, PrunedTeacher),
-                f"teacher.bits={teacher_bits}: the student is made of the teacher's whole weights; give the student a "
-                "source of its own, or remove bits",
-            ),
-            (
-                self.lora is None or not isinstance(self.student, FromScratch),
-                "lora: adapters of random weights that stay as they are; wanted lora=none, or a student with a source",
-            ),
+            (not (scratch and self.lora), "lora: adapters of random weights that stay as they are; wanted lora=none"),
         )
 
     def load(self, device: torch.device, seed: int = 0, *, keep_on_cpu: bool = False) -> Pair:
         """Load both, compare their vocabularies, cut them to the shared rows. `seed` is of new adapters. keep_on_cpu:
-        the device gets the weights later.
+        the device gets the weights later. Raises ConfigError or ModelError for what cannot be loaded or paired."""
+        from minillm.models.prune import keep_layers
 
-        Raises:
-            ConfigError, ModelError: see `Checkpoint.load`, `Lora.onto`, `keep_layers`, `compare_vocabularies`,
-                `LanguageModel.verify`.
-        """
         dtypes = self.dtypes(device)
         device = torch.device("cpu") if keep_on_cpu else device
-        pruned = isinstance(self.student, PrunedTeacher)
-        teacher = None
-        if self.teacher is not None:
-            teacher, teacher_tokenizer = self._load("teacher", dtypes["student" if pruned else "teacher"])
-        if pruned:
+        teacher = teacher_tokenizer = None
+        if isinstance(self.student, PrunedTeacher):
+            teacher, teacher_tokenizer = self._load("teacher", dtypes["student"])
             kept = self.student.kept(text_config(teacher.config).num_hidden_layers)
-            student = keep_layers(teacher, kept)
-            tokenizer = copy.deepcopy(teacher_tokenizer)
+            student, tokenizer = keep_layers(teacher, kept), copy.deepcopy(teacher_tokenizer)
             for parameter in teacher.parameters():  # not teacher.to(): that would round the rotary frequencies too
                 parameter.data = parameter.data.to(dtypes["teacher"])
+            base = f"{self.teacher.name}, layers {kept}"
         else:
+            if self.teacher is not None:
+                teacher, teacher_tokenizer = self._load("teacher", dtypes["teacher"])
             student, tokenizer = self._load("student", dtypes["student"])
+            base = getattr(self.student, "name", "random weights")
         _freeze_unused(student)
         if self.lora is not None:
-            self._adapt(student, f"{self.teacher.name}, layers {kept}" if pruned else self.student.name, seed)
+            self.lora.onto(student, base=base, seed=seed)
         student.to(device)
-        if teacher is None:
-            pair = replace(solo(student, tokenizer), compile=self.compile)
-        else:
-            if not self.teacher.bits:  # else it is there already
-                teacher.to(device)
-            pair = pair_of(student, teacher, tokenizer, teacher_tokenizer, compile=self.compile)
+        if teacher is not None and not self.teacher.bits:  # else it is there already
+            teacher.to(device)
+        pair = pair_of(student, teacher, tokenizer, teacher_tokenizer, compile=self.compile)
+        if teacher is not None:
             pair.teacher.offload = self.teacher.offload
         if self.gradient_checkpointing:
             recompute_activations(student)
@@ -159,23 +142,18 @@ class ModelPair:
         return [f"model.teacher.{missing}"] if missing else []
 
     def load_student(self, device: torch.device) -> Pair:
-        """The student, its tokenizer and the tokens that end an answer as `load` gives them, and no teacher: its
-        weights are read only where the student is made of them. A teacher that cannot be found is said, and adds no
-        tokens.
-
-        Raises:
-            ConfigError, ModelError: see `load`.
-        """
+        """As `load` gives it, without the teacher: its weights are read only where the student is made of them. A
+        teacher that cannot be found adds no tokens that end an answer, and a warning is printed."""
         if self.teacher is None or isinstance(self.student, PrunedTeacher):
             return replace(self.load(device), teacher=None)
         pair = replace(self, teacher=None).load(device)
         try:
-            ends = self.teacher.ends()
+            stated, rows = self.teacher.ends()
         except (ConfigError, ModelError) as error:
             say(f"model.teacher: {error}\nAnswers will end at the student's own tokens {pair.stop_ids} alone")
             return pair
-        n_vocab = min(pair.n_vocab, ends.rows)
-        stops = stop_ids(pair.tokenizer, pair.student, ends, n_vocab=n_vocab)
+        n_vocab = min(pair.n_vocab, rows)
+        stops = stop_ids(pair.tokenizer, pair.student.generation_config, stated, n_vocab=n_vocab)
         return replace(pair, n_vocab=n_vocab, stop_ids=stops)
 
     def dtypes(self, device: torch.device) -> dict[str, torch.dtype]:
@@ -191,14 +169,6 @@ class ModelPair:
         except ConfigError as error:
             raise ConfigError(error.prefixed(f"model.{side}")) from error
 
-    def _adapt(self, student: PreTrainedModel, base: str, seed: int) -> None:
-        try:
-            self.lora.onto(student, base=base, seed=seed)
-            if missed := not_adapted(student):
-                say(f"lora: no adapters on weights that are no linear layers: {', '.join(missed)}")
-        except ConfigError as error:
-            raise ConfigError(error.prefixed("model")) from error
-
 
 def _freeze_unused(student: PreTrainedModel) -> None:
     """Of a multimodal model, all but the language model and its head: nothing here trains the rest."""
@@ -207,40 +177,44 @@ def _freeze_unused(student: PreTrainedModel) -> None:
         parameter.requires_grad_(id(parameter) in used)
 
 
+def recompute_activations(network: PreTrainedModel) -> None:
+    """Let each layer keep only its input in training mode; its backward pass computes the rest again."""
+    if not network.supports_gradient_checkpointing:
+        family = network.config.model_type
+        raise ModelError(f"{family}: cannot do without activations; set gradient_checkpointing=false")
+    # Nothing is drawn in a forward pass, so there is no state of random numbers to keep.
+    network.activation_checkpointing_enable({"use_reentrant": False, "preserve_rng_state": False})
+    network.disable_input_require_grads()  # only reentrant checkpoints need it
+
+
 def pair_of(
     student: PreTrainedModel,
-    teacher: PreTrainedModel,
+    teacher: PreTrainedModel | None,
     tokenizer: PreTrainedTokenizerBase,
-    teacher_tokenizer: PreTrainedTokenizerBase,
+    teacher_tokenizer: PreTrainedTokenizerBase | None,
     compile: bool = False,
 ) -> Pair:
-    """Check that two loaded models can be distilled into one another and freeze the teacher."""
-    rows = [network.get_output_embeddings().weight.shape[0] for network in (student, teacher)]
-    vocabulary = compare_vocabularies(tokenizer, teacher_tokenizer, *rows)
+    """Check that two loaded models can be distilled into one another and freeze the teacher. Raises ModelError, see
+    `compare_vocabularies`, `LanguageModel.verify`."""
+    from minillm.models.language_model import LanguageModel
+
+    networks = [each for each in (student, teacher) if each is not None]
+    rows = [each.get_output_embeddings().weight.shape[0] for each in networks]
+    vocabulary = compare_vocabularies(tokenizer, teacher_tokenizer, rows[0], rows[-1])
     n_vocab = vocabulary.shared
-    for network in (student, teacher):
+    for network in networks:
         LanguageModel(network, n_vocab).verify()
     return Pair(
         student=student,
-        teacher=LanguageModel(teacher, n_vocab, compile).frozen(),
+        teacher=None if teacher is None else LanguageModel(teacher, n_vocab, compile).frozen(),
         tokenizer=tokenizer,
         n_vocab=n_vocab,
-        stop_ids=stop_ids(tokenizer, student, teacher, n_vocab=n_vocab),
+        stop_ids=stop_ids(tokenizer, *(each.generation_config for each in networks), n_vocab=n_vocab),
         compile=compile,
         vocabulary=vocabulary,
     )
 
 
 def solo(network: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Pair:
-    """A model without a teacher. Raises ModelError: no token ends its answers; see `LanguageModel.verify`."""
-    model = LanguageModel(network)
-    vocabulary = vocabulary_of(tokenizer, model.n_vocab)
-    model.verify()
-    return Pair(
-        network,
-        None,
-        tokenizer,
-        model.n_vocab,
-        stop_ids(tokenizer, network, n_vocab=model.n_vocab),
-        vocabulary=vocabulary,
-    )
+    """A model without a teacher. Raises as `pair_of`."""
+    return pair_of(network, None, tokenizer, None)

@@ -7,28 +7,16 @@ Axes: B rows, H width.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from functools import cached_property, lru_cache, partial
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from minillm.common.console import say
 from minillm.common.errors import first_line
 from minillm.models.kv_cache import RollingCache
-
-
-class Decodes(Protocol):
-    """What of a `LanguageModel` is needed here."""
-
-    network: PreTrainedModel
-    replay: bool
-    device: torch.device
-
-    def any_next_hidden(self, ids_B: Tensor, cache: RollingCache, starts_B: Tensor, column: Tensor) -> Tensor: ...
-
 
 Step = Callable[[Tensor, Tensor], Tensor]
 COLUMNS = 128  # a window begins and ends at a multiple: the smaller, the less is read in vain and the more is captured
@@ -43,19 +31,19 @@ class _Window(NamedTuple):
 
 
 class ReplayedSteps:
-    """`LanguageModel.next_hidden` of one cache: a window's first step is made as it comes, its second one captured, and
-    from then on replayed. Which column is written, and which are a row's own, are read from tensors.
+    """`LanguageModel.next_hidden` of one cache: a window's first step is plain, its second is captured, all others are
+    replayed. The column to write and each row's first column are read from tensors.
 
     The first replay at another column than its capture's is compared with the plain step: a family whose code takes the
-    column from a Python number would repeat the old one. Where they differ, or nothing can be captured, that is said
-    and the plain steps go on.
+    column from a Python number would repeat the old one. If they differ, or nothing can be captured, a warning is
+    printed and the plain steps go on.
 
     Args:
-        plain: (ids_B, starts_B) -> hidden states [B, H], and moves the cache on.
-        capture: makes of a function of no arguments, whose tensors stay where they are, one that repeats its kernels.
+        model: a `LanguageModel`. plain: (ids_B, starts_B) -> hidden states [B, H], and moves the cache on.
+        capture: from a function without arguments, whose tensors stay where they are, to one that repeats its kernels.
     """
 
-    def __init__(self, model: Decodes, cache: RollingCache, plain: Step, capture: Callable[..., Callable]):
+    def __init__(self, model: Any, cache: RollingCache, plain: Step, capture: Callable[..., Callable]):
         self.model, self.cache, self.plain, self.capture = model, cache, plain, capture
         zeros = torch.zeros(cache.n_slots, dtype=torch.long, device=model.device)
         self.ids_B, self.starts_B, self.column = zeros, zeros.clone(), zeros[:1].clone()
@@ -136,16 +124,19 @@ def _stream(device: int) -> torch.cuda.Stream:
     return torch.cuda.Stream(device)
 
 
-def aside(forward: Callable[[], Tensor]) -> Tensor:
-    """Run on the stream of captures, so that what libraries set up at their first call is there before a capture."""
-    if not torch.cuda.is_available():
-        return forward()
+@contextmanager
+def _capture_stream() -> Iterator[None]:
     stream = _stream(torch.cuda.current_device())
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
-        result = forward()
+        yield
     torch.cuda.current_stream().wait_stream(stream)
-    return result
+
+
+def aside(forward: Callable[[], Tensor]) -> Tensor:
+    """Run on the stream of captures, so that what libraries set up at their first call is there before a capture."""
+    with _capture_stream() if torch.cuda.is_available() else nullcontext():
+        return forward()
 
 
 class Pool:
@@ -177,9 +168,7 @@ def capture(forward: Callable[[], Tensor], pool: Pool) -> Callable[[], Tensor]:
 @contextmanager
 def _recorded(graph: torch.cuda.CUDAGraph, pool: tuple[int, int]) -> Iterator[None]:
     """torch.cuda.graph would empty the allocator's cache each time."""
-    stream = _stream(torch.cuda.current_device())
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
+    with _capture_stream():
         graph.capture_begin(pool, capture_error_mode="thread_local")  # other threads may copy batches meanwhile
         try:
             yield
@@ -188,4 +177,3 @@ def _recorded(graph: torch.cuda.CUDAGraph, pool: tuple[int, int]) -> Iterator[No
                 graph.capture_end()
             raise
         graph.capture_end()
-    torch.cuda.current_stream().wait_stream(stream)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+if TYPE_CHECKING:
+    from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from minillm.common.errors import ModelError
 
@@ -25,14 +27,6 @@ class Tokens:
 
 
 @dataclass(frozen=True)
-class Ends:
-    """The generation config of a model, which states tokens that end an answer, and the rows of its head."""
-
-    generation_config: GenerationConfig
-    rows: int
-
-
-@dataclass(frozen=True)
 class Vocabulary:
     """What student and teacher share: the first `shared` rows mean the same token in both. `beyond` counts the ids from
     there on that only one tokenizer knows, or that are different tokens; no teacher where a model is alone."""
@@ -45,70 +39,50 @@ class Vocabulary:
 
 
 def compare_vocabularies(
-    student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase, student_rows: int, teacher_rows: int
+    student: PreTrainedTokenizerBase,
+    teacher: PreTrainedTokenizerBase | None,
+    student_rows: int,
+    teacher_rows: int,
 ) -> Vocabulary:
-    """Compare two tokenizers token by token, for heads of so many rows.
+    """Compare two tokenizers token by token, for heads of so many rows; without a teacher, look at the student's end.
 
     Families pad their embeddings differently (Qwen2.5: 152,064 and 151,936 rows) or add a token at the end; both
-    heads are cut to the smaller number.
-
-    Raises:
-        ModelError: with every problem: tokens below that number differ, the two end an answer with different tokens,
-            or with one that is not among the shared rows.
+    heads are cut to the smaller number. Raises ModelError with every problem.
     """
-    rows = min(student_rows, teacher_rows)
-    sides = Tokens.of(student, student_rows), Tokens.of(teacher, teacher_rows)
-    sizes = "; ".join(
-        f"{name}: {side.tokens} tokens, {side.rows} rows"
-        for name, side in zip(("student", "teacher"), sides, strict=True)
-    )
+    own, other, rows = Tokens.of(student, student_rows), None, student_rows
+    sizes, differing, problems = f"student: {own.tokens} tokens, {rows} rows", [], []
+    if teacher is not None:
+        other, rows = Tokens.of(teacher, teacher_rows), min(student_rows, teacher_rows)
+        sizes += f"; teacher: {other.tokens} tokens, {teacher_rows} rows"
+        ours, theirs = ({index: token for token, index in each.get_vocab().items()} for each in (student, teacher))
+        differing = [index for index in sorted(ours.keys() | theirs.keys()) if ours.get(index) != theirs.get(index)]
     change = "use a student and a teacher of one family (model.student, model.teacher)"
-    ours, theirs = (
-        {index: token for token, index in tokenizer.get_vocab().items()} for tokenizer in (student, teacher)
-    )
-    differing = [index for index in sorted(ours.keys() | theirs.keys()) if ours.get(index) != theirs.get(index)]
-    inside = [index for index in differing if index < rows]
-    problems = []
-    if inside:
+    if inside := [index for index in differing if index < rows]:
         first = inside[0]
         problems.append(
             f"student and teacher do not share a vocabulary: {len(inside)} of the first {rows} tokens differ, the "
             f"first at id {first}: {ours.get(first)!r} and {theirs.get(first)!r} ({sizes}); {change}"
         )
-    if student.eos_token_id != teacher.eos_token_id:
+    if other and own.eos_id != other.eos_id:
         problems.append(
-            f"student and teacher end an answer differently: {student.eos_token!r} (id {student.eos_token_id}) and "
-            f"{teacher.eos_token!r} (id {teacher.eos_token_id}); {change} that agree on eos_token"
+            f"student and teacher end an answer differently: {own.eos!r} (id {own.eos_id}) and {other.eos!r} "
+            f"(id {other.eos_id}); {change} that agree on eos_token"
         )
-    if no_end := _no_end(sides[0], f"{rows} shared rows ({sizes})", rows):
-        problems.append(no_end)
-    if len(problems) > 1:
-        lines = "".join(f"\n  - {problem}" for problem in problems)
-        raise ModelError(f"{len(problems)} problems of student and teacher:{lines}")
+    if own.eos_id is None or own.eos_id >= rows:
+        problems.append(
+            f"no usable eos token: id {own.eos_id} with {rows} rows ({sizes}); set the tokenizer's eos_token"
+        )
     if problems:
-        raise ModelError(problems[0])
-    return Vocabulary(*sides, rows, len(differing), student.chat_template == teacher.chat_template)
+        raise ModelError("\n".join(problems))
+    same_template = other is None or student.chat_template == teacher.chat_template
+    return Vocabulary(own, other, rows, len(differing), same_template)
 
 
-def vocabulary_of(tokenizer: PreTrainedTokenizerBase, rows: int) -> Vocabulary:
-    """Of a model alone, with a head of so many rows. Raises ModelError: no token ends its answers."""
-    side = Tokens.of(tokenizer, rows)
-    if no_end := _no_end(side, f"{side.tokens} tokens, {rows} rows", rows):
-        raise ModelError(no_end)
-    return Vocabulary(side, None, rows)
-
-
-def _no_end(side: Tokens, sizes: str, rows: int) -> str | None:
-    if side.eos_id is not None and side.eos_id < rows:
-        return None
-    return f"no usable eos token: id {side.eos_id} with {sizes}; set eos_token in the tokenizer's directory"
-
-
-def stop_ids(tokenizer: PreTrainedTokenizerBase, *networks: PreTrainedModel | Ends, n_vocab: int) -> tuple[int, ...]:
-    """All tokens that end an answer: the tokenizer's eos and those of the generation configs (Llama 3 and Qwen have
-    several). No other default of a generation config is used."""
+def stop_ids(tokenizer: PreTrainedTokenizerBase, *stated: GenerationConfig | None, n_vocab: int) -> tuple[int, ...]:
+    """All tokens that end an answer: the tokenizer's eos and those of the models' generation configs (Llama 3 and Qwen
+    have several). No other default of a generation config is used."""
     stops = {tokenizer.eos_token_id}
-    for network in networks:
-        eos = network.generation_config.eos_token_id if network.generation_config else None
+    for config in filter(None, stated):
+        eos = config.eos_token_id
         stops.update(eos if isinstance(eos, list | tuple) else [eos])
     return tuple(sorted(stop for stop in stops if stop is not None and stop < n_vocab))

@@ -1,15 +1,19 @@
 """Rollouts: answers drawn from student, teacher or their mixture in one pass, and what models say about answers."""
 
-from minillm.rollout.decoding import decode
-from minillm.rollout.sampler import Sampler
-from minillm.rollout.score import (
-    Divergence,
-    answer_logprobs,
-    prepared,
-    rollout_divergence,
-    rollout_reverse_kl,
-    with_teacher,
-)
+from minillm.common.lazy import lazily
 
-__all__ = ["Divergence", "Sampler", "answer_logprobs", "decode", "prepared", "rollout_divergence",
-           "rollout_reverse_kl", "with_teacher"]  # fmt: skip
+_MODULES = {
+    "decoding": ("decode",),
+    "sampler": ("Sampler",),
+    "score": (
+        "Divergence",
+        "answer_logprobs",
+        "prepared",
+        "rollout_divergence",
+        "rollout_reverse_kl",
+        "with_costs",
+        "with_teacher",
+    ),
+}
+__getattr__ = lazily(__name__, _MODULES)
+__all__ = [name for names in _MODULES.values() for name in names]

@@ -22,18 +22,7 @@ from minillm.rollout.draw import Distribution, draw
 from minillm.rollout.repeats import Repeats
 
 _REFILL = 8  # a fraction 1 / _REFILL of the places is free before new prompts are read: a small prefill is a slow one
-_PREFILL = 2**14  # tokens of prompts, padding included, that are read in one pass
-
-
-def prefills(lengths: list[int]) -> list[slice]:
-    """Which prompts of these lengths are read in which pass, in their order. A pass has at most 2^14 tokens where one
-    prompt allows it, so that the memory of many long prompts has a limit."""
-    ends, longest = [0], 0
-    for at, length in enumerate(lengths):
-        longest = max(longest, length)
-        if at > ends[-1] and longest * (at + 1 - ends[-1]) > _PREFILL:
-            ends, longest = [*ends, at], length
-    return [slice(*pair) for pair in zip(ends, [*ends[1:], len(lengths)], strict=True)]
+_PREFILL = 2**14  # tokens of prompts, padding included, that are read in one pass where one prompt allows it
 
 
 class _Stream:
@@ -78,11 +67,8 @@ class _Stream:
 
 
 class _Places:
-    """The slots of the batch: which prompt is in each, how many tokens it has answered, whether it goes on.
-
-    Lists for the host, which decides, and tensors for the device, which computes; they agree but for `alive_B`, which
-    the host reads at times.
-    """
+    """The slots of the batch: which prompt is in each, how many tokens it has answered, whether it goes on. Lists for
+    the host, which decides, and tensors for the device, which computes; the host reads `alive_B` at times."""
 
     def __init__(self, n_slots: int, device: torch.device):
         self.n_slots, self.device = n_slots, device
@@ -142,19 +128,18 @@ def decode(
     """Answer every prompt, token by token from alpha p + (1 - alpha) q, `batch_size` rows at a time.
 
     Only the models that are given run: the student alone with alpha 0, the teacher alone with alpha 1. Each leaves the
-    log-probs of the chosen tokens, and with `keep_hidden` the teacher the hidden states its logits come from, so that
-    nobody has to run it again.
+    log-probs of the chosen tokens; with `keep_hidden` the teacher also leaves its hidden states.
 
-    seeds: one random stream a row; None decodes greedily. A row ends at its first stop token, which counts, or at
-    `max_new_tokens` (of all rows, or a list with one limit a row); then it leaves the batch and a waiting prompt takes
-    its place. Prompts are read in the order of their lengths. An answer depends on its row's stream alone, not on the
-    batch, but for rounding: `near_edge_BR` marks the draws that it may turn. `interrupt` is called before each token
-    and may raise, which is how decoding ends early. `observe` is called at each step for each model: with its name
-    (student or teacher), the numbers of rows and tokens [B], and the logits [V, B] that these are drawn from.
+    A row ends at its first stop token, which counts, or at `max_new_tokens` (of all rows, or one limit a row); then a
+    waiting prompt takes its place. An answer depends on its row's stream alone, not on the batch, but for rounding:
+    `near_edge_BR` marks the draws that it may turn.
 
-    no_repeat_ngram_size: no n-gram of so many tokens comes twice in prompt and answer together (0: no limit, see
-    `Repeats`). Each model's distribution loses the banned tokens before they are mixed, and the log-probs are of what
-    is left, so not for an objective.
+    Args:
+        seeds: one random stream a row; None decodes greedily.
+        no_repeat_ngram_size: see `Repeats`, 0 for no limit. Each model's distribution loses the banned tokens before
+            they are mixed, and the log-probs are of what is left, so not for an objective.
+        interrupt: called before each token; it may raise. observe: called at each step for each model with its name
+            (student or teacher), the numbers of rows and tokens [B], and the logits [V, B].
     """
     device, n_rows = prompts.ids_BP.device, len(prompts)
     limits = [max_new_tokens] * n_rows if isinstance(max_new_tokens, int) else max_new_tokens
@@ -193,12 +178,12 @@ def decode(
             if interrupt is not None:
                 interrupt()
             if new := places.take(waiting):
-                new_B = places.rows_B[-len(new) :]
-                for part in prefills([lengths[row] for row in new]):
-                    some, records = ([of[row] for row in new[part]] for of in (lengths, numbers))
+                n_read = max(1, _PREFILL // max(lengths[row] for row in new))
+                for rows in (new[at : at + n_read] for at in range(0, len(new), n_read)):
+                    some, records = ([of[row] for row in rows] for of in (lengths, numbers))
                     for name, stream in streams.items():
                         with record_function(f"rollout: prompts, {name}"):
-                            stream.admit(ids_NP[new_B[part], : max(some)], some, records)
+                            stream.admit(ids_NP[rows, : max(some)], some, records)
 
             with record_function("rollout: heads"):
                 logits = {name: repeats.ban(stream.logits(), places.rows_B) for name, stream in streams.items()}

@@ -42,11 +42,9 @@ class Distribution:
 
 
 def draw(parts: list[tuple[Distribution, float]], uniforms_B: Tensor) -> tuple[Tensor, Tensor]:
-    """One token a row from the mixture of `parts`, each with its share; [B] int64.
-
-    The first token whose cumulative probability exceeds u in [0, 1); one of probability 0 is never drawn. Also [B]
-    bool: whether u lies within EDGE of the next token's share.
-    """
+    """One token a row from the mixture of `parts`, each with its share; [B] int64: the first whose cumulative
+    probability exceeds u in [0, 1), never one of probability 0. Also [B] bool: whether u lies within EDGE of the next
+    token's share."""
     scales = [share / part.total_B for part, share in parts]
     sums_KB = sum(part.sums_KB * scale for (part, _), scale in zip(parts, scales, strict=True))
     block_B, rest_B, _ = _invert(sums_KB, uniforms_B * sums_KB.sum(0))

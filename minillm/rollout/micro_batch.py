@@ -9,10 +9,13 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.profiler import record_function
 
-from minillm.common.types import Rollout
+from minillm.common.types import LossOutput, Rollout
 from minillm.models import LanguageModel
-from minillm.objectives.linear_loss import Side
+from minillm.objectives import TEACHER, Objective
+from minillm.objectives.chunked import Side
+from minillm.objectives.linear_loss import LinearLoss
 
 
 @dataclass(frozen=True)
@@ -36,15 +39,39 @@ class MicroBatch:
         """By a forward pass of the model."""
         return Side(model.hidden(self.ids_BS).flatten(0, 1)[self.state_N], model.head(temperature))
 
+    def teacher_side(self, teacher: LanguageModel, temperature: float = 1.0) -> Side:
+        """By the hidden states of the rollout, or by a forward pass where it has none."""
+        if self.rollout.teacher_hidden_BRH is not None:
+            return Side(self.take(self.rollout.teacher_hidden_BRH), teacher.head(temperature))
+        with torch.no_grad():
+            return self.side(teacher, temperature)
+
+    def loss(
+        self,
+        linear_loss: LinearLoss,
+        objective: Objective,
+        student: LanguageModel,
+        teacher: LanguageModel | None,
+        normaliser: int | Tensor,
+        temperature: float = 1.0,
+    ) -> LossOutput:
+        """The objective over the counted tokens, divided by the normaliser, with a gradient to the student. The teacher
+        runs only where the rollout does not have its hidden states."""
+        teacher_side = self.teacher_side(teacher, temperature) if TEACHER in objective.needs else None
+        ids_N = self.take(self.rollout.response_ids_BR)
+        constants = {name: self.take(each) for name, each in getattr(self.rollout, "constants", {}).items()}
+        with record_function("update: student"):
+            student_side = self.side(student, temperature)
+        with record_function("update: heads and loss"):
+            return linear_loss(objective, student_side, teacher_side, ids_N, constants, normaliser=normaliser)
+
 
 def micro_batches(
     rollout: Rollout, max_tokens: int, max_rows: int | None = None, *, shares: int = 1
 ) -> list[MicroBatch]:
     """All rows of a rollout that have an answer, the shortest first; at most `max_rows` of them, and at most
-    `max_tokens` in rows times columns where a single row allows it.
-
-    shares: number of devices that share the micro-batches; each is then small enough that no device waits.
-    """
+    `max_tokens` in rows times columns where a single row allows it. shares: number of devices that share the
+    micro-batches; each is then small enough that no device waits."""
     prompt = rollout.prompt_mask_BP.sum(-1).tolist()
     # By the mask itself: a token that does not count may stand before one that does.
     counted = [[place for place, counts in enumerate(row) if counts] for row in rollout.response_mask_BR.tolist()]

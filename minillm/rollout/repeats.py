@@ -14,10 +14,9 @@ from minillm.common.errors import check
 
 
 class Repeats:
-    """What every row holds so far, and what it may not say next, as transformers' NoRepeatNGramLogitsProcessor.
+    """As transformers' NoRepeatNGramLogitsProcessor, but padding is in no n-gram and the host never waits.
 
-    ids_NP: prompts that begin at column 0, `lengths` their tokens: padding is not in any n-gram. A size of 0 does
-    nothing. All stays on the device, and the host never waits.
+    ids_NP: prompts that begin at column 0, `lengths` their tokens. A size of 0 does nothing.
     """
 
     def __init__(self, size: int, ids_NP: Tensor, lengths: list[int], max_new_tokens: int):
@@ -28,10 +27,8 @@ class Repeats:
             self.ends_N = torch.tensor(lengths, device=ids_NP.device)
 
     def ban(self, logits_VB: Tensor, rows_B: Tensor) -> Tensor:
-        """The logits of rows `rows_B`, -inf where a token would complete an n-gram for the second time.
-
-        A row for which that is every token keeps all of its logits at this position.
-        """
+        """-inf where a token would complete an n-gram for the second time; of a row for which that is every token, the
+        logits as they are."""
         if not self.size:
             return logits_VB
         n, n_vocab, device = self.size, len(logits_VB), logits_VB.device

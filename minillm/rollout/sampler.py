@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from minillm.common.errors import check
-from minillm.common.types import PromptBatch, Rollout
-from minillm.models import LanguageModel
-from minillm.rollout.decoding import decode
+
+if TYPE_CHECKING:
+    from minillm.common.types import PromptBatch, Rollout
+    from minillm.models import LanguageModel
 
 
 @dataclass(frozen=True)
 class Sampler:
     """The config group `sampler`. `alpha` is the teacher's share in p~ = alpha p + (1 - alpha) q (paper, section 2.2;
     0 samples from the student alone); lengths in tokens; `batch_size` rows are decoded at a time (in a config `auto`
-    stands for a number, see `train.preview.AutoSizes`)."""
+    stands for a number, see `train.preview.memory`)."""
 
     alpha: float = 0.2
     temperature: float = 1.0
@@ -48,7 +49,9 @@ class Sampler:
         keep_hidden: bool = True,
         interrupt: Callable[[], None] | None = None,
     ) -> Rollout:
-        """Answers for all prompts. With alpha 0 the teacher takes no part; see `scoring.with_teacher`."""
+        """Answers for all prompts. With alpha 0 the teacher takes no part; see `with_teacher`."""
+        from minillm.rollout.decoding import decode
+
         return decode(
             student,
             teacher if self.alpha else None,

@@ -37,7 +37,9 @@ def test_healthy_families_pass(family, half):
 def test_a_scale_on_the_logits_of_decoding_is_named(family, scale, half, monkeypatch):
     columns = Head.columns
     monkeypatch.setattr(Head, "columns", lambda self, hidden_BH: columns(self, hidden_BH) * scale)
-    with pytest.raises(ModelError, match=rf"{family}: decoding and training are two models(.|\n)*by {scale:.2f}"):
+    with pytest.raises(
+        ModelError, match=rf"{family}: decoding and training are two models(.|\n)*slope of the logits {scale:.2f}"
+    ):
         check(family_model(family), half)
 
 
@@ -50,7 +52,7 @@ def test_a_token_that_rounding_sends_to_another_expert_is_no_fault(family, dtype
     assert found.largest > 0.1
     columns = Head.columns
     monkeypatch.setattr(Head, "columns", lambda self, hidden_BH: columns(self, hidden_BH) * 1.04)
-    with pytest.raises(ModelError, match="by 1.04"):
+    with pytest.raises(ModelError, match="slope of the logits 1.04"):
         check(network, half=dtype is None, seeds=[0, 1, 2, 3])
 
 
@@ -66,18 +68,16 @@ def test_verify_finds_that_scale_in_a_half_type(monkeypatch):
 @pytest.mark.parametrize("half", [False, True], ids=["float32", "bf16-mixed"])
 def test_noise_of_the_training_mode_is_named(half):
     network = model_of(family_config("mixtral", router_jitter_noise=0.2), noise=True)
-    with pytest.raises(ModelError, match="mixtral: .*(.|\n)*its training mode computes something else"):
+    with pytest.raises(ModelError, match="mixtral: .*noise in the training mode"):
         check(network, half)
     check(network, half, training=False)  # a teacher is never in that mode
 
 
 @pytest.mark.parametrize("half", [False, True], ids=["float32", "bf16-mixed"])
-def test_a_window_that_decoding_does_not_know_is_named_with_its_place(half, monkeypatch):
+def test_a_window_that_decoding_does_not_know_is_found(half, monkeypatch):
     network = family_model("mistral")
     monkeypatch.setattr(LanguageModel, "_plain_mask", lambda model, cache: True)
-    with pytest.raises(
-        ModelError, match=rf"mistral: .*(.|\n)*from token \d+ of a row on \(its windows: {WINDOW} tokens"
-    ):
+    with pytest.raises(ModelError, match="mistral: decoding and training are two models.*a window of attention"):
         check(network, half)
 
 

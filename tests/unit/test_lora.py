@@ -10,8 +10,8 @@ from transformers import AutoModelForCausalLM
 from minillm.common.errors import ConfigError
 from minillm.common.types import TrainBatch
 from minillm.models import Architecture, FromScratch, LanguageModel, Lora, ModelPair, Pair
+from minillm.models.adapter import is_adapted, merged_weights, save_adapter
 from minillm.models.export import export_student
-from minillm.models.lora import is_adapted, merged_weights, not_adapted, save_adapter
 from minillm.objectives import MiniLLM, PretrainLoss
 from minillm.rollout import Sampler, prepared
 from minillm.train.on_policy import OnPolicyDistillation
@@ -94,7 +94,7 @@ def test_adapters_of_half_weights_are_float32():
 @pytest.mark.parametrize(
     ("settings", "text"),
     [
-        (dict(dropout=0.1), "dropout=0.1: wanted 0; otherwise the log-probs of a rollout and those of its update"),
+        (dict(dropout=0.1), "dropout=0.1: wanted 0, so that rollout and update are of one model"),
         (dict(rank=0), "rank=0: wanted a positive number"),
         (dict(alpha=0), "alpha=0: wanted a number above 0"),
         (dict(target_modules=[]), "target_modules=\\[\\]: wanted names"),
@@ -217,7 +217,7 @@ def test_an_adapter_that_cannot_be_written_leaves_the_one_before(tmp_path, monke
         file.write_bytes(b"half")
         raise OSError("no space left")
 
-    monkeypatch.setattr("minillm.models.lora.save_file", full)
+    monkeypatch.setattr("minillm.models.adapter.save_file", full)
     with pytest.raises(OSError, match="no space"):
         save_adapter(adapted(seed=4), tmp_path / "adapter")
     assert {file.name: file.read_bytes() for file in (tmp_path / "adapter").iterdir()} == before
@@ -238,13 +238,3 @@ def test_only_linear_layers_are_adapted_whatever_else_has_their_names(family):
         plain.load_state_dict(merged_weights(network))
         merged = plain(input_ids=ids, use_cache=False).logits
     torch.testing.assert_close(adapted, merged, atol=1e-4, rtol=1e-4)
-
-
-def test_fused_experts_that_have_no_adapters_are_named():
-    network = family_model("mixtral")
-    Lora(rank=2).onto(network, base="x")
-    names = ["experts.down_proj", "experts.gate_up_proj", "gate.weight"]
-    assert not_adapted(network) == [f"layers.*.mlp.{name}" for name in names]
-    dense = family_model("llama")
-    Lora(rank=2).onto(dense, base="x")
-    assert not_adapted(dense) == []

@@ -1,8 +1,10 @@
-"""No code of a model, adapter or checkpoint is run, and pickled weights are said aloud."""
+"""No code of a model, adapter or checkpoint is run."""
 
 import ast
+import io
 import json
 import os
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -35,18 +37,12 @@ class Runs:
         return os.mkdir, (str(self.path),)
 
 
-def test_pickled_weights_are_said_and_read(model, capsys):
+def test_pickled_weights_are_read(model):
     wanted = load_file(model / "model.safetensors")
     torch.save(wanted, model / "pytorch_model.bin")
     (model / "model.safetensors").unlink()
     network, _ = Checkpoint(str(model)).load()
-    assert "no safetensors; its pickled weights are read as plain tensors" in " ".join(capsys.readouterr().out.split())
     assert all(torch.equal(network.state_dict()[name], value) for name, value in wanted.items())
-
-
-def test_safetensors_need_no_word(model, capsys):
-    Checkpoint(str(model)).load()
-    assert "pickled" not in capsys.readouterr().out
 
 
 def test_code_in_pickled_weights_is_not_run(model, tmp_path):
@@ -75,9 +71,38 @@ def test_code_in_a_pickled_adapter_is_not_run(model, tmp_path):
     folder.mkdir()
     (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "target_modules": ["q_proj"]}))
     torch.save({"a": Runs(tmp_path / "ran")}, folder / "adapter_model.bin")
-    with pytest.raises(ModelError, match="hold more than tensors and are refused"):
+    with pytest.raises(ModelError, match="its weights are refused .it holds more than plain tensors"):
         merge_adapter(make_model(layers=1), str(folder), "x")
     assert not (tmp_path / "ran").exists()
+
+
+def tar(file):
+    with tarfile.open(file, "w") as archive:
+        archive.addfile(tarfile.TarInfo("storages"), io.BytesIO())
+
+
+PICKLED = {
+    "tar": tar,
+    "script": lambda file: torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), file),
+    "cut": lambda file: file.write_bytes(b"PK\x03\x04"),
+    "empty": Path.touch,
+    "text": lambda file: file.write_text("nonsense"),
+}
+
+
+@pytest.mark.parametrize("make", PICKLED.values(), ids=PICKLED)
+def test_other_pickled_files_are_refused_without_torchs_advice_to_load_them_all_the_same(model, make):
+    (model / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "target_modules": ["q_proj"]}))
+    (model / "model.safetensors").unlink()
+    for name in ("adapter_model.bin", "pytorch_model.bin"):
+        make(model / name)
+    with pytest.raises(ModelError) as adapter:
+        merge_adapter(make_model(layers=1), str(model), "x")
+    (model / "adapter_config.json").unlink()
+    with pytest.raises(ModelError) as whole:
+        Checkpoint(str(model)).load()
+    for caught in (adapter, whole):
+        assert "weights_only" not in str(caught.value) and "arbitrary" not in str(caught.value)
 
 
 def test_every_torch_load_is_of_plain_tensors_and_nothing_trusts_remote_code():
@@ -91,4 +116,4 @@ def test_every_torch_load_is_of_plain_tensors_and_nothing_trusts_remote_code():
             if isinstance(node.func, ast.Attribute) and ast.unparse(node.func) == "torch.load":
                 loads += 1
                 assert given.get("weights_only") is True, file
-    assert loads >= 3
+    assert loads >= 2

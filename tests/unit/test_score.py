@@ -7,7 +7,8 @@ import torch
 
 from minillm.losses import reverse_kl, token_logprobs
 from minillm.models import LanguageModel
-from minillm.rollout import decode, rollout_reverse_kl, with_teacher
+from minillm.objectives import ForwardKL, ReverseKL
+from minillm.rollout import decode, rollout_divergence, rollout_reverse_kl, with_costs, with_teacher
 from minillm.rollout.micro_batch import micro_batches
 from tests.conftest import FAMILIES, make_pair
 from tests.helpers import PROMPTS, ROAD_NAMES, ROADS, own_logits, prompt_batch
@@ -86,4 +87,17 @@ def test_values_without_a_teacher_need_none():
     ids = micro.take(micro.rollout.response_ids_BR)
     for road in ROADS:
         assert road.logprobs(side, ids).shape == ids.shape
-        assert road.reverse_kl(side, side, ids).abs().max() < 1e-12
+        assert road.costs(ReverseKL(), side, side, ids).abs().max() < 1e-12
+
+
+@pytest.mark.parametrize("road", ROADS, ids=ROAD_NAMES)
+@pytest.mark.parametrize("keep", [True, False])
+def test_costs_are_the_divergence_at_each_position(road, keep):
+    pair = make_pair()
+    student, rollout = LanguageModel(pair.student), student_rollout(pair)
+    whole = with_teacher(rollout, pair.teacher, road, max_tokens=30, keep_hidden=keep)
+    assert with_costs(whole, student, pair.teacher, ReverseKL(), road, max_tokens=30) is whole  # not needed
+    costs_BR = with_costs(whole, student, pair.teacher, ForwardKL(long_part=True), road, max_tokens=30).costs_BR
+    divergence = rollout_divergence(student, pair.teacher, rollout, road, max_tokens=30)
+    torch.testing.assert_close(costs_BR, divergence.forward_kl_BR, rtol=1e-5, atol=1e-6)
+    assert (costs_BR[~rollout.response_mask_BR] == 0).all()
