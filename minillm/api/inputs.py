@@ -1,4 +1,4 @@
-"""What the public functions take, as the package has it: prompts, models, settings."""
+"""What the public functions take and give: prompts, models, a finished run."""
 
 from __future__ import annotations
 
@@ -6,14 +6,57 @@ import hashlib
 import json
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import fields, is_dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from minillm.data import PromptSet, Sources, read_records
-from minillm.models import Pair
+from minillm.models import Checkpoint, Pair, choose_dtype, device_of, solo
+from minillm.models.export import export_student
 
 Prompts = str | Path | Sequence[Mapping[str, Any] | str]
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a training run leaves: `metrics` (those of metrics.json), `history` (a row a rollout or validation, those of
+    metrics.csv), and the pair, whose student is trained. `run_dir`: None where it was not kept."""
+
+    metrics: dict[str, float]
+    history: list[dict[str, float]]
+    pair: Pair
+    run_dir: Path | None
+
+    @property
+    def student(self) -> Student:
+        return Student(self.pair)
+
+
+class Student:
+    """A trained student: its transformers model, except that it saves its tokenizer too, and adapters merged."""
+
+    def __init__(self, pair: Pair):
+        self._pair = pair
+
+    def save_pretrained(self, directory: str | Path) -> None:
+        """A directory for `from_pretrained`: weights, tokenizer, generation config, model card."""
+        card = {"name": Path(directory).name, "made_by": "A student trained by MiniLLM.", "command": "minillm"}
+        export_student(self._pair, Path(directory), card=card, figures={})
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._pair.student, name)
+
+    def __call__(self, *args, **kwargs):
+        return self._pair.student(*args, **kwargs)
+
+
+def pair_of_model(model: str | Path | Pair | Run) -> Pair:
+    """A pair, that of a run, or a student alone, loaded from a directory or hub id."""
+    if isinstance(model, Pair | Run):
+        return model.pair if isinstance(model, Run) else model
+    device = device_of("auto")
+    network, tokenizer = Checkpoint(str(model)).load(choose_dtype("auto", device), "sdpa")
+    return solo(network.to(device), tokenizer)
 
 
 def as_file(prompts: Prompts, folder: Path) -> str:
@@ -37,15 +80,3 @@ def prompts_of(pair: Pair, prompts: Prompts, data: Mapping[str, Any] | None) -> 
     with tempfile.TemporaryDirectory(prefix="minillm-") as folder:
         records = read_records(as_file(prompts, Path(folder)))
     return sources_of(pair, data).begun(pair.tokenizer).evaluation_prompts(records, pair, "prompts")
-
-
-def plain_of(value: Any) -> Any:
-    """A settings object as plain values, its class in `_target_`, as conf/ has it."""
-    if is_dataclass(value):
-        own = {each.name: plain_of(getattr(value, each.name)) for each in fields(value)}
-        return {"_target_": f"{type(value).__module__}.{type(value).__qualname__}", **own}
-    if isinstance(value, Mapping):
-        return {str(name): plain_of(each) for name, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain_of(each) for each in value]
-    return value if value is None or isinstance(value, bool | int | float | str) else str(value)

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Literal
 
 from omegaconf import OmegaConf
 
-from minillm.api.inputs import Prompts, prompts_of
-from minillm.api.run import Run, Student, pair_of_model
+from minillm.api.inputs import Prompts, Run, Student, pair_of_model, prompts_of
 from minillm.common.child import ROOT
 from minillm.common.errors import ConfigError
 from minillm.evaluation import answer_prompts
@@ -73,34 +71,26 @@ def evaluate(
         files: of prompts. suite: quick, or paper for all that the paper measures, or the keys of such a file.
         options: other keys of conf/evaluate.yaml: seeds, max_new_tokens, batch_size, limit, ...
     """
-    with ExitStack() as stack:
-        scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="minillm-")))
-        folder = Path(run_dir or scratch / "evaluation")
+    if isinstance(teacher, Pair | LanguageModel):
+        model = teacher.teacher if isinstance(teacher, Pair) else teacher
+        teacher = model and model.network.name_or_path
+        if not teacher:
+            raise ConfigError("teacher: was not loaded from a directory or a hub id; wanted one of them")
+    with tempfile.TemporaryDirectory(prefix="minillm-") as scratch:
+        folder = Path(run_dir or f"{scratch}/evaluation")
         cfg = OmegaConf.load(ROOT / "conf" / "evaluate.yaml")
         del cfg["defaults"], cfg["hydra"]
-        named = [_directory(each, scratch / f"model_{number}") for number, each in enumerate(models)]
+        named = [str(each) for each in models]
+        for number, each in enumerate(models):
+            if not isinstance(each, str | Path):
+                named[number] = f"{scratch}/model_{number}"
+                Student(pair_of_model(each)).save_pretrained(named[number])
         given = options | {
             "models": named,
-            "teacher": None if teacher is None else _teacher_source(teacher),
+            "teacher": teacher and str(teacher),
             "run": {"name": folder.name, "dir": str(folder)},
             "suite": OmegaConf.load(ROOT / "conf" / "suite" / f"{suite}.yaml") if isinstance(suite, str) else suite,
             "data": OmegaConf.load(ROOT / "conf" / "data" / "builtin.yaml"),
         }
         cfg = OmegaConf.merge(cfg, given, {"data": {"files": [str(each) for each in files], **(data or {})}})
         return run_suite(check_suite(cfg))
-
-
-def _directory(model: str | Path | Run | Pair, directory: Path) -> str:
-    if isinstance(model, str | Path):
-        return str(model)
-    Student(pair_of_model(model)).save_pretrained(directory)
-    return str(directory)
-
-
-def _teacher_source(teacher: str | Path | Pair | LanguageModel) -> str:
-    if isinstance(teacher, str | Path):
-        return str(teacher)
-    model = teacher.teacher if isinstance(teacher, Pair) else teacher
-    if model is None or not model.network.name_or_path:
-        raise ConfigError("teacher: was not loaded from a directory or a hub id; wanted one of them")
-    return model.network.name_or_path

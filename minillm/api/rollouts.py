@@ -9,13 +9,14 @@ from typing import Any
 import torch
 
 from minillm.api.inputs import Prompts, prompts_of
+from minillm.common.errors import check
 from minillm.common.seeding import seed_for
 from minillm.common.types import Experience, Rollout
 from minillm.data import rows_at
 from minillm.models import LanguageModel, Pair
-from minillm.objectives import MiniLLM, Objective
-from minillm.objectives.linear_loss import LinearLoss, Side
-from minillm.rollout import Sampler, prepared, with_teacher
+from minillm.objectives import START, MiniLLM, Objective
+from minillm.objectives.linear_loss import LinearLoss
+from minillm.rollout import Sampler, prepared, with_costs, with_teacher
 from minillm.rollout.micro_batch import micro_batches
 
 _MAX_TOKENS = 2048
@@ -57,25 +58,27 @@ def backward(
 ) -> dict[str, float]:
     """Add the gradient of the objective on a rollout to the student's, as one mini-batch; returns the loss and its
     parts. `max_tokens` go through the student at a time, which changes nothing but rounding, unless the objective
-    divides by what is in a micro-batch.
-
-    To make several steps on one rollout, pass what `prepared(rollout, objective)` gives.
+    divides by what is in a micro-batch. For several steps on one rollout pass `prepared(rollout, objective)`.
     """
     objective, linear_loss = objective or MiniLLM(), linear_loss or LinearLoss()
-    batch = rollout if isinstance(rollout, Experience) else prepared(rollout, objective)
+    student, batch = LanguageModel(pair.student, pair.n_vocab, pair.compile), rollout
+    if not isinstance(rollout, Experience):
+        check(
+            (
+                START not in objective.needs or rollout.start_logprobs_BR is not None,
+                f"objective={type(objective).__name__}: wanted a rollout with `start_logprobs_BR`, the log-probs of its "
+                "tokens under the student at the start; `distill` makes them",
+            )
+        )
+        whole = with_costs(rollout, student, pair.teacher, objective, linear_loss, max_tokens=max_tokens)
+        batch = prepared(whole, objective)
     normaliser = objective.normaliser(batch.response_mask_BR)
-    model = LanguageModel(pair.student, pair.n_vocab, pair.compile)
     sums: dict[str, float] = {}
     micros = micro_batches(batch, max_tokens)
     for micro in micros:
         if objective.per_micro_batch:
             normaliser = len(micro) * len(micros)
-        teacher = None
-        if objective.needs:
-            teacher = Side(micro.take(batch.teacher_hidden_BRH), pair.teacher.head(batch.temperature))
-        ids_N, student = micro.take(batch.response_ids_BR), micro.side(model, batch.temperature)
-        constants = {name: micro.take(each) for name, each in batch.constants.items()}
-        output = linear_loss(objective, student, teacher, ids_N, constants, normaliser=normaliser)
+        output = micro.loss(linear_loss, objective, student, pair.teacher, normaliser, batch.temperature)
         output.loss.backward()
         for name, value in {"loss": output.loss.detach(), **output.parts}.items():
             sums[name] = sums.get(name, 0.0) + float(value)

@@ -7,12 +7,11 @@ import tempfile
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from minillm.api.inputs import Prompts, as_file, plain_of, sources_of
-from minillm.api.run import Run
+from minillm.api.inputs import Prompts, Run, as_file, sources_of
 from minillm.common.errors import ConfigError
 from minillm.data import read_records
 from minillm.models import Lora, ModelPair, Pair, device_of
@@ -50,13 +49,10 @@ def load_pair(
         lora: train adapters of the student. seed: of their initial weights.
 
     Raises:
-        ConfigError, ModelError: a model cannot be loaded, its family computes something that is not known here, or the
-            two do not share a vocabulary.
+        ConfigError, ModelError: a model cannot be loaded or is not known here, or the two do not share a vocabulary.
     """
-    settings = ModelPair(
-        student=str(student), teacher=None if teacher is None else str(teacher), dtype=dtype, attention=attention,
-        lora=lora, gradient_checkpointing=gradient_checkpointing,
-    )  # fmt: skip
+    options = dict(dtype=dtype, attention=attention, lora=lora, gradient_checkpointing=gradient_checkpointing)
+    settings = ModelPair(student=str(student), teacher=None if teacher is None else str(teacher), **options)
     return settings.load(device_of(device), seed)
 
 
@@ -73,8 +69,7 @@ def distill(
     start: SupervisedStart | None = None,
     **options: Any,
 ) -> Run:
-    """Train `pair.student` in place on its own answers, by default with MiniLLM's objective; see `_train` for the
-    other options (optim, validation, run_dir, resume, seed, ...).
+    """Train `pair.student` in place on its own answers, by default with MiniLLM's objective.
 
     Args:
         prompts: a .jsonl file, a hub data set, `builtin`, or rows: texts, or dicts as in the file.
@@ -82,6 +77,19 @@ def distill(
             rollout, 64 a step).
         corpus: text for the regulariser L_PT (a file, a hub data set, `pydoc_topics`); None does without.
         start: supervised steps before the first rollout.
+
+    Options:
+        optim: the optimizer, its learning rate (5e-6 by default) and schedule.
+        linear_loss: memory of the loss's logits.
+        validation: prompts that are held out; None keeps a tenth of `prompts` out, 64 at most.
+        data: further settings of `Sources`, such as template, system, max_prompt_tokens.
+        validate_every, save_every: optimizer steps; None: at the beginning and the end.
+        run_dir: where metrics, checkpoints, samples and the student are kept; None keeps nothing.
+        resume: go on from the run_dir's last checkpoint, if there is one.
+        export: the weights that stay: `last`, of the last step, or `best`, of the best validation (by reverse KL, or by
+            loss without a teacher); `best` needs a run_dir.
+        seed: of prompts, rollouts and inner epochs. eval_seed: of validation.
+        preflight: look at the pair before the first step, and check that decoding and update are one model.
 
     Raises:
         ConfigError, DataError, ModelError: before anything is trained, with all that is wrong.
@@ -110,8 +118,8 @@ def finetune(
     **options: Any,
 ) -> Run:
     """Train `pair.student` in place on the answers of the data: fine-tuning, or with CrossEntropy(kd_ratio=0.5)
-    word-level KD, and on a teacher's answers (`generate`) SeqKD. `steps` None takes the epochs of `regime`. The rest:
-    as `distill`."""
+    word-level KD, and on a teacher's answers (`generate`) SeqKD. `steps` None takes the epochs of `regime`. The
+    options: as `distill`."""
     regime = regime or Supervised()
     groups = dict(
         objective=objective or CrossEntropy(),
@@ -142,45 +150,26 @@ def _train(
     eval_seed: int = 1234,
     preflight: bool = True,
 ) -> Run:
-    """Options of `distill` and `finetune`.
-
-    Args:
-        optim: the optimizer, its learning rate (5e-6 by default) and schedule.
-        validation: prompts that are held out; None keeps a tenth of `prompts` out, 64 at most.
-        data: further settings of `Sources`, such as template, system, max_prompt_tokens.
-        validate_every, save_every: optimizer steps; None: at the beginning and the end.
-        run_dir: where metrics, checkpoints, samples and the student are kept; None keeps nothing.
-        resume: go on from the run_dir's last checkpoint, if there is one.
-        export: the weights that stay: of the last step, or of the best validation (by reverse KL, or by loss without a
-            teacher); `best` needs a run_dir.
-        seed: of prompts, rollouts and inner epochs. eval_seed: of validation.
-        preflight: look at the pair before the first step, and check that decoding and update are one model.
-    """
     if export == "best" and run_dir is None:
         raise ConfigError("export=best: needs a run_dir, where the best weights are kept")
     with ExitStack() as stack:
         folder = Path(run_dir or stack.enter_context(tempfile.TemporaryDirectory(prefix="minillm-")))
         train_file = as_file(prompts, folder)
         held_out = max(1, min(64, len(read_records(train_file)) // 10)) if validation is None else None
+        val_file = None if validation is None else as_file(validation, folder)
+        files = dict(train_file=train_file, val_file=val_file, corpus_file=None if corpus is None else str(corpus))
         built = groups | {
             "model": pair.loaded_by or ModelPair(pair.student.name_or_path or "memory", pair.teacher and "memory"),
             "optim": optim or Optim(),
             "linear_loss": linear_loss or LinearLoss(),
             "strategy": Parallel(),
-            "data": sources_of(
-                pair,
-                data,
-                train_file=train_file,
-                val_file=None if validation is None else as_file(validation, folder),
-                val_size=held_out,
-                corpus_file=None if corpus is None else str(corpus),
-            ),
+            "data": sources_of(pair, data, val_size=held_out, **files),
         }
         monitor = "loss" if pair.teacher is None else "reverse_kl"
         ours, tokens = "minillm.train.callbacks.", groups["sampler"].max_new_tokens
         kept = run_dir is not None
-        plain = {name: plain_of(each) for name, each in built.items()} | {
-            "seed": seed, "eval_seed": eval_seed, "resume": "auto" if resume else None, "profile": False,
+        plain = {name: _plain(each) for name, each in built.items()} | {
+            "seed": seed, "eval_seed": eval_seed, "resume": "auto" if resume else None,
             "preflight": preflight, "optimized_metric": f"val/{monitor}",
             "run": {"name": folder.name, "dir": str(folder)},
             "trainer": {"_target_": "lightning.Trainer", "precision": "auto", "enable_model_summary": False,
@@ -188,7 +177,6 @@ def _train(
             "logger": {"_target_": None},
             "callbacks": {
                 "validation": {"_target_": f"{ours}Validation", "every": validate_every, "max_new_tokens": tokens},
-                "median": None,
                 "checkpoints": {"_target_": f"{ours}Checkpoints", "every": save_every, "monitor": monitor}
                 if kept else None,
                 "record": {"_target_": f"{ours}RunRecord", "export": export if kept else None},
@@ -202,3 +190,15 @@ def _train(
         metrics = json.loads((folder / "metrics.json").read_text())
         history = [{name: float(value) for name, value in row.items()} for row in run.trainer.loggers[0].rows]
     return Run(metrics, history, pair, folder if kept else None)
+
+
+def _plain(value: Any) -> Any:
+    """A settings object as plain values, its class in `_target_`, as conf/ has it."""
+    if is_dataclass(value):
+        own = {each.name: _plain(getattr(value, each.name)) for each in fields(value)}
+        return {"_target_": f"{type(value).__module__}.{type(value).__qualname__}", **own}
+    if isinstance(value, Mapping):
+        return {str(name): _plain(each) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(each) for each in value]
+    return value if value is None or isinstance(value, bool | int | float | str) else str(value)

@@ -8,7 +8,7 @@ from pathlib import Path
 from string import Formatter
 
 from minillm.common.errors import DataError, check
-from minillm.data.records import Record, json_lines, parse_rows, require_unicode
+from minillm.data.records import Record, json_lines, parse_rows, text_of
 
 
 @dataclass(frozen=True)
@@ -23,18 +23,12 @@ class ChoiceTask:
     input: str = ""
 
     def __post_init__(self):
-        words = f"words={list(self.words)}"
+        different = len(self.words) > 1 and len(set(self.words)) == len(self.words) and all(map(str.strip, self.words))
+        wanted = "wanted keys of the data in braces, like {text}, and {{ for a brace"
         check(
-            (len(self.words) > 1, f"{words}: wanted a word for each label, at least two"),
-            (all(word.strip() for word in self.words), f"{words}: a label word is empty; wanted text"),
-            (len(set(self.words)) == len(self.words), f"{words}: wanted different words"),
-            *(
-                (
-                    _well_formed(template),
-                    f"{key}={template!r}: wanted keys of the data in braces, like {{text}}, and {{{{ for a brace",
-                )
-                for key, template in (("instruction", self.instruction), ("input", self.input))
-            ),
+            (different, f"words={list(self.words)}: wanted a text for each label, each another, two at least"),
+            (_well_formed(self.instruction), f"instruction={self.instruction!r}: {wanted}"),
+            (_well_formed(self.input), f"input={self.input!r}: {wanted}"),
         )
         check((bool(self.fields), "instruction, input: neither shows a key of the data, for example {text}"))
 
@@ -46,11 +40,7 @@ class ChoiceTask:
 
 def read_choices(path: str | Path, task: ChoiceTask) -> list[Record]:
     """One record a row of a .jsonl file with the keys that `task` shows and an integer `label`; the record's one
-    reference is its label's word.
-
-    Raises:
-        DataError: naming line and key of up to ten problems, a label without a word among them; or no row is there.
-    """
+    reference is its label's word. Raises DataError, see `parse_rows`."""
     rows = json_lines(Path(path).expanduser())
     keys = ", ".join([*task.fields, "label"])
     return parse_rows(str(path), rows, partial(_record, task), f"the keys {keys}")
@@ -61,22 +51,13 @@ def _record(task: ChoiceTask, where: str, row: dict) -> Record:
     if missing:
         raise DataError(f"{where}: key {', '.join(missing)} is missing; got {', '.join(row) or 'no keys'}")
     for key in task.fields:
-        if not isinstance(row[key], str):
-            raise DataError(f"{where}: key {key}: wanted text, got {type(row[key]).__name__}")
-        require_unicode(where, key, row[key])
-    label = row["label"]
-    if type(label) is not int:
-        raise DataError(f"{where}: key label: wanted an integer, got {label!r}")
-    if not 0 <= label < len(task.words):
+        text_of(where, key, row[key])
+    label, last = row["label"], len(task.words) - 1
+    if type(label) is not int or not 0 <= label <= last:
         raise DataError(
-            f"{where}: label {label} has no word; words={list(task.words)} answer 0 to {len(task.words) - 1}"
+            f"{where}: key label: wanted an integer from 0 to {last} (words={list(task.words)}), got {label!r}"
         )
-    return Record(
-        id=where,
-        instruction=task.instruction.format_map(row),
-        input=task.input.format_map(row),
-        references=(task.words[label],),
-    )
+    return Record(where, task.instruction.format_map(row), task.input.format_map(row), references=(task.words[label],))
 
 
 def _well_formed(template: str) -> bool:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from itertools import chain
+from itertools import accumulate, chain
 from pathlib import Path
 
-from minillm.common.errors import DataError, first_line
-from minillm.data.records import is_hub_name, json_lines, require_unicode
+from minillm.common.errors import DataError
+from minillm.data.records import hub_rows, is_hub_name, json_lines, text_of
 
 PIECE = 2**16  # characters that are tokenised at a time (longer ones cost more each); see `_cut` for longer documents
 _CHECKED = 2**22  # characters that are read ahead for mistakes
@@ -18,24 +19,15 @@ _LINES, _TEXT = (".jsonl", ".json"), ".txt"
 
 @dataclass(frozen=True)
 class Documents:
-    """A corpus that is read from its beginning each time it is asked, one piece in memory at a time.
+    """A corpus that is read from its beginning each time it is asked, one piece in memory at a time."""
 
-    Args:
-        source: as in `read_documents`, for messages.
-        read: gives every document as an iterator over parts of its text.
-        digest: gives what stands for the content in the name of a cache.
-    """
-
-    source: str
-    read: Callable[[], Iterator[Iterable[str]]]
-    digest: Callable[[], str]
+    source: str  # as in `read_documents`, for messages
+    read: Callable[[], Iterator[Iterable[str]]]  # each document as an iterator over parts of its text
+    digest: Callable[[], str]  # what stands for the content in the name of a cache
 
     def pieces(self) -> Iterator[tuple[str, bool]]:
         """(text, whether a document ends with it), of at most PIECE characters; documents of white space are left out.
-
-        Raises:
-            DataError: naming file, line and key.
-        """
+        Raises DataError, naming file, line and key."""
         for parts in self.read():
             yield from _pieces(parts)
 
@@ -44,23 +36,19 @@ def read_documents(source: str) -> Documents:
     """`pydoc_topics` (Python's own language reference, in every CPython), a .jsonl file with the key text, a text file
     (one document), a directory with .txt and .jsonl files at any depth, or a hub data set `owner/name[:split]`.
 
-    The first 4 million characters are read at once, so that mistakes show before models are loaded.
-
-    Raises:
-        DataError: naming file, line and key.
+    The first 4 million characters are read at once, so that mistakes show before models are loaded. Raises DataError,
+    naming file, line and key.
     """
     if source == "pydoc_topics":
         documents = Documents(source, _topics, lambda: _sha256(chain.from_iterable(_topics())))
     elif is_hub_name(source, (*_LINES, _TEXT)):
-        documents = _hub_documents(source)
+        rows = hub_rows(source)
+        documents = Documents(source, lambda: _hub_texts(source, rows), lambda: f"{source} {rows._fingerprint}")
     else:
         files = _files(Path(source).expanduser())
         documents = Documents(source, lambda: chain.from_iterable(map(_file, files)), lambda: _content(files))
-    left = _CHECKED
-    for text, _ in documents.pieces():
-        left -= len(text)
-        if left < 0:
-            break
+    sizes = accumulate(len(text) for text, _ in documents.pieces())
+    next((size for size in sizes if size > _CHECKED), None)
     return documents
 
 
@@ -87,11 +75,8 @@ def _cut(text: str) -> int:
     place) give the tokens of the whole document. Those that do not (SentencePiece) begin anew once a piece.
     """
     for gap in ("\n\n", "\n", " "):
-        place = text.rfind(gap, PIECE // 2, PIECE + len(gap))
-        while place > 0 and not text[place - 1].isalnum():
-            place = text.rfind(gap, PIECE // 2, place + len(gap) - 1)
-        if place > 0:
-            return place
+        if found := re.compile(rf"(?s).*[^\W_](?={gap})").match(text, PIECE // 2 - 1, PIECE + len(gap)):
+            return found.end()
     return PIECE
 
 
@@ -123,60 +108,25 @@ def _read_text(path: Path) -> Iterator[str]:
             while part := stream.read(PIECE):
                 yield part
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(
-            f"{path}: cannot be read ({error}); change data.corpus_file to a text or .jsonl file, a directory of them, "
-            "a hub data set owner/name[:split], or pydoc_topics"
-        ) from error
+        raise DataError(f"{path}: cannot be read ({error}); change data.corpus_file") from error
 
 
 def _text(where: str, row: object) -> str:
     if isinstance(row, DataError):
         raise row
-    if not isinstance(row, dict) or not isinstance(row.get("text"), str):
-        raise DataError(f"{where}: key text: wanted the document's text")
-    require_unicode(where, "text", row["text"])
-    return row["text"]
+    return text_of(where, "text", row.get("text") if isinstance(row, dict) else None)
 
 
-def _hub_documents(source: str) -> Documents:
-    """Documents of a hub data set, streamed, at the commit found when the run began."""
-    import datasets
-
-    name, _, split = source.partition(":")
-    failures = (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError)
-
-    def refusal(error: Exception) -> DataError:
-        return DataError(
-            f"{source}: cannot read this hub data set ({first_line(error)}); check the name and split, log in if it is "
-            "gated, or download it elsewhere and give a .jsonl file"
-        )
-
-    try:
-        builder = datasets.load_dataset_builder(name)
-    except failures as error:
-        raise refusal(error) from error
-
-    def read() -> Iterator[Iterable[str]]:
-        try:
-            for number, row in enumerate(builder.as_streaming_dataset(split=split or "train"), start=1):
-                yield [_text(f"{source}:{number}", row)]
-        except DataError:
-            raise
-        except failures as error:
-            raise refusal(error) from error
-
-    return Documents(source, read, lambda: f"{name} {builder.hash} {builder.config.name} {split or 'train'}")
+def _hub_texts(source: str, rows: Iterable[dict]) -> Iterator[list[str]]:
+    return ([_text(f"{source}:{number}", row)] for number, row in enumerate(rows, start=1))
 
 
 def _content(files: list[Path]) -> str:
     """Hash of the files' bytes, order and kind; names and dates do not matter."""
     digests = []
     for file in files:
-        try:
-            with open(file, "rb") as stream:
-                digests.append(f"{file.suffix in _LINES} {hashlib.file_digest(stream, 'sha256').hexdigest()}")
-        except OSError as error:
-            raise DataError(f"{file}: cannot be read ({error}); change data.corpus_file") from error
+        with open(file, "rb") as stream:
+            digests.append(f"{file.suffix in _LINES} {hashlib.file_digest(stream, 'sha256').hexdigest()}")
     return _sha256(digests)
 
 

@@ -6,16 +6,17 @@ import hashlib
 import json
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from minillm.common.console import batches
 from minillm.common.errors import DataError
 from minillm.common.types import PromptBatch
 from minillm.data.records import Dropped, Record
-from minillm.data.templates import LOST
+from minillm.data.templates import LOST, Encoder
 from minillm.data.text import UNWRITABLE, PlainText
 
 # Reasons to drop a prompt.
@@ -31,6 +32,7 @@ _REMEDIES = {
     OUTSIDE: "the file or the pair: its tokens are beyond what both models have rows for",
     LONGER: "data.max_prompt_tokens",
 }
+_BATCH = 1000  # records that are tokenised at a time
 log = logging.getLogger(__name__)
 
 
@@ -79,7 +81,7 @@ class PromptSet:
 
 def build_prompts(
     records: Sequence[Record],
-    encode: Callable[[Record], list[int]],
+    encode: Encoder,
     tokenizer,
     *,
     pad_id: int,
@@ -101,41 +103,37 @@ def build_prompts(
         DataError: nothing is left.
     """
     held_out = {_question(record) for record in exclude}
-    encode_reference = PlainText(tokenizer)
+    plain, eos = PlainText(tokenizer), tokenizer.eos_token_id
     kept, dropped, first, n_cut = [], Counter(), {}, 0
-    for record in records:
-        if _question(record) in held_out:
-            dropped[HELD_OUT] += 1
-            continue
-        if answered and not record.references:
-            dropped[NO_RESPONSE] += 1
-            continue
-        try:
-            prompt = encode(record)
-            text_ids = encode_reference(record.references[0]) if record.references else []
-        except Dropped as reason:
-            dropped[first.setdefault(str(reason), f"{reason}, the first at {record.id}")] += 1
-            continue
-        if not prompt:
-            dropped[NO_TOKENS] += 1
-        elif len(prompt) > max_prompt_tokens:
-            dropped[f"{LONGER} {max_prompt_tokens} tokens"] += 1
-        elif max(prompt) >= n_vocab:
-            dropped[OUTSIDE] += 1
-        else:
-            whole = ()
-            if record.references:
-                whole = tuple(text_ids) if record.truncated else (*text_ids, tokenizer.eos_token_id)
+    for batch in batches(records, _BATCH, f"Tokenising {name}"):
+        used = []
+        for record in batch:
+            if _question(record) in held_out:
+                dropped[HELD_OUT] += 1
+            elif answered and not record.references:
+                dropped[NO_RESPONSE] += 1
+            else:
+                used.append(record)
+        answers = plain.many([record.references[0] if record.references else "" for record in used])
+        for record, prompt, answer in zip(used, encode(used), answers, strict=True):
+            if refused := next((each for each in (prompt, answer) if isinstance(each, Dropped)), None):
+                dropped[first.setdefault(str(refused), f"{refused}, the first at {record.id}")] += 1
+                continue
+            whole = (*answer, eos) if record.references and not record.truncated else tuple(answer)
             room = max_response_tokens if max_tokens is None else min(max_response_tokens, max_tokens - len(prompt))
             reference = whole[:room]
-            if answered and not reference:  # cut off before its first word
-                dropped[NO_RESPONSE] += 1
-            elif max(reference, default=0) >= n_vocab:
+            if not prompt:
+                dropped[NO_TOKENS] += 1
+            elif len(prompt) > max_prompt_tokens:
+                dropped[f"{LONGER} {max_prompt_tokens} tokens"] += 1
+            elif max(prompt) >= n_vocab or max(reference, default=0) >= n_vocab:
                 dropped[OUTSIDE] += 1
+            elif answered and not reference:  # cut off before its first word
+                dropped[NO_RESPONSE] += 1
             else:
                 kept.append((record, tuple(prompt), reference))
                 n_cut += record.truncated or len(whole) > len(reference)
-    reasons = ", ".join(f"{count} {reason}" for reason, count in dropped.items())
+    reasons = ", ".join(f"{count} {reason}" for reason, count in dropped.most_common())
     log.info("%s: %d kept of %d%s", name, len(kept), len(records), f" (dropped: {reasons})" if reasons else "")
     if not kept:
         raise DataError(f"{name}: none of {len(records)} prompts is left ({reasons}); change {remedies(dropped)}")

@@ -49,7 +49,13 @@ def read_records(source: str) -> list[Record]:
     Raises:
         DataError: naming source, line and key of up to ten problems; or that nothing is there.
     """
-    return parse_rows(source, _rows(source), _record, "the key instruction or messages")
+    if source in BUILTIN:
+        rows = json_lines(Path(__file__).parent / "builtin" / BUILTIN[source])
+    elif is_hub_name(source, (".jsonl", ".json")):
+        rows = _hub_records(source)
+    else:
+        rows = json_lines(Path(source).expanduser())
+    return parse_rows(source, rows, _record, "the key instruction or messages")
 
 
 def parse_rows(
@@ -69,11 +75,12 @@ def parse_rows(
                 raise DataError(f"{where}: wanted a JSON object, got {type(row).__name__}")
             records.append(parse(where, row))
         except DataError as problem:
-            problems.append(str(problem))
+            problems.append(f"\n  {problem}")
     if problems:
         rest = f"\n  ... and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
-        lines = "\n".join(f"  {problem}" for problem in problems[:_SHOWN])
-        raise DataError(f"{source}: {len(problems)} unusable rows:\n{lines}{rest}")
+        raise DataError(
+            f"{source}: {len(problems)} unusable rows; wanted one JSON object a line:{''.join(problems[:_SHOWN])}{rest}"
+        )
     if not records:
         raise DataError(f"{source}: no records; wanted at least one JSON object a line with {wanted}")
     return records
@@ -83,41 +90,22 @@ def json_lines(path: Path) -> Iterator[tuple[str, object]]:
     """(`file:line`, parsed value or the DataError it gave) of every line that is not blank; with or without a BOM.
 
     Raises:
-        DataError: the file cannot be read, or is one JSON array.
+        DataError: the file cannot be read.
     """
     try:
         with open(path, encoding="utf-8-sig") as stream:
-            first = True
             for number, line in enumerate(stream, start=1):
                 if line.strip():
-                    if first and line.lstrip().startswith("["):
-                        raise DataError(
-                            f"{path}: a JSON array; wanted one JSON object a line. To convert it: python -c 'import "
-                            "json, sys; [print(json.dumps(row)) for row in json.load(sys.stdin)]' < FILE > FILE.jsonl"
-                        )
-                    first = False
-                    where = f"{path}:{number}"
-                    try:
-                        yield where, json.loads(line.rstrip("\n"))
-                    except RecursionError:
-                        yield where, DataError(f"{where}: lists or objects nested too deeply")
-                    except ValueError as error:  # JSONDecodeError, or a number beyond Python's limit on digits
-                        reason = (
-                            f"{error.msg} at column {error.colno}" if isinstance(error, json.JSONDecodeError) else error
-                        )
-                        yield where, DataError(f"{where}: not JSON ({reason})")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: not UTF-8 ({error.reason}); convert the file") from error
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}); change the data setting that names it") from error
+                    yield f"{path}:{number}", _parsed(f"{path}:{number}", line.rstrip("\n"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: cannot be read ({error}); change the data setting that names it") from error
 
 
-def _rows(source: str) -> Iterable[tuple[str, object]]:
-    if source in BUILTIN:
-        return json_lines(Path(__file__).parent / "builtin" / BUILTIN[source])
-    if is_hub_name(source, (".jsonl", ".json")):
-        return _hub_rows(source)
-    return json_lines(Path(source).expanduser())
+def _parsed(where: str, line: str) -> object:
+    try:
+        return json.loads(line)
+    except (ValueError, RecursionError) as error:  # a number beyond Python's limit on digits is a ValueError too
+        return DataError(f"{where}: not JSON ({str(error).replace(': line 1 column', ' at column')})")
 
 
 def is_hub_name(source: str, suffixes: tuple[str, ...]) -> bool:
@@ -127,18 +115,22 @@ def is_hub_name(source: str, suffixes: tuple[str, ...]) -> bool:
     return not path.exists() and not like_a_file and source.count("/") == 1
 
 
-def _hub_rows(source: str) -> Iterator[tuple[str, object]]:
+def hub_rows(source: str):
+    """The rows of a hub data set `owner/name[:split]`, memory mapped from the cache of `datasets`."""
     import datasets
 
     name, _, split = source.partition(":")
     try:
-        rows = datasets.load_dataset(name, split=split or "train")
+        return datasets.load_dataset(name, split=split or "train")
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         raise DataError(
-            f"{source}: cannot load this hub data set ({first_line(error)}); check the name and split, log in if it is "
+            f"{source}: cannot read this hub data set ({first_line(error)}); check the name and split, log in if it is "
             "gated, or download it elsewhere and give a .jsonl file"
         ) from error
-    for number, row in enumerate(rows, start=1):
+
+
+def _hub_records(source: str) -> Iterator[tuple[str, object]]:
+    for number, row in enumerate(hub_rows(source), start=1):
         row = {key: value for key, value in row.items() if value is not None}
         # Dolly's own names for the MiniLLM schema.
         row.setdefault("input", row.get("context", ""))
@@ -155,41 +147,36 @@ def _record(where: str, row: dict) -> Record:
         return replace(_chat_record(where, row["messages"]), truncated=truncated)
     if "instruction" not in row:
         raise DataError(f"{where}: key instruction (or messages) is missing; got {', '.join(row) or 'no keys'}")
-    instruction = _text(where, "instruction", row["instruction"])
+    instruction = text_of(where, "instruction", row["instruction"])
     if not instruction.strip():
         raise DataError(f"{where}: key instruction is empty")
     output = row.get("output")
     outputs = [] if output is None else output if isinstance(output, list) else [output]
-    references = tuple(_text(where, "output", text) for text in outputs)
-    question = _text(where, "input", row.get("input", ""))
+    references = tuple(text_of(where, "output", text) for text in outputs)
+    question = text_of(where, "input", row.get("input", ""))
     return Record(where, instruction, question, tuple(filter(str.strip, references)), truncated=truncated)
 
 
 def _chat_record(where: str, messages: object) -> Record:
-    if not isinstance(messages, list) or not all(
-        isinstance(turn, dict) and {"role", "content"} <= turn.keys() for turn in messages
-    ):
+    turns = messages if isinstance(messages, list) else [None]
+    if not all(isinstance(turn, dict) and {"role", "content"} <= turn.keys() for turn in turns):
         raise DataError(f"{where}: key messages: wanted a list of objects with role and content")
     unknown = dict.fromkeys(repr(turn["role"]) for turn in messages if turn["role"] not in _ROLES)
     if unknown:
         raise DataError(f"{where}: key messages: role {', '.join(unknown)}: wanted one of {', '.join(_ROLES)}")
-    turns = [(turn["role"], _text(where, "messages.content", turn["content"])) for turn in messages]
+    turns = [(turn["role"], text_of(where, "messages.content", turn["content"])) for turn in messages]
     references = (turns.pop()[1],) if turns and turns[-1][0] == "assistant" else ()
     if not turns or turns[-1][0] != "user" or not turns[-1][1].strip():
         raise DataError(f"{where}: key messages: wanted a last user turn that is not empty before the answer")
     return Record(where, turns[-1][1], references=tuple(filter(str.strip, references)), history=tuple(turns[:-1]))
 
 
-def _text(where: str, key: str, value: object) -> str:
+def text_of(where: str, key: str, value: object) -> str:
+    """The value, if it is text. JSON can say half of a surrogate pair (\\ud83d), which no tokenizer takes."""
     if not isinstance(value, str):
         raise DataError(f"{where}: key {key}: wanted text, got {type(value).__name__}")
-    require_unicode(where, key, value)
-    return value
-
-
-def require_unicode(where: str, key: str, text: str) -> None:
-    """Raises DataError: JSON can say half of a surrogate pair (\\ud83d), which no tokenizer takes."""
     try:
-        text.encode()
+        value.encode()
     except UnicodeEncodeError as error:
         raise DataError(f"{where}: key {key}: not Unicode ({error.reason} at character {error.start})") from error
+    return value

@@ -6,17 +6,21 @@ import datetime
 import random
 from collections import Counter
 from dataclasses import dataclass, field, replace
-from typing import Any
-
-from transformers import PreTrainedTokenizerBase
+from typing import TYPE_CHECKING, Any, Literal
 
 from minillm.common.errors import check
-from minillm.data.corpus import Corpus, build_corpus
-from minillm.data.documents import Documents
-from minillm.data.prompts import BEYOND, PromptSet, build_prompts
+from minillm.common.lazy import lazy
 from minillm.data.records import Record, read_records
-from minillm.data.templates import TemplateName, asks_for_date, front_ids, prompt_encoder
-from minillm.models import Pair
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from minillm.data.corpus import Corpus
+    from minillm.data.documents import Documents
+    from minillm.data.prompts import PromptSet
+    from minillm.models import Pair
+
+corpus, prompts, templates = (lazy(f"minillm.data.{name}") for name in ("corpus", "prompts", "templates"))
 
 
 @dataclass(frozen=True)
@@ -24,14 +28,14 @@ class Sources:
     """Files as in `read_records` and `read_documents`; lengths in tokens.
 
     val_file null holds `val_size` prompts out of train_file (always the same ones). With a val_file, `val_size` null
-    takes all of it and a number its first prompts. No validation prompt is ever trained on. `workers` is the number of
-    processes that tokenise the corpus, null the cores usable. `bos`, `date`: see `prompt_encoder`.
+    takes all of it and a number its first prompts. No validation prompt is ever trained on. `bos`,
+    `date`: see `prompt_encoder`.
     """
 
     train_file: str = "builtin"
     val_file: str | None = "builtin:validation"
     corpus_file: str | None = "pydoc_topics"
-    template: TemplateName = "paper"
+    template: Literal["paper", "chat"] = "paper"
     system: str | None = None
     template_arguments: dict[str, Any] = field(default_factory=dict)
     date: str | None = None
@@ -41,20 +45,16 @@ class Sources:
     max_tokens: int | None = None
     val_size: int | None = None
     block_size: int = 512
-    workers: int | None = None
 
     def __post_init__(self):
-        positive = "wanted a positive number"
+        sizes = {key: getattr(self, key) for key in ("max_prompt_tokens", "max_response_tokens", "val_size")}
         check(
-            (self.max_prompt_tokens > 0, f"max_prompt_tokens={self.max_prompt_tokens}: {positive} of tokens"),
-            (self.max_response_tokens > 0, f"max_response_tokens={self.max_response_tokens}: {positive} of tokens"),
+            *((size is None or size > 0, f"{key}={size}: wanted a positive number") for key, size in sizes.items()),
             (
                 self.max_tokens is None or self.max_tokens > self.max_prompt_tokens,
                 f"max_tokens={self.max_tokens}: wanted more than max_prompt_tokens={self.max_prompt_tokens}, or null",
             ),
             (self.block_size > 1, f"block_size={self.block_size}: wanted at least 2 tokens"),
-            (self.workers is None or self.workers > 0, f"workers={self.workers}: {positive} of processes, or null"),
-            (self.val_size is None or self.val_size > 0, f"val_size={self.val_size}: {positive} of prompts, or null"),
             (
                 self.val_file is not None or self.val_size is not None,
                 "val_size=null with val_file=null: wanted the number of training prompts to hold out",
@@ -81,38 +81,32 @@ class Sources:
 
     def begun(self, tokenizer: PreTrainedTokenizerBase, before: str | None = None) -> Sources:
         """With the date fixed where the chat template asks for one: that of an earlier beginning, or today."""
-        if self.date or self.template != "chat" or not asks_for_date(tokenizer):
+        if self.date or self.template != "chat" or not templates.asks_for_date(tokenizer):
             return self
         return replace(self, date=before or datetime.date.today().isoformat())
 
     def front(self, tokenizer: PreTrainedTokenizerBase) -> str:
         """The tokens that are put before a prompt; a chat template writes its own."""
-        ids = front_ids(tokenizer, self.bos) if self.template == "paper" else []
+        ids = templates.front_ids(tokenizer, self.bos) if self.template == "paper" else []
         return "".join(tokenizer.convert_ids_to_tokens(ids))
 
     def records(self) -> tuple[list[Record], list[Record]]:
         """(train, validation), read without a model; all rows of a val_file. Raises DataError, see `read_records`."""
         train = read_records(self.train_file)
-        if self.val_file is None:
-            held_out = sorted(random.Random(0).sample(range(len(train)), min(self.val_size, len(train))))
-            validation = [train[row] for row in held_out]
-        else:
-            validation = read_records(self.val_file)
-        return train, validation
+        if self.val_file is not None:
+            return train, read_records(self.val_file)
+        held_out = sorted(random.Random(0).sample(range(len(train)), min(self.val_size, len(train))))
+        return train, [train[row] for row in held_out]
 
     def prompts(
         self, train: list[Record], validation: list[Record], pair: Pair, *, answered: bool = False
     ) -> tuple[PromptSet, PromptSet]:
         """(train, validation) of what `records` has read; with `answered` training prompts without a response are
-        dropped.
-
-        Raises:
-            DataError, ConfigError: see `build_prompts` and `prompt_encoder`.
-        """
+        dropped. Raises DataError, ConfigError: see `build_prompts` and `prompt_encoder`."""
         used = validation[: self.val_size]
         train_prompts = self._build(train, pair, "training prompts", exclude=used, answered=answered)
         val_prompts = self._build(used, pair, "validation prompts")
-        beyond = Counter({BEYOND: len(validation) - len(used)})
+        beyond = Counter({prompts.BEYOND: len(validation) - len(used)})
         return train_prompts, replace(val_prompts, dropped=val_prompts.dropped + beyond)
 
     def evaluation_prompts(self, records: list[Record], pair: Pair, name: str) -> PromptSet:
@@ -120,27 +114,15 @@ class Sources:
 
     def corpus(self, documents: Documents, pair: Pair) -> Corpus:
         """The packed corpus of L_PT. Raises DataError, see `build_corpus`."""
-        return build_corpus(
-            documents, pair.tokenizer, block_size=self.block_size, n_vocab=pair.n_vocab, workers=self.workers
-        )
+        return corpus.build_corpus(documents, pair.tokenizer, block_size=self.block_size, n_vocab=pair.n_vocab)
 
-    def _build(
-        self, records: list[Record], pair: Pair, name: str, exclude: list[Record] = (), answered: bool = False
-    ) -> PromptSet:
-        return build_prompts(
-            records,
-            prompt_encoder(
-                pair.tokenizer, self.template, self.system, self.template_arguments, bos=self.bos, date=self.date
-            ),
-            pair.tokenizer,
-            pad_id=pair.pad_id,
-            n_vocab=pair.n_vocab,
-            max_prompt_tokens=self.max_prompt_tokens,
-            max_response_tokens=self.max_response_tokens,
-            max_tokens=self.max_tokens,
-            exclude=exclude,
-            answered=answered,
-            name=name,
+    def _build(self, records: list[Record], pair: Pair, name: str, **options: Any) -> PromptSet:
+        encode = templates.prompt_encoder(
+            pair.tokenizer, self.template, self.system, self.template_arguments, bos=self.bos, date=self.date
+        )
+        lengths = {key: getattr(self, key) for key in ("max_prompt_tokens", "max_response_tokens", "max_tokens")}
+        return prompts.build_prompts(
+            records, encode, pair.tokenizer, pad_id=pair.pad_id, n_vocab=pair.n_vocab, name=name, **lengths, **options
         )
 
 
@@ -153,14 +135,5 @@ def _is_date(text: str) -> bool:
 
 def training_keys(sources: Sources | None) -> list[str]:
     """Keys that only training reads, given in the config of a job that does not train."""
-    keys = (
-        "train_file",
-        "val_file",
-        "val_size",
-        "corpus_file",
-        "block_size",
-        "workers",
-        "max_response_tokens",
-        "max_tokens",
-    )
+    keys = "train_file val_file val_size corpus_file block_size max_response_tokens max_tokens".split()
     return [key for key in keys if sources and getattr(sources, key) != getattr(Sources(), key)]

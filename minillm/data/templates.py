@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from typing import Any, Literal
 
 from transformers import PreTrainedTokenizerBase
@@ -14,9 +15,8 @@ from minillm.data.records import Dropped, Record
 from minillm.data.text import Messages, PlainText
 
 TemplateName = Literal["paper", "chat"]
-Turns = Sequence[tuple[str, str]]  # (role, content)
+Encoder = Callable[[Sequence[Record]], list[list[int] | Dropped]]
 LOST = "a turn that the chat template leaves out"
-_SHOWN = 8  # roles in a message
 
 # The prompt of the published runs (Alpaca's), with and without an input.
 _WITH_INPUT = (
@@ -32,11 +32,9 @@ _WITHOUT_INPUT = (
 
 
 def paper_prompt(record: Record) -> str:
-    """The paper's prompt text. Raises DataError for a conversation of several turns, which it has no place for."""
+    """Raises DataError for a conversation of several turns, which the paper's prompt has no place for."""
     if record.history:
-        raise DataError(
-            f"{record.id}: a conversation of several turns; the paper's template has one: set data.template=chat"
-        )
+        raise DataError(f"{record.id}: a conversation of several turns; set data.template=chat")
     text = _WITH_INPUT if record.input.strip() else _WITHOUT_INPUT
     return text.format(instruction=record.instruction, input=record.input)
 
@@ -49,16 +47,13 @@ def prompt_encoder(
     *,
     bos: bool | None = None,
     date: str | None = None,
-) -> Callable[[Record], list[int]]:
-    """A function from a record to prompt ids. In both templates a control token that the record's text names stays
-    text; see `PlainText`.
+) -> Encoder:
+    """A function from records to the prompt ids of each, or Dropped where something would be lost. It raises DataError
+    for a record that the template refuses.
 
     paper: `bos` as in `front_ids`. chat: `system` is put before conversations that have none; `arguments` go to the
     template (for example enable_thinking=False). Where it asks for the time it gets the beginning of the day `date`
     (YYYY-MM-DD; None: today).
-
-    The function raises Dropped for a record of which something would be lost, DataError for one that the template
-    refuses, and ConfigError where a setting is the cause.
 
     Raises:
         ConfigError: there is no chat template, or it leaves `system` out; see `front_ids`.
@@ -66,7 +61,12 @@ def prompt_encoder(
     if template == "chat":
         return _Chat(tokenizer, system, arguments, date).encode
     plain, front = PlainText(tokenizer), front_ids(tokenizer, bos)
-    return lambda record: [*front, *plain(paper_prompt(record))]
+
+    def encode(records: Sequence[Record]) -> list[list[int] | Dropped]:
+        rows = plain.many([paper_prompt(record) for record in records])
+        return [row if isinstance(row, Dropped) else [*front, *row] for row in rows]
+
+    return encode
 
 
 def front_ids(tokenizer: PreTrainedTokenizerBase, bos: bool | None) -> list[int]:
@@ -86,102 +86,65 @@ def asks_for_date(tokenizer: PreTrainedTokenizerBase) -> bool:
     return "strftime_now" in str(tokenizer.chat_template)
 
 
-class _Refused(Exception):
-    """The chat template raised an error; the message is its first line."""
-
-
 class _Chat:
     """The tokenizer's chat template with settings of the group `data`."""
 
-    def __init__(
-        self,
-        tokenizer: PreTrainedTokenizerBase,
-        system: str | None,
-        arguments: Mapping[str, Any],
-        date: str | None,
-    ):
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, system: str | None, arguments: Mapping, date: str | None):
         self.tokenizer, self.plain = tokenizer, PlainText(tokenizer)
         self.system, self.arguments, self.date = system, arguments, date
-        self._lost: dict[tuple[str, ...], list[int]] = {}
-        named = tokenizer.chat_template
-        if not named:
-            raise ConfigError(
-                "data.template=chat: this tokenizer has no chat template; set data.template=paper or use a chat model"
-            )
-        if isinstance(named, dict) and arguments.get("chat_template", "default") not in named:
-            raise ConfigError(
-                f"data.template=chat: this tokenizer has chat templates by name ({', '.join(sorted(named))}); choose "
-                f"one of them, for example +data.template_arguments.chat_template={min(named)}"
-            )
+        if not tokenizer.chat_template:
+            raise ConfigError("data.template=chat: this tokenizer has no chat template; set data.template=paper")
+        self.lost = lru_cache(self._lost)
         if system and system.strip() and 0 in self.lost(("system", "user")):
-            raise ConfigError(
-                "data.system: the chat template leaves system turns out, so that this text would be lost; set "
-                "data.system=null, or write it into the instructions"
-            )
+            raise ConfigError("data.system: the chat template leaves system turns out; set data.system=null")
 
-    def encode(self, record: Record) -> list[int]:
-        own = [*record.history, ("user", record.question)]
-        turns = own
-        if self.system is not None and own[0][0] != "system":
-            turns = [("system", self.system), *own]
-        for role, content in (turns[at] for at in self.lost(tuple(role for role, _ in turns))):
-            if content.strip():
-                raise Dropped(f"{LOST} ({role})")
+    def encode(self, records: Sequence[Record]) -> list[list[int] | Dropped]:
+        conversations = [self._messages(record) for record in records]
+        lost = [self._lost_turn(messages) for messages in conversations]
+        whole = [messages for messages, reason in zip(conversations, lost, strict=True) if reason is None]
         try:
-            return self.plain.chat(_messages(turns), lambda messages: self._render(messages, self.arguments))
-        except _Refused as error:
-            raise self._blame(record, own, turns, str(error)) from error
-
-    def lost(self, roles: tuple[str, ...]) -> list[int]:
-        """Numbers of the turns whose content changes nothing in the rendered text, found with made-up contents: of a
-        real one a template may leave out a part, such as the reasoning of an earlier answer."""
-        if roles not in self._lost:
-            turns = [(role, f"zq{at}zq") for at, role in enumerate(roles)]
-            others = [[*turns[:at], (role, "qz"), *turns[at + 1 :]] for at, role in enumerate(roles)]
-            text = self._try(turns)
-            self._lost[roles] = [
-                at
-                for at, (_, word) in enumerate(turns)
-                if text is not None and word not in text and self._try(others[at]) == text
-            ]
-        return self._lost[roles]
-
-    def _render(self, messages: Messages, arguments: Mapping[str, Any]) -> str:
-        tokenizer = self.tokenizer
-        try:
-            if asks_for_date(tokenizer):
-                # transformers turns functions among the arguments into text, and has a clock of its own.
-                template = tokenizer.get_chat_template(arguments.get("chat_template"), arguments.get("tools"))
-                day = datetime.date.fromisoformat(self.date) if self.date else datetime.date.today()
-                _compile_jinja_template(template).globals["strftime_now"] = lambda text: day.strftime(text)
-            return tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False, **arguments)
+            ids = iter(self.plain.chats(whole, self._render))
         except Exception as error:  # a template is a program: it raises what it likes
-            raise _Refused(first_line(error)) from error
+            failed = (record for record, each in zip(records, conversations, strict=True) if self._try(each) is None)
+            if (record := next(failed, None)) is None:
+                raise
+            roles = ", ".join(each["role"] for each in self._messages(record))
+            raise DataError(
+                f"{record.id}: the chat template raises an error ({first_line(error)}); its turns: {roles}; change the "
+                "row, data.system, data.template_arguments or data.template"
+            ) from error
+        return [next(ids) if reason is None else reason for reason in lost]
 
-    def _try(self, turns: Turns, arguments: Mapping[str, Any] | None = None) -> str | None:
+    def _messages(self, record: Record) -> Messages:
+        turns = [*record.history, ("user", record.question)]
+        if self.system is not None and turns[0][0] != "system":
+            turns = [("system", self.system), *turns]
+        return [{"role": role, "content": content} for role, content in turns]
+
+    def _lost_turn(self, messages: Messages) -> Dropped | None:
+        lost = (messages[at] for at in self.lost(tuple(each["role"] for each in messages)))
+        return next((Dropped(f"{LOST} ({each['role']})") for each in lost if each["content"].strip()), None)
+
+    def _lost(self, roles: tuple[str, ...]) -> list[int]:
+        """Numbers of the turns whose content is not in the rendered text, found with made-up contents: of a real one a
+        template may leave out a part, such as the reasoning of an earlier answer. No filter changes digits."""
+        words = [f"731{at:03}137" for at in range(len(roles))]
+        text = self._try([{"role": role, "content": word} for role, word in zip(roles, words, strict=True)])
+        return [at for at, word in enumerate(words) if text is not None and word not in text]
+
+    def _render(self, conversations: Sequence[Messages]) -> list[str]:
+        if not conversations:
+            return []
+        tokenizer, arguments = self.tokenizer, self.arguments
+        if asks_for_date(tokenizer):
+            # transformers turns functions among the arguments into text, and has a clock of its own.
+            template = tokenizer.get_chat_template(arguments.get("chat_template"), arguments.get("tools"))
+            day = datetime.date.fromisoformat(self.date) if self.date else datetime.date.today()
+            _compile_jinja_template(template).globals["strftime_now"] = lambda text: day.strftime(text)
+        return tokenizer.apply_chat_template(conversations, add_generation_prompt=True, tokenize=False, **arguments)
+
+    def _try(self, messages: Messages) -> str | None:
         try:
-            return self._render(_messages(turns), self.arguments if arguments is None else arguments)
-        except _Refused:
+            return self._render([messages])[0]
+        except Exception:
             return None
-
-    def _blame(self, record: Record, own: Turns, turns: Turns, reason: str) -> ConfigError | DataError:
-        """The setting without which the record can be rendered; or the template, if it fails on any question; or the
-        record."""
-        what = f"the chat template raises an error ({reason})"
-        if turns is not own and self._try(own) is not None:
-            return ConfigError(f"data.system: {what} at {record.id}, but not without this text; set data.system=null")
-        if self.arguments and self._try(turns, {}) is not None:
-            return ConfigError(
-                f"data.template_arguments={dict(self.arguments)}: {what} at {record.id}, but not without them"
-            )
-        if self._try([("user", "zq")]) is None:
-            return ConfigError(
-                f"data.template=chat: {what} at {record.id} and at a plain question; mend the template in the "
-                "tokenizer's directory, or set data.template=paper"
-            )
-        roles = ", ".join(role for role, _ in turns[:_SHOWN]) + (", ..." if len(turns) > _SHOWN else "")
-        return DataError(f"{record.id}: {what}; its turns: {roles}; change the row, or use another data.template")
-
-
-def _messages(turns: Turns) -> Messages:
-    return [{"role": role, "content": content} for role, content in turns]

@@ -2,9 +2,7 @@
 
 import json
 import random
-from itertools import islice
 from pydoc_data.topics import topics
-from types import SimpleNamespace
 
 import datasets
 import pytest
@@ -58,19 +56,19 @@ def test_documents_of_white_space_are_left_out_and_other_keys_ignored(tmp_path):
 @pytest.mark.parametrize("line", ['{"text": 3}', '{"text": null}', '["text"]', '"text"'])
 def test_a_line_without_text_is_named(tmp_path, line):
     (tmp_path / "c.jsonl").write_text(f'{{"text": "a"}}\n\n{line}\n')
-    with pytest.raises(DataError, match="c.jsonl:3: key text: wanted the document's text"):
+    with pytest.raises(DataError, match="c.jsonl:3: key text: wanted text"):
         read_documents(str(tmp_path / "c.jsonl"))
 
 
 def test_a_broken_line_and_text_that_is_not_unicode_are_named(tmp_path):
     (tmp_path / "c.jsonl").write_text('{"text": "a"}\n{"text" 3}\n')
-    with pytest.raises(DataError, match=r"c.jsonl:2: not JSON \(Expecting ':' delimiter at column 9\)"):
+    with pytest.raises(DataError, match=r"c.jsonl:2: not JSON \(Expecting ':' delimiter at column 9"):
         read_documents(str(tmp_path / "c.jsonl"))
     (tmp_path / "c.jsonl").write_text('{"text": "a"}\n{"text": "ab\\ud800"}\n')
     with pytest.raises(DataError, match=r"c.jsonl:2: key text: not Unicode \(surrogates not allowed at character 2\)"):
         read_documents(str(tmp_path / "c.jsonl"))
     (tmp_path / "c.txt").write_bytes(b"caf\xe9")
-    with pytest.raises(DataError, match="c.txt: cannot be read .*change data.corpus_file to a text or .jsonl file"):
+    with pytest.raises(DataError, match="c.txt: cannot be read .*change data.corpus_file"):
         read_documents(str(tmp_path / "c.txt"))
 
 
@@ -152,27 +150,15 @@ def test_pieces_have_the_tokens_of_the_whole_document(tmp_path, monkeypatch, spl
     assert [i for piece in pieces for i in tokenizer.encode(piece).ids] == tokenizer.encode(text).ids
 
 
-def test_a_hub_data_set_is_streamed_and_named_by_its_commit(monkeypatch):
-    """The builder stands for the hub: there is none in tests."""
-    read = []
-
-    def rows(split):
-        if split != "validation":
-            raise ValueError(f'Unknown split "{split}"')
-        for number in range(10**9):
-            read.append(number)
-            yield {"text": f"{number} " * 1000}
-
-    builder = SimpleNamespace(hash="abc", config=SimpleNamespace(name="default"), as_streaming_dataset=rows)
-    monkeypatch.setattr(datasets, "load_dataset_builder", lambda name: builder)
-    documents = read_documents("owner/name:validation")
-    assert len(read) < 3_000  # only what is looked at for mistakes
-    assert [text[:2] for text, _ in islice(documents.pieces(), 3)] == ["0 ", "1 ", "2 "]
-    assert documents.digest() == "owner/name abc default validation"
-    with pytest.raises(DataError, match=r'owner/name: cannot read this hub data set \(Unknown split "train"\)'):
-        read_documents("owner/name")
-    builder.as_streaming_dataset = lambda split: iter([{"text": "a"}, {"content": "b"}])
-    with pytest.raises(DataError, match="^owner/name:2: key text: wanted"):
+def test_a_hub_data_set_is_read_and_named_by_its_fingerprint(monkeypatch):
+    """`load_dataset` stands for the hub: there is none in tests."""
+    rows = datasets.Dataset.from_list([{"text": "a"}, {"text": " "}, {"text": "b"}])
+    asked = []
+    monkeypatch.setattr(datasets, "load_dataset", lambda name, split: asked.append((name, split)) or rows)
+    assert texts("owner/name:validation") == ["a", "b"] and asked == [("owner/name", "validation")]
+    assert read_documents("owner/name").digest() == f"owner/name {rows._fingerprint}"
+    rows = datasets.Dataset.from_list([{"text": "a"}, {"text": None}])
+    with pytest.raises(DataError, match="^owner/name:2: key text: wanted text"):
         read_documents("owner/name")
 
 

@@ -1,11 +1,9 @@
 """Rows as a function of the position: whole passes, each in an order of its own, whatever the batch size."""
 
 from collections import Counter
-from itertools import pairwise
 
 import pytest
 
-from minillm.data import order
 from minillm.data.order import rows_at
 
 
@@ -42,22 +40,3 @@ def test_a_resumed_run_reads_the_same_after_other_passes_were_read():
 
 def test_no_rows_asked_for_none_given():
     assert rows_at(0, 17, 0, 5) == []
-
-
-@pytest.mark.parametrize("n_rows", [1, 2, 3, 17, 64, 1000])
-def test_the_permutation_of_large_data_has_each_row_once_and_none_is_kept(n_rows, monkeypatch):
-    monkeypatch.setattr(order, "_LARGE", 1)
-    monkeypatch.setattr(order, "_permutation", None)
-    passes = [rows_at(4, epoch * n_rows, n_rows, n_rows) for epoch in range(2)]
-    assert all(sorted(each) == list(range(n_rows)) for each in passes)
-    if n_rows > 3:
-        assert passes[0] != passes[1] != list(range(n_rows)) and passes[0] != rows_at(5, 0, n_rows, n_rows)
-
-
-def test_large_data_is_spread_evenly():
-    """The first 400 of 2^40 rows: a quarter of them in each quarter, neighbours not side by side."""
-    rows = rows_at(0, 0, 400, 2**40)
-    quarters = Counter(row >> 38 for row in rows)
-    assert all(70 <= quarters[quarter] <= 130 for quarter in range(4)) and len(set(rows)) == 400
-    steps = [later - earlier for earlier, later in pairwise(rows)]
-    assert 150 <= sum(step > 0 for step in steps) <= 250

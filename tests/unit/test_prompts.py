@@ -11,14 +11,15 @@ from minillm.data.prompts import pad
 
 
 def prompts(records, **options):
-    def encode(record):
-        return list(map(int, record.instruction.split()))
+    def encode(records):
+        return [list(map(int, record.instruction.split())) for record in records]
 
     class Words:
         eos_token_id, bos_token_id, unk_token_id, all_special_ids, added_tokens_decoder = 0, None, None, [], {}
+        is_fast = False
 
-        def __call__(self, text, add_special_tokens):
-            return {"input_ids": list(map(int, text.split()))}
+        def __call__(self, texts, **options):
+            return {"input_ids": [list(map(int, text.split())) for text in texts]}
 
     defaults = dict(pad_id=0, n_vocab=50, max_prompt_tokens=3, max_response_tokens=3)
     return build_prompts(records, encode, Words(), **defaults | options)
@@ -153,3 +154,12 @@ def test_the_first_reference_is_taken_and_its_absence_is_seen():
 def test_everything_held_out_is_an_error_with_the_name_of_the_set():
     with pytest.raises(DataError, match=r"training prompts: none of 2 prompts is left \(2 also a validation prompt\)"):
         prompts([Record("a", "1"), Record("b", "1")], exclude=[Record("c", "1")], name="training prompts")
+
+
+def test_prompts_are_the_same_in_batches_of_any_size(monkeypatch):
+    records = [Record(str(n), str(n % 60), references=(f"{n % 7} 4",)) for n in range(130)]
+    made = prompts(records, exclude=[Record("c", "3")])
+    for size in (1, 7):
+        monkeypatch.setattr("minillm.data.prompts._BATCH", size)
+        other = prompts(records, exclude=[Record("c", "3")])
+        assert other.digest() == made.digest() and other.dropped == made.dropped and other.records == made.records

@@ -1,8 +1,6 @@
 """What can be read, and that an error names file, line and key."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import datasets
@@ -89,24 +87,18 @@ def test_many_bad_rows_come_in_one_message(tmp_path):
 def test_empty_missing_and_undecodable_files(tmp_path):
     with pytest.raises(DataError, match="no records"):
         read_records(write(tmp_path, ""))
-    with pytest.raises(DataError, match=r"missing.jsonl: cannot be read \(No such file"):
+    with pytest.raises(DataError, match=r"missing.jsonl: cannot be read \(.*No such file"):
         read_records(str(tmp_path / "missing.jsonl"))
     (tmp_path / "latin.jsonl").write_bytes(b'{"instruction": "caf\xe9"}\n')
-    with pytest.raises(DataError, match="not UTF-8"):
+    with pytest.raises(DataError, match="latin.jsonl: cannot be read .*utf-8"):
         read_records(str(tmp_path / "latin.jsonl"))
 
 
 @pytest.mark.parametrize("indent", [None, 2])
-def test_a_json_array_says_what_is_wanted_and_how_to_convert_it(tmp_path, indent):
-    rows, file = [{"instruction": "é"}, {"instruction": "b"}], tmp_path / "data.json"
-    file.write_text("\n" + json.dumps(rows, indent=indent), encoding="utf-8")
-    with pytest.raises(
-        DataError, match=r"data.json: a JSON array; wanted one JSON object a line. To convert it: "
-    ) as e:
-        read_records(str(file))
-    command = str(e.value).split("To convert it: ")[1].replace("FILE", str(file))
-    subprocess.run(command.replace("python", sys.executable, 1), shell=True, check=True)
-    assert [record.instruction for record in read_records(f"{file}.jsonl")] == ["é", "b"]
+def test_a_json_array_says_what_is_wanted(tmp_path, indent):
+    (tmp_path / "data.json").write_text("\n" + json.dumps([{"instruction": "b"}], indent=indent))
+    with pytest.raises(DataError, match="data.json: .* unusable rows; wanted one JSON object a line"):
+        read_records(str(tmp_path / "data.json"))
 
 
 def test_a_byte_order_mark_is_no_part_of_the_text(tmp_path):
@@ -132,18 +124,8 @@ def test_an_unreachable_hub_says_what_to_do(monkeypatch):
         raise ConnectionError("no network")
 
     monkeypatch.setattr(datasets, "load_dataset", fail)
-    with pytest.raises(DataError, match=r"owner/set: cannot load this hub data set \(no network\).*give a .jsonl file"):
+    with pytest.raises(DataError, match=r"owner/set: cannot read this hub data set \(no network\).*give a .jsonl file"):
         read_records("owner/set")
-
-
-def test_the_builtin_prompts():
-    train, validation = read_records("builtin"), read_records("builtin:validation")
-    assert len(train) >= 400 and len(validation) >= 80
-    keys = [(record.instruction.lower(), record.input) for record in train + validation]
-    assert len(set(keys)) == len(keys)
-    folder = Path(read_records("builtin")[0].id.rsplit(":", 1)[0]).parent
-    topics = {json.loads(line)["topic"] for file in folder.glob("*.jsonl") for line in file.read_text().splitlines()}
-    assert len(topics) == 20
 
 
 def test_different_problems_come_in_one_message_and_blank_lines_count(tmp_path):
@@ -151,8 +133,8 @@ def test_different_problems_come_in_one_message_and_blank_lines_count(tmp_path):
     with pytest.raises(DataError) as caught:
         read_records(file)
     assert str(caught.value).splitlines() == [
-        f"{file}: 3 unusable rows:",
-        f"  {file}:3: not JSON (Expecting property name enclosed in double quotes at column 2)",
+        f"{file}: 3 unusable rows; wanted one JSON object a line:",
+        f"  {file}:3: not JSON (Expecting property name enclosed in double quotes at column 2 (char 1))",
         f"  {file}:4: key instruction is empty",
         f"  {file}:5: key instruction (or messages) is missing; got topic, input",
     ]
@@ -183,7 +165,7 @@ def test_texts_are_kept_as_given_and_only_tested_for_being_empty(tmp_path):
 def test_json_that_python_cannot_read_is_named(tmp_path, value):
     for key in ("instruction", "text"):
         file = write(tmp_path, {key: "fine"}, f'{{"{key}": {value}')
-        with pytest.raises(DataError, match="data.jsonl:2: (lists or objects nested too deeply|not JSON)"):
+        with pytest.raises(DataError, match="data.jsonl:2: not JSON"):
             read_records(file) if key == "instruction" else read_documents(file)
 
 
@@ -191,7 +173,7 @@ def test_json_that_python_cannot_read_is_named(tmp_path, value):
 def test_a_nested_value_is_refused_at_every_depth(tmp_path, depth):
     nested = "[" * depth + "]" * depth
     rows = ['{"messages": [{"role": %s, "content": "a"}]}', '{"instruction": "a", "truncated": %s}']
-    with pytest.raises(DataError, match="2 unusable rows:\n.*data.jsonl:1: .*\n.*data.jsonl:2: "):
+    with pytest.raises(DataError, match="2 unusable rows; .*\n.*data.jsonl:1: .*\n.*data.jsonl:2: "):
         read_records(write(tmp_path, *(row % nested for row in rows)))
 
 
@@ -217,15 +199,17 @@ def test_a_path_is_never_asked_of_the_hub(monkeypatch, tmp_path):
             read_records(source)
 
 
-def test_the_builtin_files_are_disjoint_by_instruction_and_input_and_none_is_empty():
-    keys = {}
+def test_the_builtin_files_are_disjoint_and_none_is_empty():
+    keys, topics = {}, set()
     for source in ("builtin", "builtin:validation"):
         file = Path(read_records(source)[0].id.rpartition(":")[0])
         rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
         assert all(row["instruction"].strip() for row in rows)
-        keys[source] = {(row["instruction"].strip(), row["input"].strip()) for row in rows}
+        keys[source] = {(row["instruction"].strip().lower(), row["input"].strip()) for row in rows}
+        topics |= {row["topic"] for row in rows}
         assert len(keys[source]) == len(rows) == len(read_records(source))
-    assert not keys["builtin"] & keys["builtin:validation"]
+    assert not keys["builtin"] & keys["builtin:validation"] and len(topics) == 20
+    assert len(keys["builtin"]) >= 400 and len(keys["builtin:validation"]) >= 80
 
 
 def test_a_row_may_say_that_its_answer_was_cut_off(tmp_path):
