@@ -17,15 +17,16 @@ from minillm.common.ranks import rank
 @hydra.main(config_path="conf", config_name="evaluate", version_base="1.3")
 @cli.job
 def main(cfg: DictConfig) -> None:
-    from minillm.evaluation.report import write_report  # a wrong key is answered without torch
+    check((isinstance(cfg.wandb, bool), f"wandb={cfg.wandb}: wanted true or false"))
     from minillm.evaluation.suite import evaluate
 
-    check((isinstance(cfg.wandb, bool), f"wandb={cfg.wandb}: wanted true or false"))
     if cfg.report is None:
         evaluate(cfg)
     elif rank() == 0:
         cli.free(Path(cfg.run.dir), "evaluate.log")  # what Hydra made for a measurement that does not come
     if rank() == 0:
+        from minillm.evaluation.report import write_report
+
         write_report(Path(str(cfg.report or cfg.run.dir)), wandb=cfg.wandb)
 
 

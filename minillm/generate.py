@@ -13,9 +13,11 @@ from minillm.common.ranks import rank, started_processes
 @hydra.main(config_path="../conf", config_name="generate", version_base="1.3")
 @cli.job
 def main(cfg: DictConfig) -> None:
-    from minillm.evaluation.generation import check_generation, generate  # a wrong key is answered without torch
+    from minillm.evaluation.generation import check_generation, generate
 
-    generate(check_generation(cfg), cfg.device, rank(), started_processes())
+    work = check_generation(cfg)
+    cli.prepare()
+    generate(work, cfg.device, rank(), started_processes())
 
 
 class _Callable(ModuleType):

@@ -1,5 +1,15 @@
 """Running models to measure them: answers to prompts, samples as prefixes, zero-shot choice."""
 
-from minillm.evaluation.answers import Answer, answer_prompts, is_uniform, reference_loss, reference_losses, summarise
+from minillm.common.lazy import lazily
 
-__all__ = ["Answer", "answer_prompts", "is_uniform", "reference_loss", "reference_losses", "summarise"]
+_ANSWERS = (
+    "Answer",
+    "answer_prompts",
+    "figure_values",
+    "is_uniform",
+    "reference_loss",
+    "reference_losses",
+    "summarise",
+)
+__getattr__ = lazily(__name__, {"answers": _ANSWERS})
+__all__ = list(_ANSWERS)

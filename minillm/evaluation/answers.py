@@ -12,7 +12,8 @@ from transformers import PreTrainedTokenizerBase
 from minillm.common.seeding import seed_for
 from minillm.common.types import Rollout
 from minillm.data import PromptSet
-from minillm.evaluation.metrics import FIGURES, Figure, distinct_n
+from minillm.evaluation.metrics import FIGURES, Figure, distinct
+from minillm.evaluation.metrics.figures import Answered
 from minillm.models import LanguageModel
 from minillm.objectives.linear_loss import LinearLoss
 from minillm.parallel import ALONE, Group
@@ -136,19 +137,37 @@ def is_uniform(answers: Sequence[Answer], n_vocab: int) -> bool:
     return max(values) - min(values) < 1e-3 and abs(values[0] + math.log(n_vocab)) < 0.05  # half-type logits
 
 
+def figure_values(
+    answers: Sequence[Answered], references: Sequence[Sequence[str]], figures: Sequence[Figure] = FIGURES
+) -> dict[str, float | tuple[list[float], list[float]]]:
+    """The figures that apply to a set of answers: (value, weight) of each answer, whose ratio of sums is the figure, or
+    a number that only the whole set has (distinct-n). A value that an answer already keeps under the figure's key is
+    not computed again; a KL is kept or absent."""
+    counts = [len(answer.tokens) for answer in answers]
+    found = {}
+    of_the_set = distinct(answer.tokens for answer in answers)
+    for figure in figures:
+        if figure.key in of_the_set:
+            found[figure.key] = of_the_set[figure.key]
+            continue
+        values = [_value(figure, *each) for each in zip(answers, references, strict=True)]
+        if None not in values and (values or figure.of):
+            found[figure.key] = (values, [1] * len(values) if figure.of else counts)
+    return found
+
+
+def _value(figure: Figure, answer: Answered, references: Sequence[str]) -> float | None:
+    kept = vars(answer).get(figure.key)
+    return figure.of(answer, references) if kept is None and figure.of else kept
+
+
 def summarise(
     answers: Sequence[Answer], references: Sequence[Sequence[str]] | None, also: Sequence[Figure] = ()
 ) -> dict[str, float]:
-    """Figures of a set of answers: those of `metrics.FIGURES` that an answer tells, `also` some of one's own, the
-    reverse KL over all tokens and distinct_4. `references` in the same order; None leaves out what needs them."""
-    n_tokens = sum(len(answer.tokens) for answer in answers)
-    figures = {}
-    for figure in (*FIGURES, *also):
-        if figure.of is not None:
-            values = [figure.of(*each) for each in zip(answers, references or [()] * len(answers), strict=True)]
-            if None not in values:
-                figures[figure.key] = sum(values) / len(answers)
-    figures |= {"distinct_4": distinct_n((answer.tokens for answer in answers), 4), "tokens": float(n_tokens)}
-    if all(answer.reverse_kl is not None for answer in answers):
-        figures["reverse_kl"] = sum(answer.reverse_kl for answer in answers) / n_tokens
+    """Figures of a set of answers by one number each, see `figure_values`, `also` some of one's own; of distinct-n only
+    distinct_4. `references` in the same order; None leaves out what needs them."""
+    figures = {"tokens": float(sum(len(answer.tokens) for answer in answers))}
+    chosen = [each for each in (*FIGURES, *also) if each.key not in ("distinct_1", "distinct_2", "distinct_3")]
+    for key, found in figure_values(answers, references or [()] * len(answers), chosen).items():
+        figures[key] = found if isinstance(found, float) else sum(found[0]) / sum(found[1])
     return figures

@@ -1,38 +1,45 @@
 """A teacher answers prompts, on disk, as training data of SeqKD.
 
-Prompts are answered in chunks, each a file of its own that is written aside and renamed. A stopped run goes on with the
-chunks that are missing, and under torchrun or srun the processes share them;
-what comes out is the same, since a row's random stream depends on seed and row alone and a chunk is decoded as one.
+Prompts are answered in chunks, one file each. A stopped run goes on with the missing chunks, and processes under
+torchrun or srun share them. The result is the same: a row's random stream depends on seed and row alone.
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING
 
-import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from rich.progress import Progress
 
 from minillm.common.changes import changes, flat
-from minillm.common.checks import collect, matches, value_problems
+from minillm.common.checks import collect
 from minillm.common.console import say
 from minillm.common.errors import ConfigError, ModelError
 from minillm.common.files import fingerprint, write_whole
+from minillm.common.lazy import lazy
 from minillm.common.ranks import local_rank
 from minillm.common.read import SETTINGS, read_job_settings
-from minillm.common.secret import secret_problems
-from minillm.data import PromptSet, Record, Sources, read_records, training_keys
-from minillm.evaluation import Answer, answer_prompts
-from minillm.models import Attention, Checkpoint, Dtype, LanguageModel, choose_dtype, device_of, solo
+from minillm.data import Record, Sources, read_records, training_keys
+from minillm.evaluation.job import Options, dtype_name, option_problems, plain_config, share
+from minillm.models import Checkpoint, device_of, solo
 
-_KINDS = {
-    "seed": int, "temperature": float, "max_new_tokens": int, "batch_size": int, "chunk": int, "limit": int | None,
-    "dtype": Dtype, "attention": Attention, "device": Literal["auto", "cpu", "cuda"],
-}  # fmt: skip
-_POSITIVE = ("temperature", "max_new_tokens", "batch_size", "chunk", "limit")
+if TYPE_CHECKING:
+    import torch
+
+    from minillm.data import PromptSet
+    from minillm.evaluation import Answer
+else:
+    torch = lazy("torch")
+
+
+@dataclass(frozen=True)
+class _Options(Options):
+    teacher: str
+    seed: int | None
+    temperature: float
 
 
 @dataclass(frozen=True)
@@ -55,37 +62,33 @@ class Generation:
 
 def check_generation(cfg: DictConfig) -> Generation:
     """Raises ConfigError with every wrong setting; DataError for an unusable file."""
-    plain = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=False)
-    if secrets := secret_problems(plain):
-        raise ConfigError(secrets)
-    data = dict(plain["data"])
-    file, problems = data.pop("file"), []
+    plain = plain_config(cfg)
+    data = {key: value for key, value in plain["data"].items() if key != "file"}
+    file, run_dir, problems = plain["data"]["file"], Path(plain["run"]["dir"]), []
     sources = collect(problems, "data", data)
     problems += [f"data.{key}: is for training; generate answers data.file" for key in training_keys(sources)]
-    if plain["teacher"] == "???" or not isinstance(plain["teacher"], str):
+    problems += option_problems(plain, _Options)
+    if plain["teacher"] == "???":
         problems.append(
             "teacher: wanted a directory, a hub id, a .gguf file or package:NAME, for example teacher=runs/x/student"
         )
     if not isinstance(file, str):
         problems.append(f"data.file={file!r}: wanted a .jsonl file, builtin, or a hub data set")
-    problems += value_problems(plain, _KINDS, _POSITIVE)
-    run_dir = Path(plain["run"]["dir"])
+    if problems:
+        raise ConfigError(problems)
     before = read_job_settings(run_dir)
-    if plain["data"]["date"] is None and before is not None and "models" not in before:
+    ours = before is not None and "models" not in before  # an evaluation's has them
+    if ours and data["date"] is None:
         plain["data"]["date"] = before.get("data", {}).get("date")
-    settings = {key: plain[key] for key in ("teacher", "data", *_KINDS) if key != "device"}
+    settings = {each.name: plain[each.name] for each in fields(_Options) if each.name != "device"}
+    settings |= {"data": plain["data"], "dtype": dtype_name(plain)}
     for key, path in (("teacher", plain["teacher"]), ("data.file", file)):
         if isinstance(path, str) and Path(path).expanduser().exists():  # it may change while the run is stopped
             settings[f"content of {key}"] = fingerprint(Path(path).expanduser())
-    if matches(plain["dtype"], Dtype) and matches(plain["device"], _KINDS["device"]):
-        settings["dtype"] = str(choose_dtype(plain["dtype"], device_of(plain["device"]))).removeprefix("torch.")
-    if before is not None and "models" not in before:  # an evaluation's has them
+    if ours:
         found = changes(flat(before), flat(settings))
-        contents = {f"content of {each.key}" for each in found}  # of what has another name anyway
         problems += [
-            f"{each.key}={each.now!r}: {run_dir} was begun with {each.was!r}; choose another run.name or delete it"
-            for each in found
-            if each.key not in contents
+            f"{each}; {run_dir} was begun with the first: choose another run.name or delete it" for each in found
         ]
     elif before is not None or any((run_dir / name).exists() for name in ("answers.jsonl", "config.yaml")):
         problems.append(
@@ -102,34 +105,33 @@ def check_generation(cfg: DictConfig) -> Generation:
 
 def generate(work: Generation, device: str, rank: int = 0, world_size: int = 1) -> Path | None:
     """Answer this process's share of the missing chunks; answers.jsonl once all are there, else None."""
-    if joined := _joined(work):
-        return joined
+    from minillm.evaluation import answer_prompts
+    from minillm.models import LanguageModel
+
+    if work.answers_file.exists():
+        say(f"{work.answers_file} is already there.")
+        return work.answers_file
     place = device_of(device)
     if place.type == "cuda" and world_size > 1:
         place = torch.device("cuda", local_rank())
     settings = work.settings
-    network, tokenizer = work.teacher.load(choose_dtype(settings["dtype"], place), settings["attention"])
+    network, tokenizer = work.teacher.load(getattr(torch, settings["dtype"]), settings["attention"])
     sources = work.sources.begun(tokenizer, settings["data"]["date"])
     settings = settings | {"data": settings["data"] | {"date": sources.date}}
     pair = solo(network.to(place), tokenizer)
     model = LanguageModel(pair.student, pair.n_vocab)
-    if joined := _joined(work):  # by the others, while this one loaded its model
-        return joined
     prompts = sources.evaluation_prompts(work.records, pair, "prompts")
     work.part(0).parent.mkdir(parents=True, exist_ok=True)
     write_whole(work.run_dir / SETTINGS, json.dumps(settings, indent=2) + "\n")
     size = settings["chunk"]
     chunks = range(-(-len(prompts) // size))
-    # By number, not among those missing: processes that start at different times see different ones.
-    mine = [chunk for chunk in chunks if chunk % world_size == rank]
+    mine = share(chunks, rank, world_size)
     missing = [chunk for chunk in mine if not work.part(chunk).exists()]
     if len(missing) < len(mine):
         say(f"{len(mine) - len(missing)} of {len(mine)} parts are already there.")
     with Progress(disable=rank > 0) as bar:
         task = bar.add_task("parts", total=len(mine), completed=len(mine) - len(missing))
         for chunk in missing:
-            if joined := _joined(work):
-                return joined
             rows = range(chunk * size, min((chunk + 1) * size, len(prompts)))
             answers = answer_prompts(
                 model,
@@ -145,13 +147,6 @@ def generate(work: Generation, device: str, rank: int = 0, world_size: int = 1) 
             write_whole(work.part(chunk), _lines(prompts, rows, answers))
             bar.advance(task)
     return _join(work, chunks)
-
-
-def _joined(work: Generation) -> Path | None:
-    if not work.answers_file.exists():
-        return None
-    say(f"{work.answers_file} is already there.")
-    return work.answers_file
 
 
 def row_of(record: Record, answer: Answer) -> dict:
@@ -181,11 +176,9 @@ def _join(work: Generation, chunks: range) -> Path | None:
         return None
     for part in parts:
         part.unlink(missing_ok=True)
-    n_rows, n_cut = 0, 0
-    with open(work.answers_file, encoding="utf-8") as stream:
-        for line in stream:
-            n_rows, n_cut = n_rows + 1, n_cut + json.loads(line)["truncated"]
+    rows = [json.loads(line) for line in work.answers_file.read_text(encoding="utf-8").split("\n") if line]
+    n_cut = sum(row["truncated"] for row in rows)
     say(f"Wrote {work.answers_file}: train on it with data.train_file={work.answers_file}")
     if n_cut:
-        say(f"{n_cut} of {n_rows} answers were cut off at max_new_tokens; training gives them no end")
+        say(f"{n_cut} of {len(rows)} answers were cut off at max_new_tokens; training gives them no end")
     return work.answers_file

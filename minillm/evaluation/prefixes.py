@@ -72,15 +72,12 @@ def divergence(
     max_tokens: int = 2048,
 ) -> Divergence:
     """[B, R] float64 on the CPU: both models at every token of the samples, whoever drew them; see
-    `rollout_divergence`. Each prompt is read once for all its samples."""
+    `rollout_divergence`."""
     if not samples:
         return Divergence(*(torch.zeros(0, 0, dtype=torch.float64) for _ in fields(Divergence)))
     batch = prompts.batch([sample.prompt for sample in samples])
     rollout = Rollout(batch.ids_BP, batch.mask_BP, *pad([sample.tokens for sample in samples], 0, left=False))
-    records = [sample.prompt for sample in samples]
-    found = rollout_divergence(
-        student, teacher, rollout.to(student.device), LinearLoss(), max_tokens=max_tokens, records=records
-    )
+    found = rollout_divergence(student, teacher, rollout.to(student.device), LinearLoss(), max_tokens=max_tokens)
     return Divergence(*(getattr(found, field.name).double().cpu() for field in fields(Divergence)))
 
 

@@ -6,6 +6,7 @@ Axes: N prompts, K label words, B rows of a micro-batch, R tokens of a word.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import permutations
 
 import torch
 from torch import Tensor
@@ -14,6 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from minillm.common.errors import ConfigError, DataError
 from minillm.common.types import Rollout
 from minillm.data import PromptSet
+from minillm.data.records import Dropped
 from minillm.data.text import PlainText
 from minillm.models import LanguageModel
 from minillm.objectives.linear_loss import LinearLoss
@@ -27,32 +29,25 @@ def word_tokens(words: Sequence[str], tokenizer: PreTrainedTokenizerBase, n_voca
         ConfigError: every word that the tokenizer does not know or that lies outside the shared vocabulary, and pairs
             where one begins with all the other's tokens, so that it could never be the more likely.
     """
-    encode, tokens, problems = PlainText(tokenizer), [], []
-    for word in words:
-        try:
-            tokens.append(tuple(encode(word)))
-        except DataError as error:
-            raise ConfigError(f"words: {word!r}: {error}; choose another word") from error
+    tokens, problems = PlainText(tokenizer).many(words), []
     for word, ids in zip(words, tokens, strict=True):
+        if isinstance(ids, Dropped):
+            raise ConfigError(f"words: {word!r}: {ids}; choose another word")
         if not ids:
             problems.append(f"words: {word!r} has no tokens; choose another word")
         elif tokenizer.unk_token_id is not None and tokenizer.unk_token_id in ids:
             problems.append(f"words: {word!r} is unknown to the tokenizer ({tokenizer.unk_token}); choose another word")
         elif max(ids) >= n_vocab:
+            problems.append(f"words: {word!r} is outside the {n_vocab} shared tokens ({max(ids)}); choose another word")
+    for (one, ids), (other, longer) in permutations(enumerate(tokens), 2):
+        if ids and longer[: len(ids)] == ids and (len(ids) < len(longer) or one < other):
             problems.append(
-                f"words: {word!r} has token {max(ids)}, outside the {n_vocab} that student and teacher share; choose "
-                "another word"
+                f"words: the tokens of {words[other]!r} begin with those of {words[one]!r}, which is always at least "
+                "as likely; choose words that begin differently"
             )
-    for one, ids in enumerate(tokens):
-        for other, longer in enumerate(tokens):
-            if one != other and ids and longer[: len(ids)] == ids and (len(ids) < len(longer) or one < other):
-                problems.append(
-                    f"words: the tokens of {words[other]!r} begin with those of {words[one]!r}, which is always at "
-                    "least as likely; choose words that begin differently"
-                )
     if problems:
         raise ConfigError(problems)
-    return tokens
+    return list(map(tuple, tokens))
 
 
 def choice_labels(prompts: PromptSet, words: Sequence[str]) -> Tensor:

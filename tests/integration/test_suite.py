@@ -123,7 +123,7 @@ def test_tokens_are_written_for_the_first_prompts_of_each_student(whole, world, 
 
 def test_the_teachers_samples_are_made_once(whole):
     kinds = [file.name.split("-")[0] for file in (whole / "units").iterdir()]
-    assert kinds.count("samples") == 2 + 4 and kinds.count("exposure") == 2 * (2 + 4)  # chunks of 5 and 12 by 3
+    assert kinds.count("samples") == 1 + 2 and kinds.count("exposure") == 2 * (1 + 2)  # chunks of 5 and 12 by 6
 
 
 def test_one_model_is_loaded_at_a_time_beside_the_teacher(checked, tmp_path, monkeypatch):
@@ -137,8 +137,8 @@ def test_one_model_is_loaded_at_a_time_beside_the_teacher(checked, tmp_path, mon
 
     counts = []
     monkeypatch.setattr(minillm.evaluation.suite.run, "load", load)
-    found = run_suite(checked(tmp_path, "limit=2", "suite.exposure.limit=1", *BRIEF))
-    assert {each["student"]["alive"][0] for files in found["exposure"].values() for each in files.values()} == {SAMPLES}
+    found = run_suite(checked(tmp_path, *BRIEF, "limit=2", "suite.exposure.limit=1"))
+    assert {each["student"]["alive"][0] for files in found["exposure"].values() for each in files.values()} == {2}
     assert counts == [1, 2, 2]  # teacher, teacher and one, teacher and two
 
 
@@ -158,7 +158,13 @@ def test_models_that_only_end_never_end_or_equal_the_teacher(checked, tmp_path):
         (network if direction is None else bent(network, direction)).save_pretrained(tmp_path / name)
         make_tokenizer().save_pretrained(tmp_path / name)
     names = [str(tmp_path / name) for name in ("ends", "endless", "equal")]
-    more = [f"models=[{','.join(names)}]", f"teacher={tmp_path}/teacher", "max_new_tokens=6", *BRIEF]
+    more = [
+        f"models=[{','.join(names)}]",
+        f"teacher={tmp_path}/teacher",
+        "max_new_tokens=6",
+        *BRIEF,
+        "suite.exposure.samples=5",
+    ]
     found = run_suite(checked(tmp_path / "run", *more))
     for by_model in found["answers"]["plain"].values():
         ends, endless, equal = (by_model[name]["figures"] for name in names)

@@ -5,74 +5,67 @@ import json
 import pytest
 import torch
 
-from minillm.common.errors import (
-    ConfigError,
-    DataError,
-    Interrupted,
-    JudgeError,
-    ModelError,
-    NonFiniteError,
-    StorageError,
-)
+import minillm.evaluation.suite.run
+from minillm.common.errors import ConfigError, DataError, JudgeError, ModelError
 from minillm.evaluation.judge.judge import Judge
 from minillm.evaluation.suite import run_suite
 from minillm.evaluation.suite.work import Bench
 from minillm.models import Checkpoint
 from tests.chat_server import KEY, failure, reply, serving
 from tests.conftest import make_model, make_tokenizer
-from tests.integration.evaluations import BRIEF
+from tests.integration.evaluations import ALONE
 
 
-def test_a_judge_rates_all_answers_and_its_key_is_in_no_file(checked, tmp_path, monkeypatch, capsys):
+@pytest.fixture
+def judge(place, tmp_path, monkeypatch):
     monkeypatch.setenv("JUDGE_API_KEY", KEY)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    judge = [*ALONE, f"models=[{place}/one/student]", "suite.judge.model=m", "suite.judge.key_variable=JUDGE_API_KEY"]
+    return [*judge, f"suite.judge.cache_dir={tmp_path}/cache", "suite.judge.concurrency=1", "suite.judge.retries=0"]
 
-    def says(body):
-        return reply("I cannot." if "[Instruction]\nthe to\n" in body["messages"][0]["content"] else "4 4")
 
-    with serving(otherwise=says) as (chat, url):
-        judge = [f"suite.judge.base_url={url}", "suite.judge.model=m", f"suite.judge.cache_dir={tmp_path}/cache"]
-        judge += ["suite.judge.key_variable=JUDGE_API_KEY", "suite.judge.asks=1", "limit=4", "seeds=[1,2]"]
+def test_a_judge_is_added_asked_again_and_its_key_is_in_no_file(checked, judge, tmp_path, monkeypatch, capsys):
+    judge, run = [*judge, "seeds=[1,2]"], tmp_path / "run"
+    run_suite(checked(run, *ALONE, *judge[-1:]))
+    with serving(reply("I cannot."), failure(400, "too long"), otherwise=lambda body: reply("4 4")) as (chat, url):
+        judge.append(f"suite.judge.base_url={url}")
         with pytest.raises(ConfigError, match="suite.judge"):
-            checked(tmp_path / "other", *judge, "suite.judge.asks=0")
-        found = run_suite(checked(tmp_path / "run", *judge))
-        n = len(chat.requests)
+            checked(run, *judge, "suite.judge.asks=0")
+        found = run_suite(checked(run, *judge, "suite.judge.asks=1"))
         assert {headers["Authorization"] for _, headers, _ in chat.requests} == {f"Bearer {KEY}"}
-        (tmp_path / "run" / "metrics.json").unlink()
-        for file in (tmp_path / "run" / "units").glob("judge-*"):
-            file.unlink()
-        assert run_suite(checked(tmp_path / "run", *judge)) == found and len(chat.requests) == n  # all in the cache
-        (tmp_path / "run" / "metrics.json").unlink()
+        counts = _counts(found)
+        assert counts["items"] == 16 == counts["rated"] + 2 and (counts["malformed"], counts["failed"]) == (1, 1)
+        assert "asked" not in counts and "too long" in capsys.readouterr().out
+        n = len(chat.requests)
+        again = run_suite(checked(run, *judge, "suite.judge.asks=2"))
+        assert _counts(again)["rated"] == 16 and len(chat.requests) == n + 2  # only what had no scores
         monkeypatch.setattr(Judge, "rate", lambda *_: pytest.fail("asked"))
-        assert run_suite(checked(tmp_path / "run", *judge)) == found
-    counts = [by_model for files in found["judge"].values() for each in files.values() for by_model in each.values()]
-    assert {each["items"] for each in counts} == {8} and all(each["rated"] + each["malformed"] == 8 for each in counts)
-    assert sum(each["malformed"] for each in counts) > 0 and "asked" not in counts[0]
-    for files in found["answers"].values():
-        for by_model in files.values():
-            assert {row["figures"]["judge"]["mean"] for row in by_model.values()} == {100}
+        (run / "metrics.json").unlink()
+        assert run_suite(checked(run, *judge, "suite.judge.asks=2")) == again
+        assert run_suite(checked(run, *judge, "suite.judge.asks=1"))["judge"] == found["judge"]
+    for by_model in again["answers"]["plain"].values():
+        assert {row["figures"]["judge"]["mean"] for row in by_model.values()} == {100}
     assert KEY not in capsys.readouterr().out
-    for file in (tmp_path / "run").rglob("*"):
-        assert file.is_dir() or KEY not in file.read_text()
+    assert not [file for file in run.rglob("*") if file.is_file() and KEY in file.read_text()]
 
 
-def test_a_judge_that_rejects_all_leaves_the_run_unfinished_and_some_failures_are_told(
-    checked, place, tmp_path, monkeypatch, capsys
-):
-    monkeypatch.setenv("JUDGE_API_KEY", KEY)
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    options = [*BRIEF, f"models=[{place}/one/student]", "suite.teacher_row=false", "suite.exposure=null"]
-    options += ["suite.calibration.sst2.file=null", "suite.judge.model=m", "suite.judge.key_variable=JUDGE_API_KEY"]
-    options += [f"suite.judge.cache_dir={tmp_path}/cache", "suite.judge.concurrency=1"]
+def _counts(found):
+    every = [each for by_model in found["judge"]["plain"].values() for each in by_model.values()]
+    return {name: sum(each[name] for each in every) for name in every[0]}
+
+
+def test_a_judge_that_rejects_all_leaves_the_run_unfinished(checked, judge, tmp_path, monkeypatch):
+    """And the first of several processes alone asks it."""
+    monkeypatch.setattr(minillm.evaluation.suite.run, "started_processes", lambda: 2)
     with serving(otherwise=lambda body: failure(400, "no such option")) as (chat, url):
+        suite = checked(tmp_path / "run", *judge, f"suite.judge.base_url={url}", "suite.judge.give_up=2")
+        with monkeypatch.context() as patch:
+            patch.setattr(minillm.evaluation.suite.run, "rank", lambda: 1)
+            run_suite(suite)
+        assert not chat.requests
         with pytest.raises(JudgeError, match="no such option.*the same command asks again"):
-            run_suite(checked(tmp_path / "run", *options, f"suite.judge.base_url={url}"))
+            run_suite(suite)
         assert not (tmp_path / "run" / "metrics.json").exists()
-        chat.script[:] = [reply("4 4"), failure(400, "too long")]
-        chat.otherwise = lambda body: reply("4 4")
-        run_suite(checked(tmp_path / "run", *options, f"suite.judge.base_url={url}"))
-    said = " ".join(capsys.readouterr().out.split())
-    assert "too long" in said and "(1 of the 1 that failed)" in said
 
 
 def test_mistakes_come_in_one_message_before_a_model_is_loaded(checked, world, place, tmp_path, monkeypatch):
@@ -91,9 +84,9 @@ def test_mistakes_come_in_one_message_before_a_model_is_loaded(checked, world, p
     for part in (
         "run.name='': wanted a relative path",
         f"models: source={place}/one: no config.json inside; did you mean {place}/one/student?",
-        f"models: {place}/two/student/ is there already, as {place}/two/student; wanted each once",
+        f"{place}/two/student/']: wanted each once",
         "chunk=0: wanted a positive number", "seeds=[1, 1]: wanted different", "empty.jsonl: no records",
-        "label 3 has no word; words=['red', 'blue']", "suite.judge.base_url=null with suite.judge.model=m",
+        "wanted an integer from 0 to 1 (words=['red', 'blue']), got 3", "suite.judge.base_url=null, but suite.judge.model is given",
         "suite.exposure.samples=0",
     ):  # fmt: skip
         assert part in text
@@ -115,21 +108,12 @@ def test_mistakes_come_in_one_message_before_a_model_is_loaded(checked, world, p
         checked(tmp_path / "run", "+suite.token_row=1")
 
 
-def test_a_mistake_in_the_middle_of_the_work_names_the_unit(checked, place, tmp_path, monkeypatch):
-    def fails(self, unit):
-        raise error
-
-    one = f"{place}/one/student"
-    options = [*BRIEF, f"models=[{one}]", "suite.teacher_row=false", "limit=4"]
-    monkeypatch.setattr(Bench, "_exposure", fails)
-    for error in (DataError("row 3"), NonFiniteError("kl: NaN"), ConfigError(["one", "two"]), StorageError("full")):
-        with pytest.raises(type(error)) as caught:
-            run_suite(checked(tmp_path / type(error).__name__, *options))
-        assert str(caught.value).count(f"exposure of {one}, ") == len(getattr(error, "problems", ["one"]))
-        assert "val.jsonl, chunk 1: " in str(caught.value)
-    error = Interrupted("SIGTERM")
-    with pytest.raises(Interrupted, match="^interrupted by SIGTERM"):
-        run_suite(checked(tmp_path / "interrupted", *options))
+def test_a_mistake_in_the_middle_of_the_work_names_the_unit(checked, place, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(Bench, "_answers", lambda *_: (_ for _ in ()).throw(DataError("row 3")))
+    with pytest.raises(DataError, match="^row 3$"):
+        run_suite(checked(tmp_path, *ALONE, f"models=[{place}/one/student]"))
+    said = "".join(capsys.readouterr().out.split())
+    assert f"answersof{place}/one/student," in said and "val.jsonl,plain,chunk1:failed." in said
 
 
 def test_weights_that_are_not_finite_are_told_with_their_model(checked, place, tmp_path):
@@ -137,8 +121,8 @@ def test_weights_that_are_not_finite_are_told_with_their_model(checked, place, t
     network.model.layers[0].mlp.up_proj.weight.data[0, 0] = torch.nan
     network.save_pretrained(tmp_path / "broken")
     make_tokenizer().save_pretrained(tmp_path / "broken")
-    with pytest.raises(ModelError, match=r"broken with teacher .*/teacher: .*broken: its logits are not finite"):
-        run_suite(checked(tmp_path / "run", *BRIEF, f"models=[{tmp_path}/broken]", "suite.teacher_row=false"))
+    with pytest.raises(ModelError, match="broken: its logits are not finite"):
+        run_suite(checked(tmp_path / "run", *ALONE, f"models=[{tmp_path}/broken]"))
 
 
 def test_a_model_of_another_vocabulary_is_refused_before_the_work(checked, place, tmp_path):

@@ -1,16 +1,18 @@
 """The judge against a server on this machine that speaks the protocol: it counts, fails, stalls and talks nonsense."""
 
+import asyncio
 import gc
+import signal
 import threading
 import time
 from dataclasses import replace
 
 import pytest
 
-from minillm.common.errors import DataError, JudgeError
+from minillm.common.errors import JudgeError
 from minillm.evaluation.judge.judge import Item
 from minillm.evaluation.judge.verdict import REMINDER
-from tests.chat_server import KEY, Sent, failure, items, judges, reply, scores_of, serving
+from tests.chat_server import KEY, Sent, failure, items, judges, pouring, reply, scores_of, serving
 
 
 @pytest.fixture
@@ -58,58 +60,66 @@ def test_a_question_that_items_share_is_paid_for_once(make):
     assert ratings.counts()["asked"] == 1 and ratings.counts()["from_cache"] == 2
 
 
-@pytest.mark.parametrize("status", [408, 409, 429, 500, 502, 503, 529])
+@pytest.mark.parametrize("status", [408, 429, 503])
 def test_a_failure_that_passes_is_waited_for(make, status):
     with serving(failure(status), failure(status)) as (server, url):
         ratings = make(url).rate(items())
     assert ratings.items[0].outcome == "rated" and len(server.requests) == 3 and ratings.counts()["asked"] == 1
 
 
-@pytest.mark.parametrize("headers", [{"Retry_After": "0.4"}, {"retry_after_ms": "400", "Retry_After": "9"}])
-def test_retry_after_is_respected(make, headers):
-    with serving(failure(429, **headers)) as (server, url):
+def test_retry_after_is_respected_up_to_two_minutes(make):
+    with serving(failure(429, Retry_After="0.4")) as (server, url):
         begin = time.monotonic()
         assert make(url).rate(items()).ratio
     assert 0.4 <= time.monotonic() - begin < 3 and len(server.requests) == 2
-
-
-def test_retry_after_may_be_a_date_or_nonsense(make):
-    with serving(failure(429, Retry_After="Wed, 21 Oct 2015 07:28:00 GMT"), failure(503, Retry_After="soon")) as (
-        _,
-        url,
-    ):
-        assert make(url).rate(items()).ratio
     with serving(failure(429, Retry_After="Wed, 21 Oct 2093 07:28:00 GMT")) as (server, url):
         (rating,) = make(url).rate([Item("late", "?", "a", "b")]).items
-    assert rating.outcome == "failed" and "more than longest_wait=1" in rating.problem and len(server.requests) == 1
+    assert rating.outcome == "failed" and "status 429" in rating.problem and len(server.requests) == 1
 
 
-def test_back_off_doubles_and_is_jittered(make, monkeypatch):
-    waits, stop = [], threading.Event()
-    monkeypatch.setattr(stop, "wait", waits.append)  # of this one alone: other threads wait on theirs
-    endpoint = make("http://127.0.0.1:9/v1", retries=6, backoff=0.1)._endpoint()
-    with pytest.raises(Exception, match="asked 7 times"):
-        endpoint.chat({}, stop)
-    for wait, longest in zip(waits, [0.1, 0.2, 0.4, 0.8, 1.0, 1.0], strict=True):  # longest_wait is 1
-        assert longest / 2 <= wait <= longest
-    assert len({wait / longest for wait, longest in zip(waits, [0.1, 0.2, 0.4, 0.8, 1.0, 1.0], strict=True)}) == 6
-
-
-@pytest.mark.parametrize(
-    "sent",
-    [
-        replace(reply("8 6"), cut=0, stall=True),
-        replace(reply("8 6"), cut=30, stall=True),
-        replace(reply("8 6"), trickle=0.05),  # never 0.2 s without a byte
-    ],
-    ids=["silence", "half a body", "a trickle"],
-)
-def test_a_stall_ends_at_the_timeout_and_is_asked_again(make, sent):
-    with serving(sent) as (server, url):
+@pytest.mark.parametrize("cut", [0, 30], ids=["silence", "half a body"])
+def test_a_stall_ends_at_the_timeout_and_is_asked_again(make, cut):
+    with serving(replace(reply("8 6"), cut=cut, stall=True)) as (server, url):
         begin = time.monotonic()
-        ratings = make(url).rate(items())
-        assert 0.2 <= time.monotonic() - begin < 2
+        ratings = make(url, timeout=0.4).rate(items())
+        assert 0.4 <= time.monotonic() - begin < 5
     assert ratings.items[0].outcome == "rated" and len(server.requests) == 2
+
+
+HEAD = b"HTTP/1.1 200 OK\r\n"
+HOSTILE = {  # the pieces, the last one for ever; seconds between them
+    "trickled headers": ((HEAD, b"X-Pad: 1\r\n"), 0.05),
+    "a trickled body": ((HEAD + b"Content-Length: 9999\r\n\r\n", b" "), 0.05),
+    "a trickled body of a failure": ((b"HTTP/1.1 500 No\r\nContent-Length: 9999\r\n\r\n", b" "), 0.05),
+    "100 Continue for ever": ((b"HTTP/1.1 100 Continue\r\n\r\n",), 0.0),
+    "100 Continue for ever, slowly": ((b"HTTP/1.1 100 Continue\r\n\r\n",), 0.05),
+}
+
+
+@pytest.mark.parametrize(("pieces", "pause"), HOSTILE.values(), ids=HOSTILE)
+def test_the_deadline_holds_whatever_the_endpoint_sends(make, pieces, pause):
+    with pouring(*pieces, pause=pause) as (closed, url):
+        begin = time.monotonic()
+        (rating,) = make(url, deadline=0.5).rate(items()).items
+        assert 0.4 <= time.monotonic() - begin < 4  # a timeout of 5 seconds without a byte never comes
+        assert rating.outcome == "failed" and "no answer within deadline=0.5 s" in rating.problem
+        assert wait_for(lambda: len(closed) == 1)  # the connection is closed, the answer is not awaited further
+
+
+def test_a_body_ends_at_a_few_million_bytes_and_is_utf_8(make):
+    head = b"HTTP/1.1 200 OK\r\nContent-Type: text/plain; charset=zlib_codec\r\n"
+    with pouring(head + b"Content-Length: 9999999999\r\n\r\n", b"a" * 2**20) as (_, url):
+        (rating,) = make(url, retries=0).rate(items()).items
+        assert "a body of more than 4194304 bytes" in rating.problem
+    with serving(replace(reply("9 4"), headers={"Content-Type": "text/plain; charset=zlib_codec"})) as (_, url):
+        assert make(url).rate(items()).items[0].outcome == "rated"
+
+
+def wait_for(condition) -> bool:
+    end = time.monotonic() + 5
+    while not condition() and time.monotonic() < end:
+        time.sleep(0.01)
+    return condition()
 
 
 NONSENSE = {
@@ -123,20 +133,16 @@ NONSENSE = {
     "a number as content": Sent(body='{"choices": [{"message": {"content": 8}}]}'),
     "deep": Sent(body="[" * 100_000),
     "bare scores": Sent(body="8 6"),
-    "hung up": replace(reply("8 6"), cut=10),
 }
 
 
 @pytest.mark.parametrize("sent", NONSENSE.values(), ids=NONSENSE)
-def test_a_body_that_is_no_chat_completion_is_asked_again_and_never_kept(make, sent):
-    with serving(sent) as (server, url):
-        assert make(url).rate(items()).counts()["rated"] == 1 and len(server.requests) == 2
-    with serving(otherwise=lambda body: sent) as (server, url):
-        ratings = make(url).rate([Item("b", "What?", "a", "b")])
+def test_a_body_that_is_no_chat_completion_fails_and_is_never_kept(make, sent):
+    with serving(sent) as (_, url):
+        ratings = make(url).rate(items())
         assert ratings.counts() | {"failed": 1, "asked": 0, "from_cache": 0} == ratings.counts()
-        assert ratings.items[0].problem and ratings.ratio is None and len(server.requests) == 3
-    with serving() as (server, url):
-        assert make(url).rate([Item("b", "What?", "a", "b")]).counts()["asked"] == 1
+        assert "the body is no chat completion" in ratings.items[0].problem and ratings.ratio is None
+        assert make(url).rate(items()).counts()["asked"] == 1
 
 
 def test_contents_in_parts_and_refusals_are_replies(make):
@@ -184,7 +190,7 @@ def test_malformed_replies_are_kept_and_not_paid_for_twice(make):
 def test_a_refusal_stops_at_once(make, sent, wanted):
     with serving(otherwise=lambda body: sent) as (server, url):
         with pytest.raises(JudgeError) as caught:
-            make(url, concurrency=2, backoff=5).rate(items(30))
+            make(url, concurrency=2, retries=0).rate(items(30))
         assert len(server.requests) <= 2  # one a thread
     text = str(caught.value)
     assert f"{url}/chat/completions: status {sent.status}" in text and wanted in text and KEY not in text
@@ -228,11 +234,9 @@ def test_the_reason_of_failures_is_told_with_how_many_share_it(make):
 def test_an_endpoint_that_is_not_there_is_given_up(make):
     with serving() as (_, url):
         pass  # its port is free again
-    with pytest.raises(JudgeError, match="ConnectionRefusedError.*5 questions in a row.*base_url"):
+    with pytest.raises(JudgeError, match="ConnectError.*5 questions in a row.*base_url"):
         make(url).rate(items(50))
     assert make(url).rate(items(2)).counts()["failed"] == 2  # too few to tell: counted
-    with pytest.raises(JudgeError, match="gaierror"):
-        make("http://judge.invalid/v1", retries=0, give_up=1).rate(items(2))
 
 
 def test_failures_between_replies_do_not_end_the_work(make):
@@ -269,13 +273,33 @@ def test_texts_of_any_kind_are_asked_and_kept(make):
         assert make(url).rate(strange).counts()["rated"] == 7
         assert make(url).rate(strange).counts()["from_cache"] == 7
         assert make(url).rate([]).counts()["items"] == 0 and make(url).rate([]).ratio is None
-        with pytest.raises(DataError, match=r"1 ids come more than once \(id0\)"):
-            make(url).rate(items() * 2)
+
+
+def test_in_a_notebook_where_a_loop_runs_already(make):
+    async def cell():
+        return make(url).rate(items()).counts()["rated"]
+
+    with serving() as (_, url):
+        assert asyncio.run(cell()) == 1
+
+
+def test_ctrl_c_ends_the_questions_on_their_way(make):
+    def otherwise(body):
+        if len(server.requests) == 5:  # 3 are answered, 2 on their way
+            signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+        return replace(reply("8 6"), cut=0, stall=True)
+
+    with serving(*[reply("8 6")] * 3, otherwise=otherwise) as (server, url):
+        with pytest.raises(KeyboardInterrupt):
+            make(url, timeout=60.0, deadline=60.0, concurrency=2).rate(items(9))
+        assert len(server.requests) == 5
+    with serving() as (server, url):
+        assert make(url).rate(items(9)).counts()["asked"] == 6
 
 
 @pytest.mark.filterwarnings("error")
 def test_no_socket_is_left_open(make):
-    script = [failure(500), Sent(body="?"), replace(reply("8 6"), cut=9), replace(reply("8 6"), cut=9, stall=True)]
+    script = [failure(500), replace(reply("8 6"), cut=9), replace(reply("8 6"), cut=9, stall=True)]
     with serving(*script) as (_, url):
-        assert make(url, retries=4).rate(items()).ratio
+        assert make(url, retries=4, timeout=0.4).rate(items()).ratio
     gc.collect()

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from minillm.evaluation.report import Model
-from minillm.evaluation.report.published import ROWS, row_of, set_of
+from minillm.evaluation.report.tables import ROWS, row_of, set_of
 
 
 @pytest.mark.parametrize(
@@ -43,13 +43,13 @@ def test_the_papers_row_stands_beside_the_same_network_and_method_only(
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "config.json").write_text(json.dumps({"model_type": kind}))
     row = row_of(Model("~", label, "student", int(millions * 1e6), 1))
-    assert (row and row.values[0]) == expected
+    assert (row and row.values["Dolly"]) == expected
     (tmp_path / "config.json").write_text("{broken")
     assert row_of(Model(str(tmp_path), label, "student", int(millions * 1e6), 1)) is None
 
 
 def test_published_values_are_those_of_the_paper():
-    averages = {(row.family, row.size, row.method): sum(row.values) / 5 for row in ROWS}
+    averages = {row.name: sum(row.values.values()) / 5 for row in ROWS}
     assert len(averages) == 13
-    assert averages["GPT-2", "120M", "MiniLLM"] == pytest.approx(21.32)
-    assert averages["LLaMA", "13B", "Teacher"] == pytest.approx(29.36)
+    assert averages["GPT-2 120M, MiniLLM"] == pytest.approx(21.32)
+    assert averages["LLaMA 13B, Teacher"] == pytest.approx(29.36)

@@ -4,12 +4,84 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
 from statistics import mean, stdev
+from typing import Literal
 
 import numpy as np
 
 from minillm.evaluation.metrics.intervals import bootstrap
+
+
+@dataclass(frozen=True)
+class Item:
+    """What is rated."""
+
+    id: str
+    prompt: str
+    reference: str
+    answer: str
+
+
+@dataclass(frozen=True)
+class Rating:
+    """Scores in [1, 10], None unless `outcome` is rated. malformed: the judge replied, without two scores. failed: no
+    reply, for the reason in `problem`; `rejected`: the endpoint does not take this question. `replies`: all of them, as
+    they came. `asked`: how many of them were paid for in this call."""
+
+    id: str
+    outcome: Literal["rated", "malformed", "failed"]
+    answer: float | None = None
+    reference: float | None = None
+    replies: tuple[str, ...] = ()
+    asked: int = 0
+    problem: str | None = None
+    rejected: bool = False
+
+
+@dataclass(frozen=True)
+class Ratings:
+    """In the order of the items; none is left out."""
+
+    items: tuple[Rating, ...]
+
+    @property
+    def scores(self) -> list[tuple[float, float]]:
+        """(answer, reference) of the rated items."""
+        return [(item.answer, item.reference) for item in self.items if item.outcome == "rated"]
+
+    @property
+    def ratio(self) -> float | None:
+        """The GPT-4 score in percent, over the rated items; None where there are none."""
+        return score_ratio(self.scores)
+
+    def counts(self) -> dict[str, int]:
+        """items = rated + malformed + failed. asked: replies paid for in this call. from_cache: items with a reply that
+        took none. malformed_replies: replies without scores, of rated items too."""
+        outcomes = Counter(item.outcome for item in self.items)
+        return {
+            "items": len(self.items),
+            **{outcome: outcomes[outcome] for outcome in ("rated", "malformed", "failed")},
+            "asked": sum(item.asked for item in self.items),
+            "from_cache": sum(item.asked == 0 and item.outcome != "failed" for item in self.items),
+            "malformed_replies": sum(len(item.replies) - (item.outcome == "rated") for item in self.items),
+        }
+
+    def first_failure(self) -> str | None:
+        """The reason of the first item that failed, and how many items failed for the same; None where none did."""
+        problems = [item.problem for item in self.items if item.outcome == "failed"]
+        if not problems:
+            return None
+        return f"{problems[0]} ({problems.count(problems[0])} of the {len(problems)} that failed)"
+
+
+def swapped(item: Item) -> bool:
+    """Judges favour a place: the answer is Assistant 1 for half of the prompts, by a hash, the same for each model."""
+    return sha256(json.dumps(item.prompt).encode()).digest()[0] % 2 == 1
+
 
 # The feedback request is the paper's (its appendix, after Vicuna's); how the texts stand above it is not published.
 QUESTION = """\
@@ -50,15 +122,13 @@ _NAMED = re.compile(
     re.IGNORECASE,
 )
 _THOUGHT = re.compile(r"\A.*</think>|<think>.*\Z", re.DOTALL)  # a template may have opened it, a limit cut it
-_FENCE = re.compile(r"```(?:json)?", re.IGNORECASE)
 
 
 def read_scores(reply: str) -> tuple[float, float] | None:
     """Scores of Assistant 1 and 2, each in [1, 10], or None where the reply does not say two, or says several.
 
-    Read are, in this order: a first line of two numbers (as asked); JSON with a list of two numbers or with one number
-    under a key with 1 and one under a key with 2; one line of two numbers anywhere; "Assistant 1: 8", "Assistant 2: 7".
-    A reasoning model's <think> block does not count.
+    Read are, in this order: a first line of two numbers (as asked); one line of two numbers anywhere; "Assistant 1: 8",
+    "Assistant 2: 7", in JSON too. A reasoning model's <think> block does not count.
     """
     text = _THOUGHT.sub("", reply).strip()
     lines = [line.strip() for line in text.splitlines() if line.strip()]
@@ -66,8 +136,6 @@ def read_scores(reply: str) -> tuple[float, float] | None:
         return None
     if pair := _PAIR.fullmatch(lines[0]):
         return _in_range(pair[1], pair[2])
-    if (found := _from_json(text)) is not None:
-        return _in_range(*found)
     pairs = {(pair[1], pair[2]) for line in lines if (pair := _PAIR.fullmatch(line))}
     if pairs:
         return _in_range(*pairs.pop()) if len(pairs) == 1 else None
@@ -79,37 +147,6 @@ def read_scores(reply: str) -> tuple[float, float] | None:
 def _in_range(first: str | float, second: str | float) -> tuple[float, float] | None:
     scores = float(first), float(second)
     return scores if all(1 <= score <= 10 for score in scores) else None
-
-
-def _from_json(text: str) -> tuple[float, float] | None:
-    text = _FENCE.sub("", text)
-    start, end = text.find("{"), text.rfind("}")
-    for candidate in (text, text[start : end + 1]):
-        try:
-            leaves = list(_numbers(json.loads(candidate)))
-        except (ValueError, RecursionError):
-            continue
-        if len(leaves) != 2:
-            return None
-        (path, first), (other, second) = leaves
-        if path == other and path[-1:] == "]":  # neighbours in one list
-            return first, second
-        names = [re.findall(r"(?<!\d)[12](?!\d)", each) for each in (path, other)]
-        if names in ([["1"], ["2"]], [["2"], ["1"]]):
-            return (first, second) if names[0] == ["1"] else (second, first)
-        return None
-    return None
-
-
-def _numbers(node, path: str = "") -> Iterator[tuple[str, float]]:
-    if isinstance(node, dict):
-        for key, value in node.items():
-            yield from _numbers(value, f"{path}.{key}")
-    elif isinstance(node, list):
-        for value in node:
-            yield from _numbers(value, f"{path}[]")
-    elif not isinstance(node, bool) and re.fullmatch(r"-?\d{1,9}(\.\d{1,9})?", str(node).strip()):  # "8" too
-        yield path, float(node)
 
 
 def score_ratio(scores: Sequence[tuple[float, float]]) -> float | None:

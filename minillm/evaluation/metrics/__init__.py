@@ -1,36 +1,14 @@
-"""Metrics on texts and tokens: one file each, pure (the judge asks an endpoint). Definitions: docs/evaluation.md."""
+"""Metrics on texts and tokens, as plain functions. Definitions: docs/evaluation.md."""
 
-from minillm.evaluation.metrics.calibration import Calibration, ReliabilityBin, calibration_figures, label_probabilities
-from minillm.evaluation.metrics.diversity import distinct, distinct_n
-from minillm.evaluation.metrics.exposure import ExposureCurve, PrefixKL, exposure_curve, exposure_interval
-from minillm.evaluation.metrics.figures import FIGURES, Figure, figures_at
-from minillm.evaluation.metrics.intervals import Spread, bootstrap, over_seeds
-from minillm.evaluation.metrics.length import by_length, reference_length
-from minillm.evaluation.metrics.position import PositionMeans, pooled, position_means
-from minillm.evaluation.metrics.rouge import exact_match, rouge_l
+from minillm.common.lazy import lazily
 
-__all__ = [
-    "FIGURES",
-    "Calibration",
-    "ExposureCurve",
-    "Figure",
-    "PositionMeans",
-    "PrefixKL",
-    "ReliabilityBin",
-    "Spread",
-    "bootstrap",
-    "by_length",
-    "calibration_figures",
-    "distinct",
-    "distinct_n",
-    "exact_match",
-    "exposure_curve",
-    "exposure_interval",
-    "figures_at",
-    "label_probabilities",
-    "over_seeds",
-    "pooled",
-    "position_means",
-    "reference_length",
-    "rouge_l",
-]
+_MODULES = {
+    "calibration": ("Calibration", "calibration_figures", "label_probabilities"),
+    "exposure": ("ExposureCurve", "PrefixKL", "exposure_curve", "exposure_interval"),
+    "figures": ("FIGURES", "Figure", "figures_at"),
+    "intervals": ("Spread", "bootstrap", "over_seeds"),
+    "position": ("PositionMeans", "pooled", "position_means"),
+    "texts": ("by_length", "distinct", "distinct_n", "exact_match", "reference_length", "rouge_l"),
+}
+__getattr__ = lazily(__name__, _MODULES)
+__all__ = [name for names in _MODULES.values() for name in names]

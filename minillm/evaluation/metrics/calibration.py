@@ -17,27 +17,16 @@ from minillm.evaluation.metrics.intervals import resampled
 
 
 @dataclass(frozen=True)
-class ReliabilityBin:
-    """Records whose confidence lies in [low, high): how many, their mean confidence, the share that is right; None
-    where there are none."""
-
-    low: float
-    high: float
-    count: int
-    confidence: float | None
-    accuracy: float | None
-
-
-@dataclass(frozen=True)
 class Calibration:
     """`ece`, `accuracy` in [0, 1]; `ece_interval`, `accuracy_interval`: 95%, bootstrap over records, that of ECE
-    corrected for its bias; `bins`: of the reliability diagram, ascending."""
+    corrected for its bias. `bins`: of the reliability diagram, ascending: the records whose confidence lies in [low,
+    high), with their count, mean confidence and the share that is right (None where there are none)."""
 
     ece: float
     accuracy: float
     ece_interval: tuple[float, float]
     accuracy_interval: tuple[float, float]
-    bins: tuple[ReliabilityBin, ...]
+    bins: tuple[dict[str, float | None], ...]
     n: int
 
 
@@ -60,35 +49,31 @@ def calibration_figures(
         DataError: no records, shapes that do not fit, labels out of range, rows that are no distributions.
     """
     probabilities_NK, labels_N = torch.as_tensor(probabilities_NK).cpu(), torch.as_tensor(labels_N).cpu()
-    _check(probabilities_NK, labels_N, n_bins)
+    _check(probabilities_NK, labels_N)
     confidence_N, choice_N = probabilities_NK.max(dim=-1)
     # In float32, as torchmetrics does: otherwise what lies on an edge, or next to 1, could be in another bin.
-    edges = torch.linspace(0, 1, n_bins + 1, dtype=torch.float32)
-    bin_N = torch.bucketize(confidence_N.float(), edges, right=True).numpy() - 1
+    bin_N = torch.bucketize(confidence_N.float(), torch.linspace(0, 1, n_bins + 1), right=True).numpy() - 1
     confidence_N, right_N = confidence_N.double().numpy(), (choice_N == labels_N).double().numpy()
 
     n = len(right_N)
     member_NC = (bin_N[:, None] == np.arange(n_bins + 1)).astype(np.float64)
-    counts_C, confidence_C, right_C = member_NC.sum(0), confidence_N @ member_NC, right_N @ member_NC
     figures_NF = np.column_stack([member_NC * (right_N - confidence_N)[:, None], right_N])  # a gap a bin, accuracy
     *gap_C, accuracy = figures_NF.mean(0)
     drawn_MF = resampled(n, lambda counts_MN: counts_MN @ figures_NF / n, **options)
     tail = (1 - level) / 2
     ends = np.append(np.linspace(0, 1, n_bins + 1), 1.0).tolist()
+    sums_C3 = zip(*((of_N @ member_NC).tolist() for of_N in (np.ones(n), confidence_N, right_N)), strict=True)
     bins = [
-        ReliabilityBin(
-            ends[c], ends[c + 1], int(count), *((confidence / count, right / count) if count else (None, None))
-        )
-        for c, (count, confidence, right) in enumerate(
-            zip(counts_C.tolist(), confidence_C.tolist(), right_C.tolist(), strict=True)
-        )
+        {"low": low, "high": high, "count": int(count), "confidence": sure / count if count else None}
+        | {"accuracy": right / count if count else None}
+        for low, high, (count, sure, right) in zip(ends[:-1], ends[1:], sums_C3, strict=True)
     ]
     return Calibration(
         ece=float(np.abs(gap_C).sum()),
         accuracy=float(accuracy),
         ece_interval=_ece_interval(np.array(gap_C), drawn_MF[:, :-1], tail),
         accuracy_interval=tuple(np.quantile(drawn_MF[:, -1], [tail, 1 - tail]).tolist()),
-        bins=tuple(bins if bins[-1].count else bins[:-1]),
+        bins=tuple(bins if bins[-1]["count"] else bins[:-1]),
         n=n,
     )
 
@@ -124,29 +109,14 @@ def _ece_interval(gap_C: np.ndarray, drawn_MC: np.ndarray, tail: float) -> tuple
     return min(bound(1 - tail), ece), max(bound(tail), ece)
 
 
-def _check(probabilities_NK: Tensor, labels_N: Tensor, n_bins: int) -> None:
+def _check(probabilities_NK: Tensor, labels_N: Tensor) -> None:
     shape = list(probabilities_NK.shape)
-    problems = []
-    if len(shape) != 2 or not all(shape) or list(labels_N.shape) != shape[:1]:
-        problems.append(
-            f"probabilities {shape} and labels {list(labels_N.shape)}: wanted [records, labels] and [records], with at "
-            "least one record"
+    fits = len(shape) == 2 and all(shape) and list(labels_N.shape) == shape[:1] and not labels_N.is_floating_point()
+    if fits:
+        sums_to_1 = ((probabilities_NK.double().sum(-1) - 1).abs() < 1e-3).all() and (probabilities_NK >= 0).all()
+        fits = sums_to_1 and ((labels_N >= 0) & (labels_N < shape[1])).all()
+    if not fits:
+        raise DataError(
+            f"probabilities {shape}, labels {list(labels_N.shape)}: wanted N > 0 distributions over K labels, and N "
+            "integers from 0 to K - 1"
         )
-    elif not probabilities_NK.is_floating_point() or labels_N.is_floating_point():
-        problems.append(
-            f"probabilities of type {probabilities_NK.dtype} and labels of type {labels_N.dtype}: wanted fractions and "
-            "integers"
-        )
-    else:
-        if (labels_N < 0).any() or (labels_N >= shape[1]).any():
-            wrong = labels_N[(labels_N < 0) | (labels_N >= shape[1])][0].item()
-            problems.append(f"label {wrong}: wanted 0 to {shape[1] - 1}, one for each column of the probabilities")
-        off_N = (probabilities_NK.double().sum(-1) - 1).abs()
-        wrong_N = ~(off_N < 1e-3) | (probabilities_NK < 0).any(-1)
-        if wrong_N.any():
-            row = int(wrong_N.nonzero()[0])
-            problems.append(f"record {row}: {probabilities_NK[row].tolist()} is no distribution; wanted it to sum to 1")
-    if n_bins < 1:
-        problems.append(f"n_bins={n_bins}: wanted a positive number")
-    if problems:
-        raise DataError("; ".join(problems))

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 from hydra.utils import get_object
 
 from minillm.common.errors import check
-from minillm.evaluation.metrics.rouge import exact_match, rouge_l
+from minillm.evaluation.metrics.texts import exact_match, rouge_l
 
 
 class Answered(Protocol):

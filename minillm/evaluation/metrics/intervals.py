@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike
 from minillm.common.errors import DataError
 
 _CELLS = 2**22  # numbers of a block of resamples: 32 MiB
+Statistic = Callable[[np.ndarray], np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -21,11 +22,11 @@ class Spread:
     """`deviation`: sample deviation (n - 1) of the seeds' figures, None with fewer than two; [low, high]: 95% interval
     over prompts; `n`: prompts. Without prompts every figure is None."""
 
-    mean: float | None
-    deviation: float | None
-    low: float | None
-    high: float | None
-    n: int
+    mean: float | None = None
+    deviation: float | None = None
+    low: float | None = None
+    high: float | None = None
+    n: int = 0
 
 
 def over_seeds(values_SN: ArrayLike, weights_SN: ArrayLike | None = None, **options) -> Spread:
@@ -40,28 +41,18 @@ def over_seeds(values_SN: ArrayLike, weights_SN: ArrayLike | None = None, **opti
     values_SN = _matrix("values", values_SN)
     weights_SN = np.ones_like(values_SN) if weights_SN is None else _matrix("weights", weights_SN)
     if weights_SN.shape != values_SN.shape or not (weights_SN > 0).all():
-        raise DataError(
-            f"weights {list(weights_SN.shape)}: wanted numbers above 0, one for each of the values "
-            f"{list(values_SN.shape)}"
-        )
+        raise DataError(f"weights {weights_SN.shape}: wanted numbers above 0, one for each of values {values_SN.shape}")
     n_seeds, n_prompts = values_SN.shape
     if n_prompts == 0:
-        return Spread(None, None, None, None, 0)
+        return Spread()
     figures_S = values_SN.sum(1) / weights_SN.sum(1)
     value_N, weight_N = values_SN.mean(0), weights_SN.mean(0)
     low, high = bootstrap(n_prompts, lambda counts_MN: (counts_MN @ value_N) / (counts_MN @ weight_N), **options)
-    return Spread(
-        mean=float(value_N.sum() / weight_N.sum()),
-        deviation=float(figures_S.std(ddof=1)) if n_seeds > 1 else None,
-        low=float(low),
-        high=float(high),
-        n=n_prompts,
-    )
+    deviation = float(figures_S.std(ddof=1)) if n_seeds > 1 else None
+    return Spread(float(value_N.sum() / weight_N.sum()), deviation, float(low), float(high), n_prompts)
 
 
-def bootstrap(
-    n: int, statistic: Callable[[np.ndarray], np.ndarray], *, level: float = 0.95, **options
-) -> tuple[np.ndarray, np.ndarray]:
+def bootstrap(n: int, statistic: Statistic, *, level: float = 0.95, **options) -> tuple[np.ndarray, np.ndarray]:
     """Percentile interval (Efron 1979) of a statistic of n prompts: (low, high), each shaped as one figure. NaN says
     that a resample has no value: it is left out. Other arguments and errors: see `resampled`."""
     tail = (1 - level) / 2
@@ -69,13 +60,11 @@ def bootstrap(
     return low, high
 
 
-def resampled(
-    n: int, statistic: Callable[[np.ndarray], np.ndarray], *, resamples: int = 10_000, seed: int = 0
-) -> np.ndarray:
+def resampled(n: int, statistic: Statistic, *, resamples: int = 10_000, seed: int = 0) -> np.ndarray:
     """A statistic of each of M resamples of n prompts, [M, ...]. Equal arguments give equal numbers.
 
     `statistic` is given counts_MN, how often each prompt was drawn in each of M resamples (float64, rows sum to n), and
-    returns [M, ...]; it is asked for several blocks of resamples.
+    returns [M, ...]. It is called for blocks of resamples.
 
     Raises:
         DataError: n is 0.
@@ -96,9 +85,6 @@ def _matrix(name: str, values: ArrayLike) -> np.ndarray:
         matrix = np.asarray(values, dtype=np.float64)
     except ValueError as error:
         raise DataError(f"{name}: every seed must have a number for every prompt ({error})") from error
-    if matrix.ndim != 2 or not len(matrix):
-        raise DataError(f"{name} {list(matrix.shape)}: wanted [seeds, prompts] with at least one seed")
-    if not np.isfinite(matrix).all():
-        seed, prompt = np.argwhere(~np.isfinite(matrix))[0]
-        raise DataError(f"{name}: {matrix[seed, prompt]} at seed number {seed}, prompt number {prompt} is not finite")
+    if matrix.ndim != 2 or not len(matrix) or not np.isfinite(matrix).all():
+        raise DataError(f"{name} {matrix.shape}: wanted finite numbers [seeds, prompts], with at least one seed")
     return matrix

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from minillm.common.errors import DataError, NonFiniteError
+from minillm.common.errors import NonFiniteError
 
 
 @dataclass(frozen=True)
@@ -31,21 +31,16 @@ def position_means(
     stands outside the mask is not read. Without a single token both tuples are empty.
 
     Raises:
-        DataError: shapes that do not fit. NonFiniteError: a value inside the mask.
+        NonFiniteError: a value inside the mask.
     """
     mean_GR, alive_GR = group_means(values_BR, mask_BR, group_B)
-    groups_R = (alive_GR > 0).sum(0)
-    mean_R = (mean_GR.sum(0) / groups_R.clamp(min=1)).tolist()
-    alive_R = alive_GR.sum(0).tolist()
-    enough = max(min_alive, 1)
-    return PositionMeans(
-        tuple(mean if alive >= enough else None for mean, alive in zip(mean_R, alive_R, strict=True)), tuple(alive_R)
-    )
+    mean_R, alive_R = mean_GR.sum(0) / (alive_GR > 0).sum(0), alive_GR.sum(0).tolist()
+    pairs = zip(mean_R.tolist(), alive_R, strict=True)
+    return PositionMeans(tuple(mean if alive >= min_alive else None for mean, alive in pairs), tuple(alive_R))
 
 
 def pooled(parts: Sequence[PositionMeans]) -> PositionMeans:
-    """Means over all answers, put together from means over parts of them; in those, each answer must have counted
-    alone, without `group_B`."""
+    """Means over all answers, from means over parts of them that were made without `group_B`."""
     n_positions = max((len(part.mean) for part in parts), default=0)
     sums, alive = [0.0] * n_positions, [0] * n_positions
     for part in parts:
@@ -59,15 +54,8 @@ def group_means(values_BR: Tensor, mask_BR: Tensor, group_B: Tensor | None = Non
     """Mean within each group at each position, 0 where the group has no token there, and the number of its answers that
     have one: [G, R] float64 and int64, groups in ascending order, positions up to the last that any answer has. Without
     `group_B` each answer is a group. Raises as `position_means`."""
-    n_rows = len(mask_BR)
-    group_B = torch.arange(n_rows) if group_B is None else group_B.cpu()
-    if values_BR.shape != mask_BR.shape or mask_BR.dim() != 2 or group_B.shape != (n_rows,):
-        raise DataError(
-            f"values {list(values_BR.shape)}, mask {list(mask_BR.shape)} and groups {list(group_B.shape)} do not fit; "
-            "wanted [B, R], [B, R] and [B]"
-        )
-    mask_BR = mask_BR.cpu()
-    mask_BR = mask_BR[:, : int(mask_BR.any(0).sum())]
+    group_B = torch.arange(len(mask_BR)) if group_B is None else group_B.cpu()
+    mask_BR = mask_BR.cpu()[:, : int(mask_BR.any(0).sum())]
     # Filled before any sum: what lies outside the mask may be infinite.
     values_BR = values_BR.detach().cpu().double()[:, : mask_BR.shape[1]].masked_fill(~mask_BR, 0)
     if not values_BR.isfinite().all():

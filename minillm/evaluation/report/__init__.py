@@ -1,4 +1,4 @@
-"""The report of a run: one page that needs nothing else, its plots as PNG, its tables as CSV and LaTeX."""
+"""The report of a run: one page that needs nothing else, its plots as PNG, its table as CSV."""
 
 from minillm.evaluation.report.source import Evaluation, Model, Training, read_folder
 from minillm.evaluation.report.write import write_report

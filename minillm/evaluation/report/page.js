@@ -52,9 +52,9 @@ function results(table) {
   form.append(choice("Figure", "figure", options, draw));
   if (table.decodings.length > 1) form.append(segments("Decoding", "decoding", table.decodings, draw));
 
-  function cell(values, digits, best) {
-    if (!values || values[0] == null) return el("td", {}, "–");
-    const [mean, deviation, low, high] = values;
+  function cell(spread, digits, best) {
+    if (spread?.mean == null) return el("td", {}, "–");
+    const { mean, deviation, low, high } = spread;
     const interval = low == null ? null : `[${number(low, digits)}, ${number(high, digits)}]`;
     return el(
       "td", {},
@@ -64,25 +64,34 @@ function results(table) {
     );
   }
 
+  // The students with the best mean as it is shown, where one way is better and not all have the same.
+  function bestOf(column, figure) {
+    const values = column.map((spread, index) => (table.models[index].role === "teacher" || spread?.mean == null ? null :
+      Number((figure.better * spread.mean).toFixed(figure.digits))));
+    const found = values.filter((value) => value != null), top = Math.max(...found);
+    return values.map((value) => value === top && found.some((other) => other < top));
+  }
+
   function draw() {
     const figure = table.figures[form.elements.figure.value];
-    const decoding = table.decodings[Number(form.elements.decoding?.value ?? 0)];
-    const rows = table.cells[decoding][figure.key] ?? table.models.map(() => table.files.map(() => null));
-    const sizes = table.files.map((_, column) => Math.max(0, ...rows.map((row) => row[column]?.[4] ?? 0)));
+    const at = Number(form.elements.decoding?.value ?? 0);
+    const rows = table.cells[at].map((row) => row.map((figures) => figures[figure.key]));
+    const columns = table.files.map((_, column) => rows.map((row) => row[column]));
+    const sizes = columns.map((column) => Math.max(0, ...column.map((spread) => spread?.n ?? 0)));
+    const best = columns.map((column) => bestOf(column, figure));
     const better = { 1: ", higher is better", 0: "", "-1": ", lower is better" }[figure.better];
     const head = table.files.map((file, column) =>
       el("th", { scope: "col" }, file, el("small", {}, sizes[column] ? `n = ${sizes[column]}` : "not measured")));
-    const best = table.best[decoding][figure.key] ?? table.files.map(() => []);
     const body = table.models.flatMap((model, index) => {
       const line = el("tr", { class: model.role === "teacher" ? "teacher" : null }, el("th", { scope: "row" }, ...foldable(model.label)),
-        ...rows[index].map((values, column) => cell(values, figure.digits, best[column].includes(index))));
+        ...rows[index].map((spread, column) => cell(spread, figure.digits, best[column][index])));
       const paper = figure.key === "rouge_l" && table.published[index];
       if (!paper) return [line];
       const values = paper.values.map((value) => el("td", {}, number(value, 1)));
       return [line, el("tr", { class: "published" }, el("th", { scope: "row" }, `published: ${paper.name}`), ...values)];
     });
     target.replaceChildren(
-      el("caption", {}, `${figure.name}${better}; decoding ${decoding}`),
+      el("caption", {}, `${figure.name}${better}; decoding ${table.decodings[at]}`),
       el("thead", {}, el("tr", {}, el("th", { scope: "col" }, "Model"), ...head)),
       el("tbody", {}, ...body),
     );
@@ -100,3 +109,45 @@ function contents() {
   addEventListener("scroll", mark, { passive: true });
   mark();
 }
+
+// The numbers of curves at the place that is pointed at, or that the arrow keys have reached.
+
+function curves(name, { box: [left, right, top, bottom], limits: [low, high], x: axis, series }) {
+  const svg = document.getElementById(`plot-${name}`).querySelector("svg");
+  const cursor = document.createElementNS(svg.namespaceURI, "line");
+  cursor.setAttribute("class", "cursor");
+  const tables = series.map(({ points }) => new Map(points));
+  const places = [...new Set(series.flatMap(({ points }) => points.map(([x]) => x)))].sort((a, b) => a - b);
+  let at = -1;
+
+  function show(index) {
+    at = Math.max(0, Math.min(places.length - 1, index));
+    const where = left + ((places[at] - low) / (high - low)) * (right - left);
+    for (const [key, value] of Object.entries({ x1: where, x2: where, y1: top, y2: bottom })) cursor.setAttribute(key, value);
+    svg.append(cursor);
+    const lines = series.map(({ label, slot }, index) =>
+      el("div", {}, el("span", { class: `swatch m${slot}` }), `${label}  `, el("b", {}, short(tables[index].get(places[at])))));
+    const { left: start, top: from } = cursor.getBoundingClientRect();
+    tipAt({ left: start, top: from, bottom: svg.getBoundingClientRect().bottom }, `${axis} ${places[at]}`, ...lines);
+  }
+  function hide() { cursor.remove(); hideTip(); }
+
+  function nearest(event) {
+    const frame = svg.getBoundingClientRect();
+    const x = low + (((event.clientX - frame.left) / frame.width * svg.viewBox.baseVal.width - left) / (right - left)) * (high - low);
+    return places.reduce((best, place, index) => (Math.abs(place - x) < Math.abs(places[best] - x) ? index : best), 0);
+  }
+  svg.addEventListener("pointermove", (event) => show(nearest(event)));
+  svg.addEventListener("pointerleave", hide);
+  svg.addEventListener("blur", hide);
+  svg.addEventListener("keydown", (event) => {
+    const step = { ArrowRight: 1, ArrowLeft: -1, Home: -Infinity, End: Infinity }[event.key];
+    if (event.key === "Escape") hide();
+    if (!step) return;
+    event.preventDefault();
+    show(at + step);
+  });
+  svg.setAttribute("tabindex", 0);
+}
+
+const short = (value) => (value == null ? "–" : String(Number(value.toPrecision(4))).replace("-", "−"));

@@ -1,6 +1,7 @@
 """The work of evaluate.py: models x files x decodings x seeds, in units that are done once, and what comes of them."""
 
-from minillm.evaluation.suite.run import evaluate, run_suite
-from minillm.evaluation.suite.settings import Suite, check_suite
+from minillm.common.lazy import lazily
 
-__all__ = ["Suite", "check_suite", "evaluate", "run_suite"]
+_MODULES = {"command": ("evaluate",), "run": ("run_suite",), "settings": ("Suite", "check_suite")}
+__getattr__ = lazily(__name__, _MODULES)
+__all__ = [name for names in _MODULES.values() for name in names]

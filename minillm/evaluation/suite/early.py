@@ -1,19 +1,22 @@
-"""What tokenizers and configs tell before any weights are read."""
+"""What tokenizers, configs and run directories tell about the models before any weights are read."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
-from transformers import PreTrainedTokenizerBase
-
 from minillm.common.errors import ConfigError, DataError, ModelError
+from minillm.common.overrides import override
+from minillm.common.stored import read_config
 from minillm.data import Record, Sources
 from minillm.evaluation.zero_shot import word_tokens
 from minillm.models import Checkpoint
 from minillm.models.families import too_long
 from minillm.models.vocabulary import compare_vocabularies
+
+_TEMPLATE = ("template", "system", "template_arguments", "bos", "date")
 
 
 def model_problems(
@@ -33,44 +36,61 @@ def model_problems(
             found[name] = Checkpoint(name).peek()
         except (ConfigError, ModelError) as error:
             problems.append(str(error))
+    prompts = {**records, **{task: rows for task, (_, rows) in tasks.items()}}
     for name, (config, tokenizer) in found.items():
-        rows = _rows(config)
+        n_vocab = config.get_text_config().vocab_size
         for key, length in lengths.items():
             longest = sources.max_prompt_tokens + length
             if why := too_long(config, longest):
                 problems.append(f"data.max_prompt_tokens + {key}={longest}, {name}: {why}")
-        shared = rows
         if teacher in found and name != teacher:
-            shared = min(rows, _rows(found[teacher][0]))
+            teacher_vocab = found[teacher][0].get_text_config().vocab_size
             try:
-                compare_vocabularies(tokenizer, found[teacher][1], rows, _rows(found[teacher][0]))
+                compare_vocabularies(tokenizer, found[teacher][1], n_vocab, teacher_vocab)
             except ModelError as error:
                 problems.append(f"{name} with teacher {teacher}: {error}")
-        for of, asked in (*records.items(), *((task, rows_of) for task, (_, rows_of) in tasks.items())):
-            try:
-                sources.evaluation_prompts(asked, _Tokens(tokenizer, shared), of)
-            except ConfigError as error:  # of the template, so the same for all files
-                problems += [f"{name}: {problem}" for problem in error.problems]
-                break
-            except DataError as error:
-                problems.append(f"{error} (with {name})")
+            n_vocab = min(n_vocab, teacher_vocab)
+        pair = SimpleNamespace(tokenizer=tokenizer, n_vocab=n_vocab, pad_id=0)
+        problems += (f"{name}: {problem}" for problem in _prompt_problems(pair, sources, prompts))
         for task, (calibration, _) in tasks.items():
             try:
-                word_tokens(calibration.words, tokenizer, shared)
+                word_tokens(calibration.words, tokenizer, n_vocab)
             except ConfigError as error:
-                problems += [f"suite.calibration.{task}.{problem} (with {name})" for problem in error.problems]
+                problems += [f"{name}: suite.calibration.{task}.{problem}" for problem in error.problems]
     return problems
 
 
-@dataclass(frozen=True)
-class _Tokens:
-    """What prompts need of a `Pair`, before there is one."""
+def _prompt_problems(pair: Any, sources: Sources, prompts: Mapping[str, list[Record]]) -> Iterator[str]:
+    for of, records in prompts.items():
+        try:
+            sources.evaluation_prompts(records, pair, of)
+        except ConfigError as error:  # of the template, so the same for all files
+            yield from error.problems
+            return
+        except DataError as error:
+            yield str(error)
 
-    tokenizer: PreTrainedTokenizerBase
-    n_vocab: int
-    pad_id: int = 0
+
+def template_notes(models: Sequence[str], data: Mapping[str, Any]) -> list[str]:
+    """One sentence for each model whose training run had other template keys than `data`, with what to type. It is no
+    error: the models of one suite may come from runs with different templates."""
+    notes = []
+    for name in models:
+        trained = _trained_with(name)
+        differing = [key for key in _TEMPLATE if key in trained and trained[key] != data.get(key)]
+        if not trained.get("date") or not data.get("date"):  # a template that asks for none
+            differing = [key for key in differing if key != "date"]
+        if differing:
+            was, now = (" ".join(override(f"data.{key}", of.get(key)) for key in differing) for of in (trained, data))
+            notes.append(f"{name} was trained with {was}, and is measured with {now}; to change that give {was}")
+    return notes
 
 
-def _rows(config: Any) -> int:
-    """How many rows the embeddings have, and so the head."""
-    return config.get_text_config().vocab_size
+def _trained_with(model: str) -> Mapping[str, Any]:
+    """The settings `data` of the run that made RUN/student or RUN/start/student; empty where there is none."""
+    files = [folder / "config.yaml" for folder in list(Path(model).expanduser().parents)[:2]]
+    try:
+        found = next((read_config(file).get("data") for file in files if file.exists()), None)
+    except ConfigError:  # damaged: only the comparison is lost
+        return {}
+    return found if isinstance(found, Mapping) else {}

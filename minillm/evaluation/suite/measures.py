@@ -25,31 +25,20 @@ class Exposure:
     def __post_init__(self):
         check(
             (self.samples > 0, f"samples={self.samples}: wanted a positive number"),
-            (self.limit is None or self.limit > 0, f"limit={self.limit}: wanted a positive number of prompts, or null"),
+            (self.limit is None or self.limit > 0, f"limit={self.limit}: wanted a positive number, or null"),
         )
 
 
 @dataclass(frozen=True)
-class Calibration:
-    """A task of calibration: a file and its texts, see `ChoiceTask`; a file of null leaves it out."""
+class Calibration(ChoiceTask):
+    """A zero-shot task with the file of its rows; a file of null leaves the task out."""
 
-    file: str | None
-    instruction: str
-    words: list[str]
-    input: str = ""
-
-    def __post_init__(self):
-        _ = self.task
-
-    @property
-    def task(self) -> ChoiceTask:
-        return ChoiceTask(instruction=self.instruction, words=tuple(self.words), input=self.input)
+    file: str | None = None
 
 
 @dataclass(frozen=True)
 class Measures:
-    """`decodings`: no_repeat_ngram_size by name; the first without a limit is that of `plain`. `figures`: import paths
-    of figures of one's own."""
+    """`decodings`: no_repeat_ngram_size by name. `figures`: import paths of figures of one's own."""
 
     name: str
     teacher_row: bool
@@ -64,44 +53,39 @@ class Measures:
 
     def __post_init__(self):
         figures_at(self.figures)
-        sizes = self.decodings.values()
-        limit = self.calibration_limit
+        sizes, limit = self.decodings.values(), self.calibration_limit
+        names = [*self.decodings, *self.calibration]
         check(
             (
-                len(self.decodings) > 0 and all(type(size) is int and size >= 0 for size in sizes),
+                len(sizes) > 0 and all(type(size) is int and size >= 0 for size in sizes),
                 f"decodings={self.decodings}: wanted no_repeat_ngram_size by name, for example {{plain: 0}}",
             ),
-            *(
-                (re.fullmatch(r"\w+", str(name)) is not None, f"{group}.{name}: wanted a name of letters and digits")
-                for group, names in (("decodings", self.decodings), ("calibration", self.calibration))
-                for name in names
-            ),
+            *((re.fullmatch(r"\w+", name), f"{name}: wanted a name of letters and digits") for name in names),
             (limit is None or limit > 0, f"calibration_limit={limit}: wanted a positive number of rows, or null"),
             (self.token_rows >= 0, f"token_rows={self.token_rows}: wanted 0 or more"),
         )
 
     @property
     def all_figures(self) -> tuple[Figure, ...]:
-        """With those of one's own, which `figures` names by their import paths."""
         return (*FIGURES, *figures_at(self.figures))
 
     @property
     def plain(self) -> str | None:
-        """The decoding without a limit on n-grams, whose tokens and positions are shown."""
+        """The first decoding without a limit on n-grams; its tokens and positions are shown."""
         return next((name for name, size in self.decodings.items() if size == 0), None)
 
 
 def read_measures(problems: list[str], node: Mapping) -> tuple[Measures | None, dict[str, Calibration]]:
-    """Read the plain config group `suite`: the measures, and the calibration tasks that are right. What is wrong is
-    added to `problems`."""
+    """The plain config group `suite`: the measures, and the valid calibration tasks. Problems are added to
+    `problems`."""
     node, tasks = dict(node), {}
-    if isinstance(node.get("exposure"), Mapping):
-        node["exposure"] = _as(Exposure, node["exposure"])
-    judge = node.get("judge")
-    if isinstance(judge, Mapping):
-        node["judge"] = _as(Judge, judge) if judge.get("base_url") is not None else None
-        if node["judge"] is None and judge.get("model") is not None:
-            problems.append(f"suite.judge.base_url=null with suite.judge.model={judge['model']}: wanted the address")
+    for key, kind in (("exposure", Exposure), ("judge", Judge)):
+        if isinstance(node.get(key), Mapping):
+            node[key] = _as(kind, node[key])
+    if node.get("judge") and node["judge"].get("base_url") is None:  # the default: no judge
+        if node["judge"].get("model") is not None:
+            problems.append("suite.judge.base_url=null, but suite.judge.model is given: wanted the address too")
+        node["judge"] = None
     if isinstance(node.get("calibration"), Mapping):
         for name, task in node["calibration"].items():
             if not isinstance(task, Mapping):

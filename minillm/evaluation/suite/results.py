@@ -8,13 +8,16 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
+from itertools import product
 from statistics import mean, stdev
 from types import SimpleNamespace
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
-from minillm.common.errors import DataError
 from minillm.common.labels import labels, seed_name
+from minillm.data import Record
+from minillm.evaluation import figure_values
 from minillm.evaluation.judge.verdict import ratio_interval, ratio_over_seeds
 from minillm.evaluation.metrics import (
     FIGURES,
@@ -23,7 +26,6 @@ from minillm.evaluation.metrics import (
     PrefixKL,
     by_length,
     calibration_figures,
-    distinct,
     exposure_curve,
     exposure_interval,
     over_seeds,
@@ -37,7 +39,7 @@ NOTHING = {"mean": None, "deviation": None, "low": None, "high": None, "n": 0, "
 
 
 def results_of(suite: Suite, store: Store) -> dict:
-    """What metrics.json holds. Raises DataError: units that do not fit together."""
+    """What metrics.json holds."""
     names, measures = labels(suite.models), suite.measures
     out: dict = {
         "suite": measures.name,
@@ -65,10 +67,9 @@ def results_of(suite: Suite, store: Store) -> dict:
     for file in suite.records:
         answered: dict[str, list[str]] = {}
         for source in suite.models:
-            kept: list[str] | None = None
             for decoding in measures.decodings:
                 rows = answers(suite, store, source, file, decoding)
-                kept = _same_ids(suite, f"{source}, {file}, {decoding}", file, rows, kept)
+                kept = [row["id"] for row in rows[suite.seeds[0]]]
                 by_id = {record.id: record.references for record in suite.records[file]}
                 figures = answer_figures(rows, by_id, measures.all_figures)
                 if measures.judge:
@@ -90,12 +91,6 @@ def results_of(suite: Suite, store: Store) -> dict:
                 f"{file}: the models answered different prompts ({counts}), because each counts its own tokens; raise "
                 "data.max_prompt_tokens to compare them on the same"
             )
-    if len(store.threads) > 1:
-        out["notes"].append(
-            f"the units were made by processes of {' and '.join(map(str, sorted(store.threads)))} CPU threads, which "
-            "round sums differently, so that a draw near an edge may be another token; for figures of one rounding set "
-            "OMP_NUM_THREADS and measure under another run.name"
-        )
     return out
 
 
@@ -104,26 +99,23 @@ def answer_lines(suite: Suite, store: Store) -> Iterator[str]:
     for where, row, record in _all_answers(suite, store):
         shown = {name: row[name] for name in ("truncated", "reverse_kl", "rouge_l", "exact_match")}
         texts = {"prompt": record.conversation, "answer": row["answer"], "references": record.references}
-        yield _line(where | {"id": row["id"]} | texts | shown | {"n_tokens": len(row["tokens"])})
+        yield _line(where | texts | shown | {"n_tokens": len(row["tokens"])})
 
 
 def token_lines(suite: Suite, store: Store) -> Iterator[str]:
     """The lines of tokens.jsonl."""
     for where, row, _ in _all_answers(suite, store):
         if "pieces" in row:
-            shown = {"tokens": row["pieces"], "log_q": row["log_q"], "log_p": row["log_p"]}
-            yield _line(where | {"id": row["id"]} | shown)
+            yield _line(where | {"tokens": row["pieces"], "log_q": row["log_q"], "log_p": row["log_p"]})
 
 
-def _all_answers(suite: Suite, store: Store) -> Iterator[tuple[dict, dict, object]]:
-    for source in suite.models:
-        for file, records in suite.records.items():
-            by_id = {record.id: record for record in records}
-            for decoding in suite.measures.decodings:
-                for seed, own in answers(suite, store, source, file, decoding).items():
-                    where = {"model": source, "file": file, "decoding": decoding, "seed": seed}
-                    for row in own:
-                        yield where, row, by_id[row["id"]]
+def _all_answers(suite: Suite, store: Store) -> Iterator[tuple[dict, dict, Record]]:
+    for source, (file, records), decoding in product(suite.models, suite.records.items(), suite.measures.decodings):
+        by_id = {record.id: record for record in records}
+        for seed, own in answers(suite, store, source, file, decoding).items():
+            where = {"model": source, "file": file, "decoding": decoding, "seed": seed}
+            for row in own:
+                yield where | {"id": row["id"]}, row, by_id[row["id"]]
 
 
 def _line(row: dict) -> str:
@@ -138,61 +130,38 @@ def _put(out: dict, *path: str, value: object) -> None:
     out[path[-1]] = value
 
 
-def _same_ids(suite: Suite, where: str, file: str, rows: Rows, kept: list[str] | None) -> list[str]:
-    """The ids of the prompts; each seed and decoding must have answered the same, each once."""
-    known = {record.id for record in suite.records[file]}
-    for seed, own in rows.items():
-        ids = [row["id"] for row in own]
-        kept = ids if kept is None else kept
-        if ids != kept or len(set(ids)) < len(ids) or not known.issuperset(ids):
-            raise DataError(
-                f"{where}, seed {seed}: {len(ids)} answers, but not one to each of the {len(kept)} prompts that the "
-                "others answer; delete units/ and measure again"
-            )
-    return kept
-
-
-def spread(values: dict[int | None, Sequence[float]], weights: dict[int | None, Sequence[float]] | None = None) -> dict:
+def spread(values: dict[int | None, Sequence[float]], weights: dict[int | None, Sequence[float]]) -> dict:
     """Mean, deviation and interval (see `over_seeds`) of a figure that each seed has for each prompt, with the figure
     of each seed."""
-    found = over_seeds(list(values.values()), None if weights is None else list(weights.values()))
+    found = over_seeds(list(values.values()), list(weights.values()))
     if not found.n:
         return dict(NOTHING)
-    per_seed = {
-        seed_name(seed): sum(own) / (len(own) if weights is None else sum(weights[seed]))
-        for seed, own in values.items()
+    return asdict(found) | {
+        "per_seed": {seed_name(seed): sum(own) / sum(weights[seed]) for seed, own in values.items()}
     }
-    return asdict(found) | {"per_seed": per_seed}
 
 
 def answer_figures(
     rows: Rows, references: Mapping[str, Sequence[str]] | None = None, figures: Sequence[Figure] = FIGURES
 ) -> dict[str, dict]:
-    """Those that apply, each over prompts and seeds. A row keeps what takes long to measure, and what needs a teacher;
-    the KLs are nats a token. `references` by the id of the row."""
-    tokens = {seed: [len(row["tokens"]) for row in own] for seed, own in rows.items()}
-    distinct_of = {seed: distinct(row["tokens"] for row in own) for seed, own in rows.items()}
-    first = next(iter(rows.values()))
+    """The figures that apply, each over prompts and seeds. `references` by the id of the row."""
+    by_seed = {seed: _figure_values(own, references or {}, figures) for seed, own in rows.items()}
+    n = len(next(iter(rows.values())))
     found = {}
-    for figure in figures:
-        if figure.key in next(iter(distinct_of.values())):
-            values = {seed_name(seed): each[figure.key] for seed, each in distinct_of.items()}
+    for key, first in next(iter(by_seed.values())).items():
+        if isinstance(first, float):
+            values = {seed_name(seed): each[key] for seed, each in by_seed.items()}
             deviation = stdev(values.values()) if len(values) > 1 else None
-            spread_out = {"mean": mean(values.values()), "deviation": deviation, "n": len(first), "per_seed": values}
-            found[figure.key] = dict(NOTHING) | spread_out
-            continue
-        if figure.of is None and figure.key not in ("reverse_kl", "forward_kl"):
-            continue
-        values = {seed: [_value(figure, row, references or {}) for row in own] for seed, own in rows.items()}
-        if None not in values[next(iter(rows))] and (first or figure.of):
-            found[figure.key] = spread(values, None if figure.of else tokens)
+            found[key] = NOTHING | {"mean": mean(values.values()), "deviation": deviation, "n": n, "per_seed": values}
+        else:
+            values, weights = ({seed: each[key][at] for seed, each in by_seed.items()} for at in (0, 1))
+            found[key] = spread(values, weights)
     return found
 
 
-def _value(figure: Figure, row: dict, references: Mapping[str, Sequence[str]]) -> float | None:
-    if figure.key in row:
-        return row[figure.key]
-    return figure.of(SimpleNamespace(**row), references.get(row["id"], ()))
+def _figure_values(rows: list[dict], references: Mapping[str, Sequence[str]], figures: Sequence[Figure]) -> dict:
+    answers = [SimpleNamespace(**row) for row in rows]
+    return figure_values(answers, [references.get(row["id"], ()) for row in rows], figures)
 
 
 def length_bins(rows: Rows) -> dict[str, dict]:
@@ -201,9 +170,10 @@ def length_bins(rows: Rows) -> dict[str, dict]:
     if any(row["reference_length"] is None for row in first):
         return {}
     bins = by_length(range(len(first)), [row["reference_length"] for row in first])
+    ones = {name: {seed: [1] * len(members) for seed in rows} for name, members in bins.items()}
     return {
         name: {
-            figure: spread({seed: [own[at][figure] for at in members] for seed, own in rows.items()})
+            figure: spread({seed: [own[at][figure] for at in members] for seed, own in rows.items()}, ones[name])
             for figure in ("rouge_l", "exact_match")
         }
         for name, members in bins.items()
@@ -242,14 +212,11 @@ def _exposure(suite: Suite, store: Store, source: str, file: str) -> dict | None
 
 
 def _prefix_kl(parts: list[dict]) -> PrefixKL:
-    rows = [row for part in parts for row in part["kl"]]
-    width = max(map(len, rows), default=0)
-    kl_BR = torch.zeros(len(rows), width, dtype=torch.float64)
+    rows = [torch.tensor(row, dtype=torch.float64) for part in parts for row in part["kl"]]
+    kl_BR = pad_sequence(rows, batch_first=True) if rows else torch.zeros(0, 0, dtype=torch.float64)
     lengths_B = torch.tensor([len(row) for row in rows], dtype=torch.long)
-    for own_R, row in zip(kl_BR, rows, strict=True):
-        own_R[: len(row)] = torch.tensor(row, dtype=torch.float64)
     prompt_B = torch.tensor([number for part in parts for number in part["prompt"]], dtype=torch.long)
-    return PrefixKL(kl_BR, torch.arange(width) < lengths_B[:, None], prompt_B)
+    return PrefixKL(kl_BR, torch.arange(kl_BR.shape[1]) < lengths_B[:, None], prompt_B)
 
 
 def _calibration(made: dict, words: Sequence[str]) -> dict:
@@ -258,20 +225,16 @@ def _calibration(made: dict, words: Sequence[str]) -> dict:
 
 
 def _judge(suite: Suite, store: Store, counts: dict, source: str, file: str, decoding: str) -> dict:
-    made = {seed: store.read(Unit("judge", source, file, decoding, seed)) for seed in suite.seeds}
-    if not any(each["rows"] for each in made.values()):
+    made = store.read(Unit("judge", source, file, decoding))
+    if not made["rows"]:
         return {}
-    totals: dict[str, int] = {}
-    scores: dict[int | None, list[tuple[float, float]]] = {seed: [] for seed in made}
+    _put(counts, decoding, file, source, value=made["counts"])
+    scores: dict[int | None, list[tuple[float, float]]] = {seed: [] for seed in suite.seeds}
     by_prompt: dict[str, list[tuple[float, float]]] = {}
-    for seed, each in made.items():
-        for name, n in each["counts"].items():
-            totals[name] = totals.get(name, 0) + n
-        for row in each["rows"]:
-            if row["outcome"] == "rated":
-                scores[seed].append((row["answer"], row["reference"]))
-                by_prompt.setdefault(row["id"], []).append(scores[seed][-1])
-    _put(counts, decoding, file, source, value=totals)
+    for row in made["rows"]:
+        if row["outcome"] == "rated":
+            scores[row["seed"]].append((row["answer"], row["reference"]))
+            by_prompt.setdefault(row["id"], []).append((row["answer"], row["reference"]))
     # A prompt's mean over the seeds that were rated, both scores alike.
     pairs = [tuple(map(mean, zip(*own, strict=True))) for own in by_prompt.values()]
     low, high = ratio_interval(pairs) or (None, None)

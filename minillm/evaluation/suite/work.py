@@ -15,7 +15,6 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from minillm.common.console import say
-from minillm.common.errors import DataError
 from minillm.data import PromptSet, Record
 from minillm.evaluation import Answer, answer_prompts, reference_losses
 from minillm.evaluation.judge.judge import Item
@@ -27,7 +26,6 @@ from minillm.evaluation.zero_shot import choice_labels, label_logprobs, word_tok
 from minillm.models import Checkpoint, LanguageModel, Pair, pair_of, solo
 
 Loaded = tuple[PreTrainedModel, PreTrainedTokenizerBase]
-_DIGITS = 9  # of a KL on disk: all of float32
 
 
 def load(suite: Suite, source: str) -> Loaded:
@@ -41,7 +39,7 @@ def pair_for(suite: Suite, source: str, loaded: Loaded, teacher: Loaded | None) 
         return solo(*loaded)
     pair = pair_of(loaded[0], teacher[0], loaded[1], teacher[1])
     if suite.sources.template == "chat" and not pair.vocabulary.same_template:
-        say(f"{source}: prompts are written with its chat template; the teacher's is another.")
+        say(f"{source}: prompts are written with its own chat template; the teacher has another one.")
     return pair
 
 
@@ -56,26 +54,20 @@ class Bench:
     _prompts: dict[str, PromptSet] = field(default_factory=dict)
 
     @cached_property
-    def _model(self) -> LanguageModel:
+    def _student(self) -> LanguageModel:
         return LanguageModel(self.pair.student, self.pair.n_vocab)
 
     def make(self, unit: Unit) -> dict:
-        return {
-            "model": self._facts,
-            "calibration": self._calibration,
-            "references": self._references,
-            "answers": self._answers,
-            "exposure": self._exposure,
-        }[unit.kind](unit)
+        return getattr(self, f"_{unit.kind}")(unit)
 
-    def _facts(self, unit: Unit) -> dict:
+    def _model(self, unit: Unit) -> dict:
         return {"parameters": self.pair.student.num_parameters()}
 
     def _calibration(self, unit: Unit) -> dict:
         calibration, records = self.suite.tasks[unit.of]
         prompts = self._encoded(records, unit.of)
         words = word_tokens(calibration.words, self.pair.tokenizer, self.pair.n_vocab)
-        probabilities = label_probabilities(label_logprobs(self._model, prompts, words))
+        probabilities = label_probabilities(label_logprobs(self._student, prompts, words))
         return {
             "ids": [record.id for record in prompts.records],
             "probabilities": probabilities.tolist(),
@@ -90,7 +82,7 @@ class Bench:
         if prompts.references_cut:
             limit = f"data.max_response_tokens={self.suite.sources.max_response_tokens}"
             say(f"{unit.of}: {prompts.references_cut} references are cut at {limit} for the loss.")
-        columns = ([record.id for record in prompts.records], *reference_losses(self._model, prompts))
+        columns = ([record.id for record in prompts.records], *reference_losses(self._student, prompts))
         return {"rows": [dict(zip(("id", "loss", "tokens"), row, strict=True)) for row in zip(*columns, strict=True)]}
 
     def _answers(self, unit: Unit) -> dict:
@@ -98,57 +90,51 @@ class Bench:
         rows = self._rows(prompts, unit)
         if not rows:
             return {"rows": [], "position": None}
-        limit = self.suite.measures.decodings[unit.decoding]
+        limit, seeds = self.suite.measures.decodings[unit.decoding], self.suite.seeds
         records = [prompts.records[row] for row in rows]
         found = answer_prompts(
-            self._model,
+            self._student,
             prompts,
             self.pair.tokenizer,
-            seeds=None if self.suite.seeds == (None,) else self.suite.seeds,
+            seeds=None if seeds == (None,) else seeds,
             rows=rows,
             no_repeat_ngram_size=limit,
             max_new_tokens=self.suite.max_new_tokens,
             batch_size=self.suite.batch_size,
             stop_ids=self.pair.stop_ids,
         )
-        by_seed = {seed: [answer for answer in found if answer.seed == seed] for seed in self.suite.seeds}
-        made = [self._row(*each) for own in by_seed.values() for each in joined(own, records)]
+        made = [self._row(answer, records[at % len(rows)]) for at, answer in enumerate(found)]
         position = None
         # Under a limit on n-grams answers are not the model's own samples, over which a KL is a mean.
         if self.pair.teacher is not None and not limit:
-            samples = [
-                Sample(row, answer.tokens) for own in by_seed.values() for row, answer in zip(rows, own, strict=True)
-            ]
-            said = divergence(self._model, self.pair.teacher, prompts, samples)
-            mask_BR = sample_mask(samples)
-            position = {}
-            for name, values_BR in (("reverse_kl", said.reverse_kl_BR), ("forward_kl", said.forward_kl_BR)):
-                position[name] = asdict(position_means(values_BR, mask_BR))
-                for each, total in zip(made, values_BR.sum(-1).tolist(), strict=True):
-                    each[name] = total
-            if unit.decoding == self.suite.measures.plain:
-                shown = {record.id for record in self.suite.records[unit.of][: self.suite.measures.token_rows]}
-                for at, row in enumerate(rows):  # those of the first seed come first
-                    if prompts.records[row].id in shown:
-                        tokens = samples[at].tokens
-                        made[at]["pieces"] = pieces(self.pair.tokenizer, tokens)
-                        made[at]["log_q"] = said.student_logprobs_BR[at, : len(tokens)].tolist()
-                        made[at]["log_p"] = said.teacher_logprobs_BR[at, : len(tokens)].tolist()
+            samples = [Sample(rows[at % len(rows)], answer.tokens) for at, answer in enumerate(found)]
+            position = self._add_divergence(unit, prompts, samples, made)
         return {"rows": made, "position": position}
 
+    def _add_divergence(self, unit: Unit, prompts: PromptSet, samples: list[Sample], made: list[dict]) -> dict:
+        """Both KLs by position; into the rows both KLs, and log q and log p of the tokens that are shown."""
+        found, position = divergence(self._student, self.pair.teacher, prompts, samples), {}
+        for name, values_BR in (("reverse_kl", found.reverse_kl_BR), ("forward_kl", found.forward_kl_BR)):
+            position[name] = asdict(position_means(values_BR, sample_mask(samples)))
+            for row, total in zip(made, values_BR.sum(-1).tolist(), strict=True):
+                row[name] = total
+        if unit.decoding == self.suite.measures.plain:
+            shown = {record.id for record in self.suite.records[unit.of][: self.suite.measures.token_rows]}
+            for at, row in enumerate(made):
+                if row["id"] in shown and row["seed"] == self.suite.seeds[0]:
+                    tokens = samples[at].tokens
+                    row["pieces"] = pieces(self.pair.tokenizer, tokens)
+                    row["log_q"] = found.student_logprobs_BR[at, : len(tokens)].tolist()
+                    row["log_p"] = found.teacher_logprobs_BR[at, : len(tokens)].tolist()
+        return position
+
     def _row(self, answer: Answer, record: Record) -> dict:
-        length = None
-        if record.references:
-            length = reference_length(record.references, self._encode)
-        return {
-            "id": answer.id,
-            "seed": answer.seed,
-            "answer": answer.answer,
-            "tokens": answer.tokens,
-            "truncated": answer.truncated,
-            "rouge_l": rouge_l(answer.answer, record.references) if record.references else None,
-            "exact_match": exact_match(answer.answer, record.references) if record.references else None,
-            "reference_length": length,
+        references = record.references
+        kept = {name: getattr(answer, name) for name in ("id", "seed", "answer", "tokens", "truncated")}
+        return kept | {
+            "rouge_l": rouge_l(answer.answer, references) if references else None,
+            "exact_match": exact_match(answer.answer, references) if references else None,
+            "reference_length": reference_length(references, self._encode) if references else None,
             "reverse_kl": None,
             "forward_kl": None,
         }
@@ -159,7 +145,7 @@ class Bench:
     def _exposure(self, unit: Unit) -> dict:
         prompts = self._prompts_of(unit.of)
         rows = self._rows(prompts, unit, self.suite.measures.exposure.limit)
-        sides = {"student": self._sample(self._model, prompts, rows), "teacher": self._given(unit, prompts, rows)}
+        sides = {"student": self._sample(self._student, prompts, rows), "teacher": self._given(unit, prompts, rows)}
         return {name: self._kl(prompts, samples) for name, samples in sides.items()}
 
     def _given(self, unit: Unit, prompts: PromptSet, rows: list[int]) -> list[Sample]:
@@ -186,7 +172,7 @@ class Bench:
         )
 
     def _kl(self, prompts: PromptSet, samples: list[Sample]) -> dict:
-        kl_BR = prefix_kl(self._model, self.pair.teacher, prompts, samples).kl_BR
+        kl_BR = prefix_kl(self._student, self.pair.teacher, prompts, samples).kl_BR
         return {
             "prompt": [sample.prompt for sample in samples],
             "kl": [_short(values_R[: len(sample.tokens)]) for values_R, sample in zip(kl_BR, samples, strict=True)],
@@ -214,18 +200,6 @@ class Bench:
         return [row for row, record in enumerate(prompts.records) if record.id in inside]
 
 
-def joined(answers: Sequence[Answer], records: Sequence[Record]) -> list[tuple[Answer, Record]]:
-    """Each answer with the record of its id. Raises DataError: one is missing, unknown, or there twice."""
-    by_id = {record.id: record for record in records}
-    given = [answer.id for answer in answers]
-    if sorted(given) != sorted(record.id for record in records):
-        odd = sorted(set(given) ^ set(by_id)) or sorted(id for id in by_id if given.count(id) > 1)
-        raise DataError(
-            f"{len(given)} answers to {len(records)} prompts do not fit by their ids ({', '.join(odd[:3])})"
-        )
-    return [(answer, by_id[answer.id]) for answer in answers]
-
-
 def pieces(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[int]) -> list[str]:
     """The text of each token, so that together they are the text of all; a character that several tokens make belongs
     to its last."""
@@ -239,10 +213,10 @@ def pieces(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[int]) -> list[st
 
 
 def judged(suite: Suite, store: Store, unit: Unit) -> dict:
-    """The ratings of all answers of a model to a file with one seed; nothing where a prompt has no reference. Counts of
-    what was paid for are said, not kept: they are others when the work is stopped and goes on."""
+    """The ratings of all answers of a model to a file; nothing where a prompt has no reference. Counts of what was paid
+    for are said, not kept: they are others when the work is stopped and goes on."""
     records = {record.id: record for record in suite.records[unit.of]}
-    rows = answers(suite, store, unit.source, unit.of, unit.decoding)[unit.seed]
+    rows = [row for own in answers(suite, store, unit.source, unit.of, unit.decoding).values() for row in own]
     if not all(records[row["id"]].references for row in rows):
         return {"rows": [], "counts": {}}
     items = [
@@ -251,16 +225,18 @@ def judged(suite: Suite, store: Store, unit: Unit) -> dict:
     ]
     ratings = suite.measures.judge.rate(items)
     counts = ratings.counts()
-    where = f"{unit.source}, {unit.of}, {unit.decoding}, seed {unit.seed}"
-    say(f"judge: {where}: {', '.join(f'{name} {n}' for name, n in counts.items())}")
+    say(f"{unit}: {', '.join(f'{name} {n}' for name, n in counts.items())}")
     if failure := ratings.first_failure():
-        say(f"judge: {where}: failed with {failure}.")
+        say(f"{unit}: failed with {failure}.")
     kept = ("id", "outcome", "answer", "reference")
     return {
-        "rows": [{name: getattr(rating, name) for name in kept} for rating in ratings.items],
+        "rows": [
+            {"seed": row["seed"]} | {name: getattr(rating, name) for name in kept}
+            for row, rating in zip(rows, ratings.items, strict=True)
+        ],
         "counts": {name: n for name, n in counts.items() if name not in ("asked", "from_cache")},
     }
 
 
 def _short(values_R: Tensor) -> list[float]:
-    return [float(f"{value:.{_DIGITS}g}") for value in values_R.tolist()]
+    return [float(f"{value:.9g}") for value in values_R.tolist()]  # all digits of float32
