@@ -1,7 +1,7 @@
 """python -m minillm.chain: the paper's runs, each once what it needs is there, and its table. See conf/chain/.
 
-A stage is a command of its own (train.py, minillm.generate, evaluate.py). Its command, the fingerprints of what it read
-and of what it made are recorded in chain.json; a stage whose result is there is skipped, one that was cut off goes on.
+A stage is a command of its own (train.py, minillm.generate, evaluate.py). chain.json records its settings and the
+fingerprints of what it read and made. A finished stage is skipped; one that was cut off goes on.
 """
 
 from __future__ import annotations
@@ -9,136 +9,76 @@ from __future__ import annotations
 import datetime
 import json
 from pathlib import Path
+from typing import Literal
 
 import hydra
-from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
 from minillm.common import cli
 from minillm.common.changes import within
-from minillm.common.checks import describe, matches
-from minillm.common.child import ROOT
+from minillm.common.checks import value_problems
 from minillm.common.console import say
-from minillm.common.errors import ConfigError, DataError, nearest
+from minillm.common.errors import ConfigError, DataError
+from minillm.common.files import write_whole
 from minillm.common.labels import name_problems
-from minillm.common.overrides import compose_in_conf
+from minillm.common.secret import secret_problems
 from minillm.data import read_records
-from minillm.experiments.commands import METHODS, recipe_of, stages_of, with_settings
+from minillm.experiments.commands import METHODS, OWN_PAIR, composed, recipe_of, stages_of, with_settings
 from minillm.experiments.stages import begun_on, run_chain
 from minillm.experiments.table import show_table, table_of
 
-_MODELS = ("model", "model.student", "model.student.source", "pair.student", "pair.student.source")
-_TEACHER = ("model.teacher.source", "model.teacher.adapter", "model.teacher.architecture", "pair.tuned_teacher",
-            "pair.of_teacher")  # fmt: skip
-_ONE_TEACHER = (
-    "Name the one that all are to have with teacher=DIR; an adapter is merged into its base first: docs/recipes.md, A "
-    "teacher that is an adapter"
-)
-_OWN_PAIR = "use pair=own model.student=DIR_OR_ID model.teacher=DIR_OR_ID"
-_KINDS = {
-    "pair": str, "seeds": list[int], "methods": list[str], "teacher": str | None, "tests": list[str],
-    "test_seeds": list[int], "answer_tokens": int | None, "answer_limit": int | None, "test_tokens": int | None,
-    "test_limit": int | None, "test_batch_size": int, "jobs": int,
-    "overrides": list[str], "teacher_overrides": list[str],
-}  # fmt: skip
-_POSITIVE = {
-    "answer_tokens": "tokens, or null", "test_tokens": "tokens, or null", "answer_limit": "prompts, or null",
-    "test_limit": "prompts, or null", "test_batch_size": "rows", "jobs": "stages at a time",
+# Overrides of these would train other models than the table says.
+_MODELS = ("model.student.source", "model.teacher.source", "model.teacher.adapter", "model.teacher.architecture",
+           "pair.student.source", "pair.tuned_teacher", "pair.of_teacher")  # fmt: skip
+_WHOLE = ("model", "model.student", "model.teacher", "pair.student")
+_POSITIVE = ("answer_tokens", "answer_limit", "test_tokens", "test_limit", "test_batch_size", "jobs")
+_LISTS = {"seeds": list[int], "methods": list[Literal[METHODS]], "tests": list[str], "test_seeds": list[int]}
+_KINDS = _LISTS | {
+    "pair": str, "teacher": str | None, "overrides": list[str], "teacher_overrides": list[str],
+    "answer_tokens": int | None, "answer_limit": int | None, "test_tokens": int | None, "test_limit": int | None,
+    "test_batch_size": int, "jobs": int,
 }  # fmt: skip
 
 
 def check_chain(cfg: DictConfig) -> dict:
     """The settings as plain values. Raises ConfigError with every wrong one."""
     plain = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=False)
-    problems = [
-        f"{key}={plain[key]!r}: wanted {describe(kind)}"
-        for key, kind in _KINDS.items()
-        if not matches(plain[key], kind)
-    ]
-    problems += [
-        f"model.{side}={name!r}: wanted a directory or a hub id, or null: that of the pair"
-        for side, name in plain["model"].items()
-        if not matches(name, str | None)
-    ]
-    if not problems:
-        lists = ("seeds", "methods", "tests", "test_seeds")
-        problems += [f"{key}=[]: wanted at least one" for key in lists if not plain[key]]
-        problems += [f"{key}={plain[key]}: wanted each once" for key in lists if len(set(plain[key])) < len(plain[key])]
-        problems += [
-            f"methods: {name}: wanted some of {', '.join(METHODS)}" for name in plain["methods"] if name not in METHODS
-        ]
-        problems += name_problems(name := plain["run"]["name"]) or _place_problem(name, plain["run"]["dir"])
-        problems += [problem for file in plain["tests"] if (problem := _test_problem(file))]
-        problems += [
-            f"{key}={plain[key]}: wanted a positive number of {of}"
-            for key, of in _POSITIVE.items()
-            if plain[key] is not None and plain[key] < 1
-        ]
-        stems = [Path(file).stem for file in plain["tests"]]
-        if len(set(stems)) < len(stems):
-            problems.append(f"tests: the files are columns by their names {', '.join(stems)}; wanted different ones")
-        problems += _pair_problems(plain)
-        problems += [
-            f"overrides: {each}: goes to the teacher's run too, which would train that model: name a teacher that is "
-            f"fine-tuned already (teacher=DIR), or {_OWN_PAIR}"
-            for each in plain["overrides"]
-            if plain["teacher"] is None and _key(each) in _MODELS
-        ]
-        problems += [
-            f"{name}: {each}: KD and MiniLLM alone would learn from that teacher; SeqKD's answers and the table are of "
-            f"teacher={plain['teacher'] or 'null'}. {_ONE_TEACHER}"
-            for name in ("overrides", "teacher_overrides")
-            for each in plain[name]
-            if within(_key(each), _TEACHER)
-        ]
+    if secrets := secret_problems(plain):
+        raise ConfigError(secrets)
+    if problems := value_problems(plain, _KINDS, _POSITIVE):
+        raise ConfigError(problems)
+    for key in _LISTS:
+        if not plain[key] or len(set(plain[key])) < len(plain[key]):
+            problems.append(f"{key}={plain[key]}: wanted at least one, each once")
+    stems = [Path(file).stem for file in plain["tests"]]
+    if len(set(stems)) < len(stems):
+        problems.append(f"tests: the files are columns by their names {', '.join(stems)}; wanted different ones")
+    problems += [problem for file in plain["tests"] if (problem := _test_problem(file))]
+    problems += name_problems(name := plain["run"]["name"]) or _place_problem(name, plain["run"]["dir"])
+    problems += _override_problems(plain)
     if problems:
         raise ConfigError(problems)
     return plain
 
 
-def _key(override: str) -> str:
-    return override.lstrip("+~").split("=")[0]
-
-
-def _pair_problems(plain: dict) -> list[str]:
-    pairs = {file.stem for file in (ROOT / "conf" / "pair").glob("*.yaml")} - {"base"}
-    if plain["pair"] not in pairs:
-        return [f"pair={plain['pair']}: no conf/pair/{plain['pair']}.yaml; {nearest(plain['pair'], pairs)}"]
-    needed = ["student"] if plain["teacher"] else ["student", "teacher"]
+def _override_problems(plain: dict) -> list[str]:
+    names = ("overrides", "teacher_overrides")
+    words = [(name, each.lstrip("+~").split("=")[0]) for name in names for each in plain[name]]
     return [
-        f"model.{side}=null with pair=own: wanted a directory or a hub id"
-        for side in needed
-        if plain["pair"] == "own" and plain["model"][side] is None
+        f"{name}: {key}: stages and table would be of different models; {OWN_PAIR}, or teacher=DIR for one that is "
+        "fine-tuned already, an adapter merged into its base first (docs/recipes.md, A teacher that is an adapter)"
+        for name, key in words
+        if key in _WHOLE or within(key, _MODELS)
     ]
-
-
-def _recipes(plain: dict) -> list[str]:
-    """Stages whose configs are read: SFT's tells the data, whether or not it is run."""
-    stages = {"sft", *plain["methods"]} | (set() if plain["teacher"] else {"teacher"})
-    return sorted(stages | ({"start"} if any(name.startswith("minillm") for name in plain["methods"]) else set()))
-
-
-def composed(plain: dict) -> dict[str, DictConfig]:
-    """The configs of the training stages. Raises ConfigError where one has no place for an override."""
-    found = {}
-    for name in _recipes(plain):
-        recipe = recipe_of(plain, name)
-        try:
-            more = [] if name in ("teacher", "start", "sft") else plain["teacher_overrides"]
-            found[name] = compose_in_conf("train", [*recipe, *plain["overrides"], *more])
-        except HydraException as error:
-            text = f"overrides, in {' '.join(recipe)}: {cli.explain(error, 'train')}"
-            raise ConfigError(text + (f"\nFor other models {_OWN_PAIR}" if "model." in text else "")) from error
-    return found
 
 
 def _place_problem(name: str, folder: str) -> list[str]:
     """Stages are runs of their own, by name."""
     wanted = Path("runs", name)
-    if Path(folder).resolve() == wanted.resolve():
-        found = [each for each in ("config.yaml", "settings.json") if (wanted / each).exists()]
-        return [f"run.name={name}: {wanted} holds another run ({found[0]}); choose another name"] if found else []
-    return [f"hydra.run.dir={folder}: wanted {wanted}, below which the stages go by their run.name; choose run.name"]
+    if Path(folder).resolve() != wanted.resolve():
+        return [f"hydra.run.dir={folder}: wanted {wanted}, below which the stages are; choose run.name"]
+    found = [each for each in ("config.yaml", "settings.json") if (wanted / each).exists()]
+    return [f"run.name={name}: {wanted} holds another run ({found[0]}); choose another name"] if found else []
 
 
 def _test_problem(file: str) -> str | None:
@@ -155,7 +95,7 @@ def _test_problem(file: str) -> str | None:
 @cli.job
 def main(cfg: DictConfig) -> None:
     plain = check_chain(cfg)
-    trained = composed(plain)["sft"]
+    trained = composed("train", [*recipe_of(plain, "sft"), *plain["overrides"]])
     data = OmegaConf.to_container(trained.data, resolve=True)
     if "seqkd" in plain["methods"] and data["val_file"] is None:
         raise ConfigError(
@@ -169,7 +109,7 @@ def main(cfg: DictConfig) -> None:
     records = run_chain(run_dir, with_settings(stages, run_dir), plain["jobs"])
     table = table_of(json.loads((run_dir / "test" / "metrics.json").read_text()), plain["methods"], plain["seeds"])
     out = run_dir / f"{run_dir.name}.json"
-    out.write_text(json.dumps(table | {"settings": plain, "stages": records}, indent=2) + "\n")
+    write_whole(out, json.dumps(table | {"settings": plain, "stages": records}, indent=2) + "\n")
     show_table(table)
     say(f"Wrote {out}: every figure by method and seed")
 

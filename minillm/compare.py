@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -20,16 +20,16 @@ from rich.table import Table
 
 from minillm.common import cli
 from minillm.common.changes import NOTHING, within
-from minillm.common.columns import ABSENT, derived, headings, short, shorts, telling
+from minillm.common.columns import ABSENT, derived, headings, shorts, telling
 from minillm.common.console import say
 from minillm.common.errors import ConfigError, DataError, nearest
 from minillm.common.numbers import count, is_finite
-from minillm.common.read import RunFiles, find_runs, higher_is_better
+from minillm.common.read import STEP, RunFiles, find_runs, higher_is_better
 from minillm.experiments.chart import draw
 
 _FEW = 6  # settings that are all shown where they fit
 _NAME, _CELL = 24, 20  # characters of a run's name and of a setting
-_LISTED = 24  # settings in the list below the table
+_MEANS = 12  # values of a setting whose means are shown
 _USUAL = ("val/reverse_kl", "val/rouge_l", "val/loss")
 
 
@@ -38,22 +38,23 @@ def read_runs(folder: Path) -> list[RunFiles]:
     if not folder.is_dir():
         raise DataError(f"{folder}: no such directory; wanted one with run directories, such as runs/alpha")
     found = find_runs(folder)
-    if not found:
-        raise DataError(f"{folder}: no run in it; a run directory holds config.yaml, metrics.csv and metrics.json")
     if len(found) < 2:
-        raise DataError(f"{folder}: one run only ({found[0].name}); there is nothing to compare it with")
-    return [RunFiles.read(each, str(each.relative_to(folder))) for each in found]
+        there = f"one run only ({found[0].name})" if found else "no run in it"
+        raise DataError(f"{folder}: {there}; wanted two or more, with config.yaml, metrics.csv and metrics.json")
+    return [_validated(RunFiles.read(each, str(each.relative_to(folder)))) for each in found]
+
+
+def _validated(run: RunFiles) -> RunFiles:
+    """The run with the figures of its validations alone: all rows of thousands of runs do not fit into memory."""
+    rows = ({name: value for name, value in row.items() if name == STEP or name.startswith("val/")} for row in run.rows)
+    return replace(run, rows=tuple(row for row in rows if len(row) > 1))
 
 
 def differing(runs: Sequence[RunFiles]) -> list[str]:
     """Settings of which there are two values or more, in the order of the config; runs without a config say nothing."""
     known = [run.settings for run in runs if run.settings]
-    keys = dict.fromkeys(key for settings in known for key in settings)
-    return [
-        key
-        for key in keys
-        if not within(key, NOTHING) and len({repr(settings.get(key, ABSENT)) for settings in known}) > 1
-    ]
+    keys = [key for key in dict.fromkeys(key for settings in known for key in settings) if not within(key, NOTHING)]
+    return [key for key in keys if len({repr(settings.get(key, ABSENT)) for settings in known}) > 1]
 
 
 def value_of(run: RunFiles, figure: str) -> float | None:
@@ -67,16 +68,14 @@ def value_of(run: RunFiles, figure: str) -> float | None:
 
 def choose_figure(runs: Sequence[RunFiles], wanted: str | None) -> str:
     """`wanted`, or what the sweep optimised. Raises ConfigError where no run has it."""
-    there = dict.fromkeys(
-        name for run in runs for name in (*run.figures, *(name for row in run.rows for name in row)) if "/" in name
-    )
+    names = {name for run in runs for row in (run.figures, *run.rows) for name in row if "/" in name}
     if wanted is None:
         optimised = [run.settings.get("optimized_metric") for run in runs]
-        wanted = next((name for name in (*optimised, *_USUAL) if name in there), None)
+        wanted = next((name for name in (*optimised, *_USUAL) if name in names), None)
         if wanted is None:
             raise DataError("no run has been validated yet: metrics.json and metrics.csv hold no figure to compare")
-    if wanted not in there:
-        raise ConfigError(f"--metric {wanted}: no run has it; {nearest(wanted, there)}")
+    if wanted not in names:
+        raise ConfigError(f"--metric {wanted}: no run has it; {nearest(wanted, names)}")
     return wanted
 
 
@@ -86,37 +85,32 @@ def compare(folder: Path, figure: str | None = None, settings: Sequence[str] = (
     Raises:
         DataError, ConfigError: fewer than two runs, or names that no run has.
     """
+    file = out or folder / "compare.png"
+    if out and (out.is_dir() or not out.parent.is_dir()):
+        raise ConfigError(f"--out {out}: wanted a PNG file in a directory that is there")
     runs = read_runs(folder)
     figure = choose_figure(runs, figure)
-    keys = sorted(differing(runs), key=derived)
-    known = dict.fromkeys(key for run in runs for key in run.settings)
+    known = {key for run in runs for key in run.settings}
     if wrong := [key for key in settings if key not in known]:
         raise ConfigError(f"--settings {key}: no run has it; {nearest(key, known)}" for key in wrong)
-    shown = list(settings) or (
-        keys if len(keys) <= _FEW else telling([run.settings for run in runs if run.settings], keys)
-    )
+    keys = sorted(differing(runs), key=derived)
+    few = keys if len(keys) <= _FEW else telling([run.settings for run in runs if run.settings], keys)
+    shown = list(settings) or few
     values = {run.name: value for run in runs if (value := value_of(run, figure)) is not None}
     higher = higher_is_better(figure)
     worst = -math.inf if higher else math.inf
     runs.sort(key=lambda run: values.get(run.name, worst), reverse=bool(higher))
-    better = {True: "higher is better", False: "lower is better", None: ""}[higher]
-    title = f"{len(runs)} runs below {folder}, by {figure}" + (f" ({better})" if better else "")
-    in_table = _show(runs, values, figure, shown, title)
+    title = figure if higher is None else f"{figure} ({'higher' if higher else 'lower'} is better)"
+    in_table = _show(runs, values, figure, shown, f"{len(runs)} runs below {folder}, by {title}")
     for run in runs:
         if run.note:
             say(f"{run.name} {run.state}: {run.note}")
     _show_means(runs, values, figure, shown)
-    _show_rest(runs, [key for key in dict.fromkeys([*shown, *keys]) if key not in in_table])
-    file = out or folder / "compare.png"
-    draw(runs, values, shown, {run.name: _label(run, shown) for run in runs}, figure, better, file)
+    if rest := [key for key in dict.fromkeys([*shown, *keys]) if key not in in_table]:
+        say(f"{len(rest)} more settings differ (--settings KEY,... chooses): {', '.join(rest)}")
+    draw(runs, values, shown, figure, title, file)
     say(f"Wrote {file}")
     return file
-
-
-def _label(run: RunFiles, keys: Sequence[str]) -> str:
-    parts = [f"{name} {short(run.settings[key])}" for key, name in headings(keys).items() if key in run.settings]
-    text = ", ".join(parts) if 0 < len(parts) <= 3 else run.name
-    return short(text, 44)
 
 
 def _show(
@@ -131,10 +125,10 @@ def _show(
     for name, heading in numbers.items():
         found = [values.get(run.name) if name == figure else value_of(run, name) for run in runs]
         columns[heading] = ["-" if value is None else count(value, 4) for value in found]
-    left, shown = get_console().width - 1 - sum(map(_width, columns.items())), []
+    left, shown = get_console().width - 1 - sum(_width(*each) for each in columns.items()), []
     for key, heading in headings(keys).items():
         cells = shorts([run.settings.get(key, ABSENT) if run.settings else "?" for run in runs], _CELL)
-        if (width := _width((heading, cells))) <= left:
+        if (width := _width(heading, cells)) <= left:
             left -= width
             columns[heading] = cells
             shown.append(key)
@@ -147,37 +141,23 @@ def _show(
     return shown
 
 
-def _width(column: tuple[str, Sequence[str]]) -> int:
-    """The column's width with what SIMPLE_HEAD puts between columns. The table has one character more at its end."""
-    heading, cells = column
+def _width(heading: str, cells: Sequence[str]) -> int:
+    """With what SIMPLE_HEAD puts between columns. The table has one character more at its end."""
     return 3 + max(map(len, (heading, *cells)))
-
-
-def _show_rest(runs: Sequence[RunFiles], keys: Sequence[str]) -> None:
-    """A line a setting that differs and is not in the table: its values and how many runs have them."""
-    if not keys:
-        return
-    say(f"Beside these {len(keys)} settings differ (--settings KEY,... chooses those of the table):")
-    for key in keys[:_LISTED]:
-        given = Counter(shorts([run.settings.get(key, ABSENT) for run in runs if run.settings], _CELL))
-        text = f"  {key}: " + ", ".join(f"{value} ({n})" if n > 1 else value for value, n in given.most_common())
-        say(text if len(text) <= get_console().width else f"{text[: get_console().width - 4]} ...")
-    if len(keys) > _LISTED:
-        say(f"  and {len(keys) - _LISTED} more")
 
 
 def _show_means(runs: Sequence[RunFiles], values: dict[str, float], figure: str, keys: Sequence[str]) -> None:
     """A line a setting: the mean of the figure for each of its values, over all else that was varied with it."""
+    there = [run for run in runs if run.name in values and run.settings]
     for key in keys:
+        given = [run.settings.get(key, ABSENT) for run in there]
         groups: dict[str, list[float]] = {}
-        given = {run.name: run.settings.get(key, ABSENT) for run in runs if run.name in values and run.settings}
-        texts = dict(zip(given, shorts(list(given.values()), 28), strict=True))
-        for name in sorted(given, key=lambda name, given=given: _order(given[name])):
-            groups.setdefault(texts[name], []).append(values[name])
-        if len(groups) < 2 or len(groups) == len(given):
-            continue
-        means = [f"{name}: {count(mean(each), 4)} (of {len(each)})" for name, each in groups.items()]
-        say(f"{key}, mean {figure}: " + "; ".join(means[:12]) + ("; ..." if len(means) > 12 else ""))
+        in_order = sorted(zip(map(_order, given), shorts(given, 28), there, strict=True), key=lambda each: each[0])
+        for _, text, run in in_order:
+            groups.setdefault(text, []).append(values[run.name])
+        if 1 < len(groups) < len(there):
+            means = [f"{name}: {count(mean(each), 4)} (of {len(each)})" for name, each in groups.items()]
+            say(f"{key}, mean {figure}: " + "; ".join(means[:_MEANS]) + ("; ..." if len(means) > _MEANS else ""))
 
 
 def _order(value: Any) -> tuple[bool, float, str]:

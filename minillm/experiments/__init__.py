@@ -1,1 +1,1 @@
-"""The paper's runs (`python -m minillm.chain`): stages, its table, a narrow task in miniature."""
+"""The paper's runs in order (`python -m minillm.chain`), sweeps, plans."""

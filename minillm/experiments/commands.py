@@ -2,21 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from omegaconf import OmegaConf
+from hydra.errors import HydraException
+from omegaconf import DictConfig
 
+from minillm.common import cli
 from minillm.common.changes import flat
 from minillm.common.errors import ConfigError
 from minillm.common.overrides import compose_in_conf, override
 from minillm.common.stored import resolved
-from minillm.experiments.children import Stage
+from minillm.experiments.stages import Stage
 from minillm.train.settings import check_config
 
 METHODS = ("sft", "kd", "seqkd", "minillm_nopt", "minillm")
-_MODEL_PATHS = ("source", "adapter", "tokenizer")
+OWN_PAIR = "use pair=own model.student=DIR_OR_ID model.teacher=DIR_OR_ID"
+_MODEL_PATHS = ("student", "teacher", "source", "adapter", "tokenizer")
+
+
+def composed(config: str, words: Sequence[str]) -> DictConfig:
+    """Raises ConfigError: an override has no place there."""
+    try:
+        return compose_in_conf(config, words)
+    except HydraException as error:
+        text = f"overrides, in {' '.join(words[:2])}: {cli.explain(error, config)}"
+        raise ConfigError(text + (f"\nFor other models {OWN_PAIR}" if "model." in text else "")) from error
 
 
 def recipe_of(plain: dict, stage: str) -> list[str]:
@@ -29,59 +41,61 @@ def recipe_of(plain: dict, stage: str) -> list[str]:
 def stages_of(plain: dict, data: dict, validation_tokens: int) -> list[Stage]:
     """Each after what it reads. `plain` are the chain's settings, `data` is the config group of the pair's
     training runs, `validation_tokens` the length of the answers that validate them."""
-    name, methods, runs = plain["run"]["name"], plain["methods"], plain["run"]["dir"]
-
+    name, methods, seeds, runs = plain["run"]["name"], plain["methods"], plain["seeds"], plain["run"]["dir"]
     date = [override("data.date", data["date"])] if data["date"] else []
+    prompts = [override(f"data.{key}", data[key]) for key in ("template", "max_prompt_tokens", "system", "bos")]
+    arguments = flat(data["template_arguments"]).items()
+    prompts += date + [override(f"+data.template_arguments.{key}", each) for key, each in arguments]
 
-    def train(stage: str, seed: int, *overrides: str, reads: tuple[str, ...] = ()) -> Stage:
+    def train(stage: str, seed: int, *overrides: str, reads: Sequence[str] = ()) -> Stage:
         own = stage if stage == "teacher" else f"{stage}-{seed}"
         command = ("train.py", *recipe_of(plain, stage), *plain["overrides"], *date, f"seed={seed}", *overrides)
-        return Stage(own, (*command, f"run.name={name}/{own}"), reads, "student")
+        return Stage(own, (*command, f"run.name={name}/{own}"), tuple(reads), "student")
 
-    teacher, stages = plain["teacher"], []
-    after = ("teacher",)
-    if teacher:
-        after = (teacher,) if Path(teacher).expanduser().exists() else ()
+    def answer(*words: str, tokens: str, limit: str) -> tuple[str, ...]:
+        longest = validation_tokens if plain[tokens] is None else plain[tokens]
+        return (*words, *prompts, f"max_new_tokens={longest}", override("limit", plain[limit]))
+
+    teacher, stages, after = plain["teacher"] or f"{runs}/teacher/student", [], ["teacher"]
+    if plain["teacher"]:
+        after = [teacher] if _exists(teacher) else []
     else:
-        teacher = f"{runs}/teacher/student"
         stages.append(train("teacher", 0))
-    template = [override(f"data.{key}", data[key]) for key in ("template", "max_prompt_tokens", "system", "bos")]
-    template += date
-    template += [
-        override(f"+data.template_arguments.{key}", each) for key, each in flat(data["template_arguments"]).items()
-    ]
     if "seqkd" in methods:
-        command = ["-m", "minillm.generate", override("teacher", teacher), override("data.file", data["train_file"])]
-        tokens = validation_tokens if plain["answer_tokens"] is None else plain["answer_tokens"]
-        command += [*template, f"max_new_tokens={tokens}", override("limit", plain["answer_limit"])]
-        command.append(f"run.name={name}/answers")
-        prompts = (data["train_file"],) if Path(data["train_file"]).expanduser().is_file() else ()
-        stages.append(Stage("answers", tuple(command), (*after, *prompts), "answers.jsonl"))
-    for seed in plain["seeds"]:
+        file = data["train_file"]
+        words = ("-m", "minillm.generate", override("teacher", teacher), override("data.file", file))
+        command = (*answer(*words, tokens="answer_tokens", limit="answer_limit"), f"run.name={name}/answers")
+        stages.append(Stage("answers", command, (*after, *filter(_exists, [file])), "answers.jsonl"))
+    for seed in seeds:
         if any(method.startswith("minillm") for method in methods):
             stages.append(train("start", seed))
         for method in methods:
-            overrides, reads = [], after
             if method == "sft":
-                reads = ()
-            else:
-                overrides += [override("model.teacher.source", teacher), *plain["teacher_overrides"]]
+                stages.append(train(method, seed))
+                continue
+            overrides, reads = [override("model.teacher.source", teacher), *plain["teacher_overrides"]], [*after]
             if method == "seqkd":
                 overrides.append(override("data.train_file", f"{runs}/answers/answers.jsonl"))
-                reads = (*reads, "answers")
+                reads.append("answers")
             if method.startswith("minillm"):
                 overrides.append(override("model.student", f"{runs}/start-{seed}/student"))
-                reads = (*reads, f"start-{seed}")
+                reads.append(f"start-{seed}")
             stages.append(train(method, seed, *overrides, reads=reads))
-    students = [f"{method}-{seed}" for method in methods for seed in plain["seeds"]]
+    students = [f"{method}-{seed}" for method in methods for seed in seeds]
     models = [teacher, *(f"{runs}/{student}/student" for student in students)]
-    tokens = validation_tokens if plain["test_tokens"] is None else plain["test_tokens"]
-    command = ["evaluate.py", override("models", models), override("teacher", teacher), *template]
-    command += [override("data.files", plain["tests"]), override("seeds", plain["test_seeds"])]
-    command += [f"max_new_tokens={tokens}", override("limit", plain["test_limit"])]
-    command += [f"batch_size={plain['test_batch_size']}", f"run.name={name}/test"]
-    stages.append(Stage("test", tuple(command), (*after, *students, *plain["tests"]), "metrics.json"))
-    return stages
+    words = ("evaluate.py", override("models", models), override("teacher", teacher))
+    words += (override("data.files", plain["tests"]), override("seeds", plain["test_seeds"]))
+    words += (f"batch_size={plain['test_batch_size']}", f"run.name={name}/test")
+    command = answer(*words, tokens="test_tokens", limit="test_limit")
+    return [*stages, Stage("test", command, (*after, *students, *plain["tests"]), "metrics.json")]
+
+
+def _path(text: str) -> Path:
+    return Path(text).expanduser()
+
+
+def _exists(text: str) -> bool:
+    return _path(text).exists()
 
 
 def with_settings(stages: list[Stage], run_dir: Path) -> list[Stage]:
@@ -93,33 +107,25 @@ def with_settings(stages: list[Stage], run_dir: Path) -> list[Stage]:
     found, made, problems = [], [(run_dir / stage.name).resolve() for stage in stages], {}
     for stage in stages:
         words = [word for word in stage.command[1:] if "=" in word]
-        cfg = compose_in_conf(stage.config, [*words, override("run.dir", str(run_dir / stage.name))])
-        settings = resolved(cfg)
-        files = []
-        if stage.config == "train":
-            try:
-                check_config(OmegaConf.create(settings | {"resume": "auto"}), elsewhere=True)
-            except ConfigError as error:
-                for problem in error.problems:
-                    problems.setdefault(problem, stage.name)
-            files = [
-                asked
-                for asked in _read_in_training(settings)
-                if (path := Path(asked).expanduser()).exists()
-                and not any(path.resolve().is_relative_to(folder) for folder in made)
-            ]
+        settings = resolved(composed(stage.config, [*words, override("run.dir", str(run_dir / stage.name))]))
+        files = list(filter(_exists, _read_in_training(settings))) if stage.config == "train" else []
+        files = [each for each in files if not any(_path(each).resolve().is_relative_to(folder) for folder in made)]
         found.append(replace(stage, settings=settings, reads=tuple(dict.fromkeys((*stage.reads, *files)))))
+        try:
+            if stage.config == "train":
+                check_config(settings | {"resume": "auto"}, elsewhere=True)
+        except ConfigError as error:
+            problems |= {each: f"{stage.name}: {each}" for each in error.problems if each not in problems}
     if problems:
-        raise ConfigError(f"{stage}: {problem}" for problem, stage in problems.items())
+        raise ConfigError(problems.values())
     return found
 
 
 def _read_in_training(settings: dict) -> Iterator[str]:
     """What a training config names that may be a file or a directory."""
     data, regulariser = settings["data"], settings["regulariser"]
-    yield from (each for each in (data["train_file"], data["val_file"]) if each)
-    if regulariser["enabled"] and regulariser["coefficient"] > 0 and data["corpus_file"]:
-        yield data["corpus_file"]
+    corpus = data["corpus_file"] if regulariser["enabled"] and regulariser["coefficient"] > 0 else None
+    yield from filter(None, (data["train_file"], data["val_file"], corpus))
     for key, value in flat(settings["model"]).items():
-        if isinstance(value, str) and (key in ("student", "teacher") or key.rpartition(".")[2] in _MODEL_PATHS):
+        if isinstance(value, str) and key.rpartition(".")[2] in _MODEL_PATHS:
             yield value

@@ -1,173 +1,221 @@
-"""Commands that depend on one another, each with a record of what it read and made: what is there is skipped, what was
-cut off goes on, two chains do not meet."""
+"""Commands that depend on one another: what is made is skipped, what was cut off goes on, what was made otherwise is
+refused. chain.json records what each was made with."""
 
 from __future__ import annotations
 
 import functools
 import json
+import os
+import signal
+import socket
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TextIO
 
-from minillm.common.child import ROOT
+from rich import get_console
+
+from minillm.common.changes import FIGURES, LONGER, changes, flat, within
+from minillm.common.child import ROOT, Children
 from minillm.common.console import say
-from minillm.common.errors import ConfigError, MinillmError, check
+from minillm.common.errors import ConfigError, Interrupted, MinillmError, check
 from minillm.common.files import fingerprint, write_whole
 from minillm.common.lock import locked
 from minillm.common.numbers import duration
 from minillm.common.read import read_json
-from minillm.experiments.children import Children, Stage
-from minillm.experiments.made import differing
+
+# Of minillm.generate and evaluate.py: what another value does not change. What an evaluation measures may grow.
+_FREE = ("run", "device", "devices", "report", "wandb")
+_GROWS = ("models", "data.files", "suite")
+_EXPORTED = (*FIGURES, "callbacks.record.export")  # nothing to a run that goes on, but another student
+_LAST_LINES = 15  # of the log of a stage that failed
 
 
-def run_chain(run_dir: Path, stages: list[Stage], jobs: int = 1) -> dict[str, dict]:
-    """Make what is missing, `jobs` stages at a time once all that they read is made; the records of all, by name.
+@dataclass(frozen=True)
+class Stage:
+    """`command` follows the interpreter; `reads` are stages and files that it depends on; it makes `result`, a file
+    or a directory below the stage's own. `settings`: the config that the command composes."""
+
+    name: str
+    command: tuple[str, ...]
+    reads: tuple[str, ...]
+    result: str
+    settings: dict = field(default_factory=dict)
+
+    @property
+    def config(self) -> str:
+        """Which config it composes: train, evaluate or generate."""
+        return {"train.py": "train", "evaluate.py": "evaluate"}.get(self.command[0], "generate")
+
+
+def run_chain(run_dir: Path, stages: Sequence[Stage], jobs: int = 1) -> dict[str, dict]:
+    """Make what is missing, `jobs` stages at a time; the records of all, by name. Each of `stages` may read earlier
+    ones.
 
     Raises:
-        ConfigError: results are there that were made otherwise; what can be known of that is said before the first
-            stage begins. Interrupted: by a signal. MinillmError: a stage failed.
+        ConfigError: results are there that were made otherwise; what can be known of that is told before the first
+            stage begins. Interrupted: by a signal. MinillmError: a stage failed, or another chain is at work there.
     """
     (run_dir / "logs").mkdir(parents=True, exist_ok=True)
-    file = run_dir / "chain.json"
-    contents = functools.cache(lambda path: fingerprint(Path(path).expanduser()))  # as they are when the chain begins
-    of = {stage.name: stage for stage in stages}
-    titles = {stage.name: f"[{number}/{len(stages)}] {stage.name}" for number, stage in enumerate(stages, start=1)}
-    with _alone(run_dir) as lock:
-        records = read_records_of(file)
-        children = Children(lock, jobs)
 
-        def inputs_of(stage: Stage) -> dict[str, str | None]:
-            """None for a stage that is not made yet."""
-            return {each: made_now(each) if each in of else contents(each) for each in stage.reads}
+    def busy(note: str) -> None:
+        raise MinillmError(
+            f"{run_dir}: {note}, or a stage that it began, is at work there; wait until it is done or end it "
+            f"(`fuser {run_dir}/lock` names the process), then give the same command again"
+        )
 
-        def made_now(name: str) -> str | None:
-            there = name in records and (run_dir / name / of[name].result).exists()
-            return records[name]["result"] if there else None
+    with locked(run_dir / "lock", busy) as lock:
+        lock.truncate(0)
+        lock.write(f"a chain (process {os.getpid()} on {socket.gethostname()})\n")
+        lock.flush()
+        chain = _Chain(run_dir, stages, lock.fileno())
+        chain.refuse_others(stages)
+        chain.make(jobs)
+    return chain.records
 
-        def record(name: str, **values) -> None:
-            records[name] = records.get(name, {}) | values
-            write_whole(file, json.dumps(records, indent=2) + "\n")
 
-        def made(name: str, seconds: float | None) -> None:
-            result = fingerprint(run_dir / name / of[name].result)
-            seconds = None if seconds is None else round(seconds, 1)
-            record(name, result=result, seconds=seconds, finished=time.strftime("%Y-%m-%d %H:%M:%S"))
-            say(f"{titles[name]}: {'was there, is recorded now' if seconds is None else duration(seconds)}")
+class _Chain:
+    """The stages of a directory, by name, and their records in chain.json. A stage that outlives its chain has `lock`
+    and keeps the next chain out."""
 
-        def begin(stage: Stage) -> None:
-            _refuse_others([stage], run_dir, records, inputs_of)
-            inputs, before, folder = inputs_of(stage), records.get(stage.name), run_dir / stage.name
-            result, grown = folder / stage.result, before is not None and _grown(stage, before, inputs)
-            if before and before["result"] and result.exists() and not grown:
-                return say(f"{titles[stage.name]}: there since {before['finished']}")
-            if before and not grown and result.is_file():
-                # A file is a command's last act; a kill may have come before it was recorded.
-                return made(stage.name, None)
-            # Before it begins: what is cut off may only go on with the same command and inputs.
-            records[stage.name] = {}
-            record(stage.name, command=list(stage.command), inputs=inputs, result=None)
-            if grown:
-                result.unlink(missing_ok=True)  # of fewer models; its command keeps what it was made of
-            log = run_dir / "logs" / f"{stage.name}.log"
-            children.begin(
-                stage, titles[stage.name], _command(stage, folder), log, last=not waiting and not children.running
-            )
+    def __init__(self, run_dir: Path, stages: Sequence[Stage], lock: int):
+        self.run_dir, self.stages, self.lock = run_dir, {stage.name: stage for stage in stages}, lock
+        self.records = _read_records(run_dir / "chain.json")
+        self._content = functools.cache(lambda path: fingerprint(Path(path).expanduser()))  # when the chain begins
 
-        _refuse_others(stages, run_dir, records, inputs_of)
-        waiting = list(stages)
-        with children.forwarding():
+    def made(self, name: str) -> str | None:
+        """The fingerprint of a stage's result, None while it is not made."""
+        there = (self.run_dir / name / self.stages[name].result).exists()
+        return self.records.get(name, {}).get("result") if there else None
+
+    def inputs(self, stage: Stage) -> dict[str, str | None]:
+        return {each: self.made(each) if each in self.stages else self._content(each) for each in stage.reads}
+
+    def record(self, name: str, **values) -> None:
+        self.records[name] = self.records.get(name, {}) | values
+        write_whole(self.run_dir / "chain.json", json.dumps(self.records, indent=2) + "\n")
+
+    def title(self, name: str) -> str:
+        return f"[{list(self.stages).index(name) + 1}/{len(self.stages)}] {name}"
+
+    def log(self, name: str) -> Path:
+        return self.run_dir / "logs" / f"{name}.log"
+
+    def refuse_others(self, stages: Sequence[Stage]) -> None:
+        """Raises ConfigError with all that is there and was made otherwise, as far as the inputs are known."""
+        problems = []
+        for stage in stages:
+            made, folder = self.records.get(stage.name), self.run_dir / stage.name
+            if not made or not folder.exists():
+                continue
+            inputs = self.inputs(stage).items()
+            found = [f"{name} has changed" for name, now in inputs if now and made["inputs"].get(name, now) != now]
+            found += _made_otherwise(stage, made)
+            if found:
+                problems.append(f"{folder}: {'; '.join(found)}. Delete it to make it again, or choose another run.name")
+        if problems:
+            raise ConfigError(problems)
+
+    def make(self, jobs: int) -> None:
+        waiting = list(self.stages.values())
+        shares: dict[str, int] = {}  # which part of the machine each has
+        with Children() as children:
             while waiting or children.running:
-                left = len(waiting)
-                for stage in list(waiting):
-                    busy = {each.name for each in (*waiting, *children.running)}
-                    if not children.full and not busy.intersection(stage.reads):
-                        waiting.remove(stage)
-                        begin(stage)
-                if children.running:
-                    made(*children.next_ended())
-                elif len(waiting) == left:
-                    names = ", ".join(stage.name for stage in waiting)
-                    raise ConfigError(f"{names}: wait for one another; is a file or directory named like a stage?")
-    return records
+                stage = _ready(waiting, children.running) if len(children.running) < jobs else None
+                if stage is None:
+                    self._end(children)
+                    continue
+                waiting.remove(stage)
+                shares[stage.name] = min({*range(jobs)} - {shares[name] for name in children.running})
+                alone = stage.name == list(self.stages)[-1]
+                self._begin(stage, children, _share(shares[stage.name], 1 if alone else jobs))
+
+    def _begin(self, stage: Stage, children: Children, share: dict[str, str]) -> None:
+        """Start it, if it is not made yet."""
+        self.refuse_others([stage])
+        if children.signal:
+            raise self._interrupted(children.signal, children.running)
+        inputs, before, settings = self.inputs(stage), self.records.get(stage.name), stage.settings
+        grown = stage.config == "evaluate" and before and (before["settings"], before["inputs"]) != (settings, inputs)
+        if self.made(stage.name) and not grown:
+            say(f"{self.title(stage.name)}: there since {before['finished']}")
+            return
+        first, *words = stage.command
+        self.record(stage.name, command=[first, *words], settings=settings, inputs=inputs, result=None)
+        if stage.config == "train" and (self.run_dir / stage.name / "config.yaml").exists():
+            words.append("resume=auto")
+        command = [str(ROOT / first) if first.endswith(".py") else first, *words]
+        children.start(stage.name, command, self.log(stage.name), pass_fds=(self.lock,), env=os.environ | share)
+
+    def _end(self, children: Children) -> None:
+        """Wait for a stage and record what it made. Raises Interrupted, or MinillmError: it failed."""
+        running = "  ".join(f"{self.title(name)}  ({self.log(name)})" for name in children.running)
+        with get_console().status(running):
+            name, code = children.next_ended()
+        title, log = self.title(name), self.log(name)
+        if children.signal or code == Interrupted.status:
+            raise self._interrupted(children.signal or "a signal", [name, *children.running])
+        if code:
+            how = f"was killed by signal {-code} ({signal.strsignal(-code)})" if code < 0 else "failed"
+            last = "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-_LAST_LINES:])
+            if children.running:
+                say(f"{title} {how}\nWaiting for stage {' and '.join(children.running)} to save")
+            raise MinillmError(f"{title} {how}; the same command goes on from here.\nThe end of {log}:\n{last}")
+        result = fingerprint(self.run_dir / name / self.stages[name].result)
+        seconds = round(time.monotonic() - children.began[name], 1)
+        self.record(name, result=result, seconds=seconds, finished=time.strftime("%Y-%m-%d %H:%M:%S"))
+        say(f"{title}: {duration(seconds)}")
+
+    def _interrupted(self, by: str, names: Sequence[str]) -> Interrupted:
+        at_work = " and ".join(map(self.title, names))
+        return Interrupted(f"{by} in {at_work}" if at_work else by, then="the same command goes on")
 
 
-def read_records_of(file: Path) -> dict[str, dict]:
-    """What chain.json says of each stage. Raises ConfigError: damaged."""
+def _ready(waiting: Sequence[Stage], running: Sequence[str]) -> Stage | None:
+    """The first that reads nothing of those at work or waiting before it."""
+    unmade = set(running)
+    for stage in waiting:
+        if unmade.isdisjoint(stage.reads):
+            return stage
+        unmade.add(stage.name)
+    return None
+
+
+def _read_records(file: Path) -> dict[str, dict]:
+    """What chain.json says of each stage. Raises ConfigError: damaged, or of an older version."""
     remedy = "delete it, and what is finished is recorded anew"
     records = read_json(file, remedy) or {}
-    fields = {"command": list, "inputs": dict, "result": str | None}
+    fields = {"command": list, "settings": dict, "inputs": dict, "result": str | None}
     for name, each in records.items():
         whole = isinstance(each, dict) and all(isinstance(each.get(key), kind) for key, kind in fields.items())
-        check((whole and all(isinstance(word, str) for word in each["command"]), f"{file}: damaged ({name}); {remedy}"))
+        check((whole, f"{file}: damaged, or of an older version ({name}); {remedy}"))
     return records
 
 
 def begun_on(run_dir: Path) -> str | None:
-    """The date in the commands of the chain there: all its prompts have the same."""
-    records = read_records_of(run_dir / "chain.json")
-    words = [word for record in records.values() for word in record.get("command", []) if word.startswith("data.date=")]
-    return words[0].partition("=")[2].strip("'") if words else None
+    """The date in the settings of the chain there: all its prompts have the same."""
+    dates = (each["settings"].get("data", {}).get("date") for each in _read_records(run_dir / "chain.json").values())
+    return next(filter(None, dates), None)
 
 
-def _command(stage: Stage, folder: Path) -> list[str]:
-    """What follows the interpreter."""
-    command = list(stage.command)
-    if command[0].endswith(".py"):
-        command[0] = str(ROOT / command[0])
-    if stage.command[0] == "train.py" and (folder / "config.yaml").exists():
-        command.append("resume=auto")  # it was cut off
-    return command
+def _made_otherwise(stage: Stage, made: dict) -> list[str]:
+    """Settings that would make another result."""
+    found = changes(flat(made["settings"]), flat(stage.settings))
+    if stage.config == "train":
+        return [str(each) for each in found if each.effect in (None, LONGER) or within(each.key, _EXPORTED)]
+    allowed = _FREE + (_GROWS if stage.config == "evaluate" else ())
+    return [str(each) for each in found if not within(each.key, allowed)]
 
 
-@contextmanager
-def _alone(run_dir: Path) -> Iterator[TextIO]:
-    """A stage that outlives its chain keeps the next chain out."""
+def _share(number: int, jobs: int) -> dict[str, str]:
+    """The environment of one of `jobs` commands at a time: its part of the cores and, if each can have one, of the
+    GPUs."""
+    if jobs == 1:
+        return {}
+    import torch
 
-    def busy(note: str) -> None:
-        raise MinillmError(
-            f"{run_dir}: {note} is at work there; wait until it is done or end it (kill with its number), then give "
-            "the same command again"
-        )
-
-    with locked(run_dir / "lock", busy) as lock:
-        yield lock
-
-
-def _refuse_others(stages: list[Stage], run_dir: Path, records: dict, inputs_of: Callable[[Stage], dict]) -> None:
-    """Raises ConfigError with all that is there and was made otherwise, as far as the inputs are known."""
-    problems = []
-    for stage in stages:
-        made, folder = records.get(stage.name), run_dir / stage.name
-        if not made or not folder.exists():
-            continue
-        was = made["inputs"]
-        found = [
-            f"{name} is another" for name, now in inputs_of(stage).items() if now and was.get(name) not in (None, now)
-        ]
-        if found := found + _made_otherwise(stage, made, folder):
-            problems.append(f"{folder}: {'; '.join(found)}. Delete it to make it again, or choose another run.name")
-    if problems:
-        raise ConfigError(problems)
-
-
-def _made_otherwise(stage: Stage, made: dict, folder: Path) -> list[str]:
-    if stage.settings is not None:
-        finished = bool(made["result"]) and (folder / stage.result).exists()
-        try:
-            return differing(stage.config, stage.settings, folder, finished=finished)
-        except ValueError as error:
-            return [str(error)]
-    before, now = (
-        ", ".join(word for word in command if word not in other)
-        for command, other in ((made["command"], stage.command), (stage.command, made["command"]))
-    )
-    return [f"it was made with {before or 'less'}, now it is {now or 'less'}"] if before or now else []
-
-
-def _grown(stage: Stage, made: dict, inputs: dict) -> bool:
-    """Is it an evaluation of other models or files than before? It adds what is new to what it has measured."""
-    if stage.config != "evaluate":
-        return False
-    return made["command"] != list(stage.command) or made["inputs"].keys() != inputs.keys()
+    share, gpus = {"OMP_NUM_THREADS": str(max(1, torch.get_num_threads() // jobs))}, torch.cuda.device_count()
+    if gpus >= jobs:
+        seen = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(gpus)))
+        share["CUDA_VISIBLE_DEVICES"] = ",".join(seen.split(",")[number::jobs])
+    return share

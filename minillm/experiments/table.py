@@ -22,31 +22,28 @@ NAMES = {
 def table_of(results: dict, methods: list[str], seeds: list[int]) -> dict:
     """From evaluate.py's metrics.json to method -> seed -> test set -> figure (mean over the seeds of sampling), of the
     first decoding. The students are <method>-<seed>/student."""
-    tests = next(iter(results["answers"].values()))
-    teacher = results["teacher"]
-    students = {Path(source).parent.name: source for source in results["models"] if source != teacher}
+    by_test = {Path(file).stem: by_model for file, by_model in next(iter(results["answers"].values())).items()}
+    students = {Path(source).parent.name: source for source in results["models"] if source != results["teacher"]}
 
     def means(source: str) -> dict[str, dict[str, float]]:
         return {
-            Path(file).stem: {name: each["mean"] for name, each in by_model[source]["figures"].items()}
-            for file, by_model in tests.items()
+            test: {name: each["mean"] for name, each in by_model[source]["figures"].items()}
+            for test, by_model in by_test.items()
         }
 
-    table = {"teacher": {"-": means(teacher)}}
-    for method in methods:
-        table[method] = {str(seed): means(students[f"{method}-{seed}"]) for seed in seeds}
-    return {"methods": table, "tests": [Path(file).stem for file in tests]}
+    table = {method: {str(seed): means(students[f"{method}-{seed}"]) for seed in seeds} for method in methods}
+    return {"methods": {"teacher": {"-": means(results["teacher"])}} | table, "tests": list(by_test)}
 
 
-def show_table(table: dict, figure: str = "rouge_l", title: str = "Rouge-L") -> None:
-    """Mean over training seeds with its deviation, and the mean of all test sets."""
+def show_table(table: dict) -> None:
+    """Mean Rouge-L over training seeds with its deviation, and the mean of all test sets."""
     tests = table["tests"]
-    out = Table(title=f"{title}, mean and deviation over training seeds", title_justify="left", box=SIMPLE_HEAD)
+    out = Table(title="Rouge-L, mean and deviation over training seeds", title_justify="left", box=SIMPLE_HEAD)
     out.add_column("method")
     for name in (*tests, "mean"):
         out.add_column(name.removeprefix("test_"), justify="right")
     for method, seeds in table["methods"].items():
-        columns = [[run[test][figure] for run in seeds.values()] for test in tests]
+        columns = [[run[test]["rouge_l"] for run in seeds.values()] for test in tests]
         columns.append([mean(values) for values in zip(*columns, strict=True)])
         out.add_row(NAMES[method], *map(_cell, columns))
     get_console().print(out)

@@ -15,7 +15,7 @@ from minillm.compare import choose_figure, compare, differing, main, read_runs, 
 
 @pytest.fixture
 def sweep(tmp_path, monkeypatch):
-    """gamma x length_norm with val/reverse_kl = 1 - gamma + (not norm) / 2; one failed, one cut off, one stopped."""
+    """gamma x length_norm with val/reverse_kl = 1 - gamma + (not norm) / 2; one failed, one cut off."""
     monkeypatch.setenv("COLUMNS", "300")  # no line is folded
     for number, (gamma, norm) in enumerate([(g, n) for g in (1.0, 0.9, 0.5) for n in (True, False)]):
         folder = tmp_path / f"trial{number}"
@@ -28,8 +28,6 @@ def sweep(tmp_path, monkeypatch):
         lines = "".join(f"{step},{each}\n" for step, each in rows)
         (folder / "metrics.csv").write_text("progress/optimizer_step,val/reverse_kl\n" + lines)
         figures = {"val/reverse_kl": value, "val/rouge_l": 10 * gamma, "steps": 4}
-        if number == 3:
-            figures["stopped_early"] = 4
         if number == 4:
             (folder / "error.txt").write_text("Error: loss is nan\n\nThe command: x\n")
         elif number != 5:
@@ -47,7 +45,7 @@ def test_the_table_is_sorted_and_names_what_is_not_finished(sweep, capsys):
     rows = [line.split() for line in out.splitlines() if line.strip().startswith("trial") and ":" not in line]
     assert [row[0] for row in rows] == ["trial0", "trial2", "trial1", "trial3", "trial5", "trial4"]
     assert rows[0][1:] == ["finished", "0", "10", "1", "true"]
-    assert rows[3][1:3] == ["stopped", "early"] and rows[4][1:3] == ["unfinished", "1"] and rows[5][1] == "failed"
+    assert rows[3][1] == "finished" and rows[4][1:3] == ["unfinished", "1"] and rows[5][1] == "failed"
     assert "objective.length_norm, mean val/reverse_kl: false: 0.7 (of 3); true: 0.05 (of 2)" in out
     assert "trial4 failed: loss is nan" in out
     picture = matplotlib.image.imread(file)
@@ -95,18 +93,17 @@ def test_many_settings_are_readable_in_few_columns(mixed, monkeypatch, capsys, c
     assert [row.split()[1:4] for row in rows] == [
         [f"{12345 + n:,}", "1.5", f"{10.0 ** (-2 - n // 2):g}"] for n in range(6)
     ]
-    below = lines[next(n for n, line in enumerate(lines) if line.startswith("Beside these")) :]
-    assert below[0].startswith(f"Beside these {20 + (columns == 80)} settings differ")
-    assert any(line.startswith("  much.key_02: ") and "absent (3)" in line for line in below)
-    assert ("  data.train_file: " in out) is (columns == 80)
-    assert all(len(line) <= columns for line in below[1:-1])
+    rest = next(line for line in lines if "more settings differ" in line)
+    assert rest.startswith(f"{20 + (columns == 80)} more settings differ (--settings KEY,... chooses): ")
+    assert ("data.train_file" in rest) is (columns == 80) and "much.key_02" in rest
 
 
 def test_named_settings_that_do_not_fit_are_listed(mixed, monkeypatch, capsys):
     monkeypatch.setattr("minillm.compare.get_console", lambda: Console(width=80))
     compare(mixed, None, ["data.train_file", "optim.learning_rate", "run.name"])
     out = shown(capsys)
-    assert "learning_rate" in out.partition("Beside these")[0] and "\n  data.train_file: /data" in out
+    table, _, rest = out.partition("more settings differ")
+    assert "learning_rate" in table and "data.train_file" in rest
     assert "optim.learning_rate, mean" in out and "run.name, mean" not in out  # a mean of one run is none
 
 
@@ -115,12 +112,20 @@ def test_a_broken_file_is_named_and_the_others_are_compared(sweep, capsys):
     (sweep / "trial1" / "config.yaml").write_text("a: [")
     compare(sweep)
     out = " ".join(shown(capsys).split())
-    assert "metrics.json: not JSON" in out and "trial1/config.yaml: cannot be read" in out and "6 runs" in out
+    assert "metrics.json: damaged (" in out and "trial1/config.yaml: cannot be read" in out and "6 runs" in out
+
+
+def test_the_picture_replaces_a_link_and_not_what_it_points_to(sweep):
+    (sweep / "victim").write_text("precious")
+    (sweep / "compare.png").symlink_to(sweep / "victim")
+    matplotlib.image.imread(compare(sweep))
+    assert (sweep / "victim").read_text() == "precious"
 
 
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
+        ([".", "--out", "gone/x.png"], "--out gone/x.png: wanted a PNG file in a directory that is there"),
         (["nowhere"], "nowhere: no such directory"),
         (["empty"], "empty: no run in it"),
         (["single"], "single: one run only"),

@@ -1,15 +1,22 @@
 """What a chain's stages were made with: an edited yaml is found, a chain may grow, and both before a stage begins."""
 
-import json
+import functools
 from types import SimpleNamespace
 
 import pytest
-from omegaconf import OmegaConf
 
-from minillm.common.errors import ConfigError, Interrupted
-from minillm.experiments.children import Children
+from minillm.common.child import Children
+from minillm.common.errors import ConfigError, MinillmError
+from minillm.experiments import commands
 from minillm.experiments.stages import run_chain
 from tests.unit.test_recipe_commands import PLAIN, planned
+
+
+@pytest.fixture(autouse=True)
+def composed_once(monkeypatch):
+    """Composing a config is most of the time here."""
+    once = functools.cache(commands.composed)
+    monkeypatch.setattr(commands, "composed", lambda config, words: once(config, tuple(words)))
 
 
 @pytest.fixture
@@ -17,24 +24,19 @@ def calls(monkeypatch):
     """The stages that are begun; each leaves the settings and the result that its command would."""
     begun = []
 
-    def begin(children, stage, title, command, log, last):
-        begun.append(stage.name)
-        children.running.append(SimpleNamespace(name=stage.name))
-        folder = log.parents[1] / stage.name
+    def start(children, name, command, log, **options):
+        begun.append(name)
+        log.touch()
+        children.running[name], children.began[name] = SimpleNamespace(pid=1), 0.0
+        folder, written = log.parents[1] / name, {"answers": "answers.jsonl", "test": "metrics.json"}
         folder.mkdir(exist_ok=True)
-        if stage.config == "train":
-            OmegaConf.save(OmegaConf.create(stage.settings), folder / "config.yaml")
+        if name not in written:
+            (folder / "config.yaml").touch()
             (folder / "student").mkdir(exist_ok=True)
-            (folder / "student" / "weights").write_text(stage.name)
-        else:
-            assert not (folder / stage.result).exists()
-            left = {key: value for key, value in stage.settings.items() if key not in ("run", "device", "wandb")}
-            left |= {"dtype": "float32", "content": {}}
-            (folder / "settings.json").write_text(json.dumps(left))
-            (folder / stage.result).write_text(str(len(begun)))
+        (folder / written.get(name, "student/weights")).write_text(f"{name} {len(begun) if name == 'test' else ''}")
 
-    monkeypatch.setattr(Children, "begin", begin)
-    monkeypatch.setattr(Children, "next_ended", lambda children: (children.running.pop().name, 1.0))
+    monkeypatch.setattr(Children, "start", start)
+    monkeypatch.setattr(Children, "next_ended", lambda children: (children.running.popitem()[0], 0))
     return begun
 
 
@@ -73,18 +75,18 @@ def test_an_edited_yaml_is_refused_for_all_stages_before_one_begins(tmp_path, ca
     assert not calls
 
 
-def test_what_was_cut_off_is_compared_once_it_has_a_checkpoint(tmp_path, calls):
-    run_chain(tmp_path, stages(tmp_path, methods=["sft"]))
-    (tmp_path / "sft-0" / "student" / "weights").unlink()
+def test_what_was_cut_off_goes_on_with_the_same_settings_or_other_rounding(tmp_path, calls):
+    made = stages(tmp_path, methods=["sft"])
+    run_chain(tmp_path, made)
+    for file in (tmp_path / "sft-0" / "student").iterdir():
+        file.unlink()
     (tmp_path / "sft-0" / "student").rmdir()
-    longer = edited(stages(tmp_path, methods=["sft"]), "sft-0", "optim", learning_rate=0.5)
-    (tmp_path / "sft-0" / "checkpoints").mkdir()
-    (tmp_path / "sft-0" / "checkpoints" / "last.ckpt").touch()
-    with pytest.raises(ConfigError, match="sft-0: optim.learning_rate was 0.003, is 0.5 now"):
-        run_chain(tmp_path, longer)
-    (tmp_path / "sft-0" / "checkpoints" / "last.ckpt").unlink()
     calls.clear()
-    run_chain(tmp_path, [stage for stage in longer if stage.name != "test"])
+    before = made[1].settings["optim"]
+    with pytest.raises(ConfigError, match="sft-0: optim.learning_rate was 0.003, is 0.5 now"):
+        run_chain(tmp_path, edited(made, "sft-0", "optim", learning_rate=0.5))
+    edited(made, "sft-0", "optim", **before)
+    run_chain(tmp_path, edited(made, "sft-0", "strategy", devices=8))
     assert calls == ["sft-0"]
 
 
@@ -105,7 +107,7 @@ def test_what_a_grown_evaluation_would_refuse_is_refused_before_the_first_stage(
     with pytest.raises(ConfigError, match=r"test: seeds was \[10, 20\], is \[10, 20, 30\] now"):
         run_chain(tmp_path, stages(tmp_path, methods=["sft"], seeds=[0, 1], test_seeds=[10, 20, 30]))
     (tmp_path / "t.jsonl").write_text("other rows")
-    with pytest.raises(ConfigError, match="t.jsonl is another"):
+    with pytest.raises(ConfigError, match="t.jsonl has changed"):
         run_chain(tmp_path, stages(tmp_path, methods=["sft"], seeds=[0, 1]))
     assert not calls
 
@@ -114,8 +116,8 @@ def test_a_grown_evaluation_that_was_killed_early_leaves_no_figures_of_before(tm
     run_chain(tmp_path, stages(tmp_path, methods=["sft"]))
     grown = stages(tmp_path, methods=["sft"], tests=[f"{tmp_path}/t.jsonl", f"{tmp_path}/u.jsonl"])
     with monkeypatch.context() as patch:
-        patch.setattr(Children, "begin", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
-        with pytest.raises(Interrupted):
+        patch.setattr(Children, "next_ended", lambda _: (_.running.popitem()[0], -9))
+        with pytest.raises(MinillmError):
             run_chain(tmp_path, grown)
     calls.clear()
     run_chain(tmp_path, grown)

@@ -1,73 +1,32 @@
-"""What surrounds a sweep: the summary, and beginning again when a launcher's process died."""
+"""The summary after a sweep."""
 
 import json
 from dataclasses import asdict
 
-import pytest
-
-from minillm.common.errors import Interrupted, MinillmError
-from minillm.experiments.sweep import Sweep, SweepStart, with_report
+from minillm.experiments.sweep import report
 from minillm.experiments.trials import Outcome
 
 
-class TerminatedWorkerError(Exception):
-    """As joblib's."""
-
-
 def outcomes(folder, *found):
-    (folder / ".trials").mkdir(exist_ok=True)
+    (folder / ".trials").mkdir()
     for each in found:
         (folder / ".trials" / f"{each.number}.json").write_text(json.dumps(asdict(each)))
 
 
-GOOD, STOPPED = Outcome(0, "a-0", "finished", figure=0.5), Outcome(1, "a-1", "stopped early", figure=0.9)
+GOOD, WORSE = (Outcome(n, f"a-{n}", "finished", figure=figure) for n, figure in enumerate((0.5, 0.9)))
 FAILED = Outcome(2, "a-2", "failed", "Error: 2 problems:\n  - x")
 
 
 def test_all_well(tmp_path, capsys):
-    outcomes(tmp_path, GOOD, STOPPED)
-    assert Sweep(tmp_path, "val/reverse_kl").report() is None
+    outcomes(tmp_path, GOOD, WORSE)
+    assert report(tmp_path, "val/reverse_kl") is None
     out = " ".join(capsys.readouterr().out.split())
-    assert "Best val/reverse_kl: 0.5" in out and "a-1 stopped early 0.9" in out
-    Sweep(tmp_path, "val/rouge_l").report()
+    assert "Best val/reverse_kl: 0.5" in out and "a-1 finished 0.9 was there" in out
+    report(tmp_path, "val/rouge_l")
     assert "Best val/rouge_l: 0.9" in " ".join(capsys.readouterr().out.split())
 
 
-@pytest.mark.parametrize(("deaths", "calls"), [(0, 1), (2, 3), (9, 4)])
-def test_a_sweep_begins_again_when_a_process_of_the_launcher_died(tmp_path, deaths, calls):
+def test_a_failed_trial_is_named_with_its_reason(tmp_path):
     outcomes(tmp_path, GOOD, FAILED)
-    seen = []
-
-    def main():
-        SweepStart.swept = Sweep(tmp_path, "val/reverse_kl")
-        seen.append(1)
-        if len(seen) <= deaths:
-            raise TerminatedWorkerError("killed")
-
-    with pytest.raises(MinillmError, match=r"1 of 2 trials did not finish.*\n  - a-2: failed. Error: 2 problems") as e:
-        with_report(main)()
-    assert len(seen) == calls and ("TerminatedWorkerError: killed" in str(e.value)) is (deaths == 9)
-
-
-def test_an_interrupted_sweep_says_what_goes_on(tmp_path):
-    def interrupted(swept):
-        SweepStart.swept = swept
-        raise KeyboardInterrupt
-
-    with pytest.raises(Interrupted, match="interrupted by a signal; the same command goes on"):
-        with_report(lambda: interrupted(Sweep(tmp_path, "val/reverse_kl")))()
-    with pytest.raises(KeyboardInterrupt):
-        with_report(lambda: interrupted(None))()
-
-
-def test_other_errors_and_single_runs_pass_through(tmp_path):
-    def broken():
-        SweepStart.swept = Sweep(tmp_path, "val/reverse_kl")
-        raise KeyError("a bug")
-
-    outcomes(tmp_path, GOOD)
-    with pytest.raises(KeyError):
-        with_report(broken)()
-    with pytest.raises(TerminatedWorkerError):  # of a single run
-        with_report(lambda: (_ for _ in ()).throw(TerminatedWorkerError()))()
-    assert with_report(lambda: None)() is None
+    said = "1 of 2 trials did not finish; the same command goes on:\n  - a-2: failed. Error: 2 problems:\n    - x"
+    assert report(tmp_path, "val/reverse_kl") == said

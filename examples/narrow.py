@@ -1,4 +1,4 @@
-"""python -m minillm.experiments.narrow DIR: an instruction task made up for `make reproduce`, with a small tokenizer.
+"""python -m examples.narrow DIR: an instruction task made up for `make reproduce`, with a small tokenizer.
 
 Word lists to copy, reverse, sort and count, and pairs of things to describe, of which many descriptions are right. A
 small transformer learns it in minutes from nothing, a smaller one learns it less well: a teacher and its student.
