@@ -1,30 +1,29 @@
-"""One command at a time in a run's directory."""
+"""A run's directory: one command at a time works in it, and checkpoints are written straight to the disk."""
 
 from __future__ import annotations
 
-import errno
 import os
-import socket
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import NoReturn
+
+import torch
+from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from minillm.common.console import say
 from minillm.common.errors import ConfigError
 from minillm.common.lock import locked
+from minillm.common.saved import load_saved
 from minillm.parallel import on_first
 
 LOCK = ".lock"  # not `lock`, which is a sweep's: it holds that one while its trial, a command of its own, is at work
 _PATIENCE = 10.0  # seconds: the processes of a run that was killed a moment ago may still be ending
-_UNKNOWN = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL)  # no locks on this file system
 
 
 @contextmanager
-def holding(run_dir: Path) -> Iterator[None]:
-    """Rank 0 holds the run's directory meanwhile; called by all ranks. Where the file system knows no locks that is
-    said, and the run goes on without.
+def run_lock(run_dir: Path) -> Iterator[None]:
+    """Rank 0 holds the run's directory meanwhile; called by all ranks. Where the file system has no locks a warning is
+    printed, and the run goes on without.
 
     Raises:
         ConfigError: another command is at work there. (FirstFailed on the other ranks.)
@@ -35,40 +34,41 @@ def holding(run_dir: Path) -> Iterator[None]:
 
 
 def _take(file: Path, held: ExitStack) -> None:
-    end = time.monotonic() + _PATIENCE
+    def busy(note: str) -> None:
+        raise ConfigError(
+            f"run.name: another command is at work in {file.parent}; wait until it is done or end it, or choose "
+            "another run.name"
+        )
+
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-    except OSError:
-        return  # refused by the build
-    while True:
+        held.enter_context(locked(file, busy, _PATIENCE))
+        held.callback(file.unlink, missing_ok=True)
+    except (OSError, NotImplementedError) as error:
+        if os.access(file.parent, os.W_OK):  # else the build refuses it
+            why = getattr(error, "strerror", None) or error
+            say(f"WARNING: {file.parent} cannot be locked ({why}); a second command there would not be noticed")
+
+
+class CheckpointFile(TorchCheckpointIO):
+    """Lightning's own goes by a copy in memory and one in /tmp, and reads with the default of torch.load."""
+
+    def save_checkpoint(self, checkpoint, path, storage_options=None) -> None:
+        """Raises OSError: it cannot be written; what was written is removed."""
         try:
-            with ExitStack() as attempt:
-                lock = attempt.enter_context(locked(file, lambda note: _busy(file.parent, note)))
-                if os.fstat(lock.fileno()).st_ino != file.stat().st_ino:
-                    raise FileNotFoundError(file)
-                lock.truncate(0)
-                lock.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-                lock.flush()
-                attempt.callback(file.unlink, missing_ok=True)
-                held.enter_context(attempt.pop_all())
-                return
-        except ConfigError:
-            if time.monotonic() > end:
-                raise
-            time.sleep(0.2)
-        except FileNotFoundError:  # its holder has removed it since we opened it
-            continue
-        except OSError as error:
-            if error.errno in _UNKNOWN:
-                say(
-                    f"WARNING: {file.parent} cannot be locked ({error.strerror}); a second command with the same "
-                    "run.name would not be noticed"
-                )
-            return  # one that cannot be written is refused by the build
+            with open(path, "wb") as stream:
+                torch.save(checkpoint, stream)
+        except (OSError, RuntimeError) as error:
+            Path(path).unlink(missing_ok=True)
+            raise _disk_error(error) from error
+
+    def load_checkpoint(self, path, map_location=None, weights_only=True) -> dict:
+        return load_saved(path, mapped=False)
 
 
-def _busy(run_dir: Path, note: str) -> NoReturn:
-    raise ConfigError(
-        f"run.name: {note or 'another process'} is at work in {run_dir}; wait until it is done or end it, or choose "
-        "another run.name"
-    )
+def _disk_error(error: BaseException) -> BaseException:
+    """torch's writer, when it closes, hides what the disk said behind a RuntimeError of its own."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, OSError):
+        cause = cause.__cause__ or cause.__context__
+    return error if cause is None else OSError(cause.errno, os.strerror(cause.errno or 0))

@@ -34,7 +34,7 @@ def rollout_figures(rollout: Rollout, stop_ids: Sequence[int], seconds: float) -
 
 
 class Watched:
-    """An objective, of which each call leaves log q(y) now minus log q(y) at sampling, [N], in `gaps`."""
+    """An objective of which each call adds log q(y) now minus log q(y) at sampling, [N], to `gaps`."""
 
     def __init__(self, objective: Objective, gaps: list[Tensor]):
         self._objective, self._gaps, self.needs = objective, gaps, objective.needs

@@ -5,19 +5,21 @@ from __future__ import annotations
 import json
 import logging
 import warnings
+from typing import TYPE_CHECKING
 
-from lightning.pytorch.loggers import WandbLogger
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
+from minillm.common import cli
 from minillm.common.errors import Interrupted
 from minillm.common.machine import on_cuda
+from minillm.common.overrides import override
 from minillm.common.ranks import in_a_worker, rank
-from minillm.common.stored import composed_of, resolved
-from minillm.models import Pair
-from minillm.parallel import agree, barrier, join, launch, leave
-from minillm.train.build import Run, build
-from minillm.train.directory import holding
-from minillm.train.settings import Settings, check_config
+from minillm.common.stored import resolved
+from minillm.train.settings import Settings, assemble, check_values
+
+if TYPE_CHECKING:
+    from minillm.models import Pair
+    from minillm.train.build import Run
 
 
 def fit(cfg: DictConfig, *, command: str, began: float) -> dict[str, float]:
@@ -27,17 +29,20 @@ def fit(cfg: DictConfig, *, command: str, began: float) -> dict[str, float]:
         command: what the user typed, for the model card. began: seconds since the epoch.
 
     Raises:
-        MinillmError: see `check_config` and `build`.
+        MinillmError: see `check_values`, `assemble` and `build`.
     """
-    job = {"task": "train", "cfg": resolved(cfg), "command": command, "began": began}
-    cuda = on_cuda(OmegaConf.select(cfg, "trainer.accelerator", default="auto"))
+    plain = resolved(cfg)
+    check_values(plain, command)  # a wrong one is answered before torch is imported
+    cli.prepare()
+    from minillm.parallel import agree, join, launch, leave
+
+    cuda = on_cuda(plain["trainer"].get("accelerator", "auto"))
     if in_a_worker():
         join(cuda=cuda)
-        job = agree(job)  # a run's name may hold the time
-        cfg = composed_of(job["cfg"])
-    settings = check_config(cfg, command=job["command"], began=job["began"])
+        plain, command, began = agree((plain, command, began))  # a run's name may hold the time
+    settings = assemble(plain, check_values(plain, command), command=command, began=began)
     if settings.strategy.world_size > 1 and not in_a_worker():
-        launch(settings.strategy.devices_here, job, cuda=cuda)
+        launch(settings.strategy.devices_here, [override("run.name", plain["run"]["name"])], cuda=cuda)
     else:
         train(settings)
         leave()
@@ -50,9 +55,15 @@ def train(settings: Settings, pair: Pair | None = None) -> Run:
     Raises:
         MinillmError: see `build`; Interrupted: by a signal, its state saved.
     """
+    from lightning.pytorch.loggers import WandbLogger
+
+    from minillm.parallel import barrier
+    from minillm.train.build import build
+    from minillm.train.directory import run_lock
+
     for name in ("lightning.pytorch", "lightning.fabric"):  # they turn themselves up when they are imported
         logging.getLogger(name).setLevel(logging.ERROR)
-    with holding(settings.run_dir), warnings.catch_warnings():
+    with run_lock(settings.run_dir), warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="lightning")
         run = build(settings, pair)
         # Before the fit: at its end Lightning puts back what was there. So they stay until the process ends, and a

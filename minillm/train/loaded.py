@@ -11,57 +11,51 @@ from minillm.train.settings import Settings
 
 
 def check_lengths(settings: Settings, pair: Pair) -> None:
-    """Raise ConfigError where prompt and answer, or a corpus block, are too long for a model, see `too_long`."""
+    """Raise ConfigError where prompt and answer, or a corpus block, are too long for a model, see `too_long`, or its
+    layers cannot be split over the tensor-parallel devices."""
     on_policy, validation = isinstance(settings.regime, OnPolicy), settings.callbacks.get("validation")
-    answers = {
-        "callbacks.validation.max_new_tokens": validation.max_new_tokens if validation else 0,
-        "sampler.max_new_tokens": settings.sampler.max_new_tokens if on_policy else 0,
-    }
-    longest = {
-        f"data.max_prompt_tokens + {name}": settings.data.max_prompt_tokens + length for name, length in answers.items()
-    }
+    prompt, n_prompt = "data.max_prompt_tokens", settings.data.max_prompt_tokens
+    longest = {}
+    if validation:
+        longest[f"{prompt} + callbacks.validation.max_new_tokens"] = n_prompt + validation.max_new_tokens
+    if on_policy:
+        longest[f"{prompt} + sampler.max_new_tokens"] = n_prompt + settings.sampler.max_new_tokens
     if not on_policy or (settings.start.steps and settings.start.responses == "reference"):
         longest["data.max_tokens (null: max_prompt_tokens + max_response_tokens)"] = settings.data.longest
     if settings.regulariser.on:
         longest["data.block_size"] = settings.data.block_size
-    networks = [pair.student] if pair.teacher is None else [pair.student, pair.teacher.network]
+    networks = {"student": pair.student} | ({} if pair.teacher is None else {"teacher": pair.teacher.network})
+    size = settings.strategy.tensor_parallel_size
     check(
         *(
             (why is None, f"{name}={length}: {why}")
             for name, length in longest.items()
-            for why in dict.fromkeys(too_long(network.config, length) for network in networks)
-        )
-    )
-
-
-def check_split(settings: Settings, pair: Pair) -> None:
-    """Raise ConfigError where a model's layers cannot be split over the tensor-parallel devices."""
-    size = settings.strategy.tensor_parallel_size
-    if size == 1:
-        return
-    sides = {"student": pair.student} | ({} if pair.teacher is None else {"teacher": pair.teacher.network})
-    shapes = {side: Architecture.of(network.config) for side, network in sides.items()}
-    check(
+            for why in dict.fromkeys(too_long(network.config, length) for network in networks.values())
+        ),
         *(
             (False, f"strategy.tensor_parallel_size={size}, model.{side}: {problem}")
-            for side, shape in shapes.items()
-            for problem in split_problems(shape, size)
-        )
+            for side, network in networks.items()
+            if size > 1
+            for problem in split_problems(Architecture.of(network.config), size)
+        ),
     )
 
 
-def check_monitor(settings: Settings, pair: Pair, validation: PromptSet) -> None:
-    """Raise ConfigError where the best checkpoint would be chosen by a figure that validation cannot measure."""
-    checkpoints = settings.callbacks.get("checkpoints")
-    if checkpoints is None or settings.callbacks["record"].export != "best":
-        return
+def check_references(settings: Settings, pair: Pair, train: PromptSet, validation: PromptSet) -> None:
+    """Raise ConfigError where the supervised start, or the choice of the best checkpoint, lacks references."""
+    start, checkpoints = settings.start, settings.callbacks.get("checkpoints")
     references, teacher = validation.has_references, pair.teacher is not None
     measured = {"rouge_l": references or teacher, "loss": references, "reverse_kl": teacher}
+    chooses = checkpoints is not None and settings.callbacks["record"].export == "best"
     check(
         (
-            measured[checkpoints.monitor],
-            f"callbacks.checkpoints.monitor={checkpoints.monitor}: the validation of this run measures "
+            not start.steps or start.responses == "teacher" or train.has_references,
+            "start.responses=reference: not every training prompt has a reference; use start.responses=teacher",
+        ),
+        (
+            not chooses or measured[checkpoints.monitor],
+            f"callbacks.checkpoints.monitor={chooses and checkpoints.monitor}: the validation of this run measures "
             f"{', '.join(name for name in measured if measured[name]) or 'none of them'}; loss needs a reference in "
             "every row of data.val_file, reverse_kl a teacher, rouge_l one of the two",
-        )
+        ),
     )

@@ -1,28 +1,33 @@
-"""On-policy distillation: rollouts from the (mixed) student, then inner epochs of the reverse-KL objective with L_PT.
+"""On-policy distillation: rollouts from the (mixed) student, then inner epochs of the objective with L_PT.
 
 One training_step is one rollout with all its optimizer steps, so that a batch boundary is a rollout boundary: a
 checkpoint needs weights, optimizer and three integers. All randomness is a function of (seed, round, row).
+
+Axes: B rows of a rollout, S optimizer steps of a round, M corpus blocks, L their length, N tokens.
 """
 
 from __future__ import annotations
 
+import copy
 from collections import defaultdict
+from dataclasses import fields, replace
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 from torch.profiler import record_function
 
 from minillm.common.machine import Phases
 from minillm.common.seeding import seed_for
-from minillm.common.types import Experience, LossOutput, Rollout, TrainBatch
+from minillm.common.types import Experience, LossOutput, PromptBatch, Rollout, TrainBatch
 from minillm.models import LanguageModel, Pair
-from minillm.objectives import CrossEntropy, Objective, PretrainLoss
-from minillm.objectives.linear_loss import LinearLoss, Side
-from minillm.rollout import Sampler, prepared, with_teacher
+from minillm.objectives import START, CrossEntropy, Objective, PretrainLoss
+from minillm.objectives.chunked import Side
+from minillm.objectives.linear_loss import LinearLoss
+from minillm.parallel import Group
+from minillm.rollout import Sampler, answer_logprobs, prepared, with_costs, with_teacher
 from minillm.rollout.micro_batch import MicroBatch, micro_batches
 from minillm.train.figures import Watched, log_ratio, rollout_figures
-from minillm.train.finite import Concerned
-from minillm.train.joining import joined
 from minillm.train.optim import Optim
 from minillm.train.regime import OnPolicy
 from minillm.train.start import SupervisedStart
@@ -55,7 +60,15 @@ class OnPolicyDistillation(TrainingModule):
         self.objective, self.sampler, self.regulariser = objective, sampler, regulariser
         self.regime, self.start, self.seed = regime, start, seed
         self.round = self.start_step = 0
+        if START in objective.needs:  # before a checkpoint is loaded
+            self.reference = LanguageModel(copy.deepcopy(pair.student), pair.n_vocab).frozen()
+        self.keep_hidden = regime.teacher_states == "keep"
+        self._begin_round()
+
+    def _begin_round(self) -> None:
         self.phases = Phases(self.device)
+        # Sums over the optimizer steps that were made: of this rank, and of figures that are the same on all ranks.
+        self._losses, self._same, self._n_made = defaultdict(float), defaultdict(float), 0
 
     @property
     def in_start(self) -> bool:
@@ -78,8 +91,11 @@ class OnPolicyDistillation(TrainingModule):
 
     def training_step(self, batch: TrainBatch, batch_idx: int) -> None:
         self.student.train()  # dropout is off in the config
-        self.phases = Phases(self.device)
-        self.metrics = self._start_round(batch) if self.in_start else self._distill_round(batch)
+        self._begin_round()
+        figures = self._start_round(batch) if self.in_start else self._distill_round(batch)
+        sums = self.group.total(self._losses) | self._same
+        means = {name: float(value) / max(1, self._n_made) for name, value in sums.items()}
+        self.metrics = means | self.finite.metrics() | figures | self.phases.metrics()
         self.round = batch.prompts.index + 1
         if self.step >= self.regime.max_steps:
             self.trainer.should_stop = True
@@ -88,48 +104,33 @@ class OnPolicyDistillation(TrainingModule):
 
     def _start_round(self, batch: TrainBatch) -> dict[str, float]:
         mine = self.group.share(range(len(batch.prompts)))
+        options = dict(rows=mine, keep_hidden=self.keep_hidden, interrupt=self.interrupt)
         with self.whole_weights():
             with self.phases("rollout"):
-                answers = self.start.answers(
-                    batch.prompts,
-                    self.pair,
-                    self.sampler,
-                    self.seed,
-                    rows=mine,
-                    keep_hidden=self._keep,
-                    interrupt=self.interrupt,
-                )
+                answers = self.start.answers(batch.prompts, self.pair, self.sampler, self.seed, **options)
             with self.phases("score"):
                 if self.start.kd_ratio > 0:
                     answers = self._with_teacher(answers)
         self.stop_if_asked()  # nothing has changed since the round began
         answers = joined(answers, batch.prompts, self.group)
-        sums, own, n_steps = defaultdict(float), defaultdict(float), 0
         for rows in torch.arange(len(answers)).split(self.start.minibatch_size):
             if not self.in_start:
                 break
             with self.phases("update"):
-                minibatch = answers.rows(rows.to(self.device))
-                losses = self._start_gradients(minibatch)
-                rate = self.start.rate(self.start_step)
-                norm = self._update(rate, losses, minibatch, batch.prompts.records, rows)
-                if norm is not None:
-                    _add(sums, losses)
-                    _add(own, {"optim/grad_norm": norm})
+                rows = rows.to(self.device)
+                losses = self._start_gradients(answers.rows(rows))
+                self._update(losses, self.start.rate(self.start_step), batch.prompts.records, rows)
             self.start_step += 1
-            n_steps += 1
         if not self.in_start:
             # MiniLLM begins with a fresh optimizer, as from the checkpoint of a separate supervised run.
             self.optimizers().optimizer.state.clear()
-        means = _means(self.group.total(sums) | own, n_steps - self.finite.skipped)
-        return means | self.finite.metrics() | self.phases.metrics()
+        return {}
 
     def _start_gradients(self, minibatch: Rollout) -> dict[str, Tensor]:
         objective, normaliser = CrossEntropy(self.start.kd_ratio), minibatch.response_mask_BR.sum()
         sums = defaultdict(float)
         for micro, factor in self.my_share(self._micro_batches(minibatch)):
-            output = self._gradients(objective, micro, normaliser, factor)
-            _add(sums, {"start/loss": output.loss})
+            _add(sums, {"start/loss": self._gradients(objective, micro, normaliser, factor)["loss"]})
         return sums
 
     # -- MiniLLM --------------------------------------------------------------------------------------------------
@@ -138,44 +139,43 @@ class OnPolicyDistillation(TrainingModule):
         """Answers from p~ = alpha p + (1 - alpha) q, with both models' log-probs and the teacher's hidden states."""
         mine = self.group.share(range(len(batch.prompts)))
         seeds = [seed_for(self.seed, "rollout", batch.prompts.index, row) for row in mine]
-        ends = dict(stop_ids=self.pair.stop_ids, pad_id=self.pair.pad_id, keep_hidden=self._keep)
-        ends |= dict(interrupt=self.interrupt)
+        ends = dict(stop_ids=self.pair.stop_ids, pad_id=self.pair.pad_id)
+        options = dict(keep_hidden=self.keep_hidden, interrupt=self.interrupt)
         with self.whole_weights():
             with self.phases("rollout"):
                 prompts = batch.prompts.rows(mine)
-                rollout = self.sampler.rollout(self.model, self.pair.teacher, prompts, seeds, **ends)
+                rollout = self.sampler.rollout(self.model, self.pair.teacher, prompts, seeds, **ends, **options)
             with self.phases("score"):
                 rollout = self._with_teacher(rollout)
+                models, limit = (self.model, self.pair.teacher), dict(max_tokens=self.regime.microbatch_tokens)
+                rollout = with_costs(rollout, *models, self.objective, self.linear_loss, **limit)
+                if self.reference is not None:
+                    start_BR, _ = answer_logprobs(self.reference, rollout, self.linear_loss, **limit)
+                    rollout = replace(rollout, start_logprobs_BR=start_BR)
         return joined(rollout, batch.prompts, self.group)
 
     def _distill_round(self, batch: TrainBatch) -> dict[str, float]:
         rollout = self.rollout(batch)
         self.stop_if_asked()  # nothing has changed since the round began
-        experience = prepared(rollout, self.objective)
-        self.finite.look(self, experience, batch.prompts.records)
-        sums, own, n_steps = defaultdict(float), defaultdict(float), 0
+        experience, records_B = prepared(rollout, self.objective), batch.prompts.records
+        self.finite.check_rollout(self, experience, records_B)
         gaps: list[Tensor] = []
+        first = self.step
         with self.phases("update"), self.pair.teacher.body_away():
             for epoch in range(self.regime.inner_epochs):
                 generator = torch.Generator().manual_seed(seed_for(self.seed, "inner", batch.prompts.index, epoch))
                 for rows in torch.randperm(len(rollout), generator=generator).split(self.regime.minibatch_size):
                     if self.step >= self.regime.max_steps:
                         break  # the last rollout is cut at max_steps
-                    minibatch = experience.rows(rows.to(self.device))
-                    losses = self._policy_gradients(minibatch, gaps if n_steps == 0 else None)
+                    rows = rows.to(self.device)
+                    losses = self._policy_gradients(experience.rows(rows), gaps if self.step == first else None)
                     if self.regulariser.on:
-                        losses |= self._corpus_gradients(batch.corpus_SML[n_steps])
+                        losses |= self._corpus_gradients(batch.corpus_SML[self.step - first])
                     rate = self.optim.rate(self.step, self.regime.max_steps)
-                    norm = self._update(rate, losses, minibatch, batch.prompts.records, rows)
-                    if norm is not None:
-                        _add(sums, losses)
-                        _add(own, {"optim/grad_norm": norm, "optim/learning_rate": rate})
+                    self._update(losses, rate, records_B, rows, {"optim/learning_rate": rate})
                     self.step += 1
-                    n_steps += 1
-        means = _means(self.group.total(sums) | own, n_steps - self.finite.skipped)
         figures = rollout_figures(rollout, self.pair.stop_ids, self.phases.seconds["rollout"])
-        figures |= log_ratio(gaps, self.group)
-        return means | self.finite.metrics() | figures | self.phases.metrics()
+        return figures | log_ratio(gaps, self.group)
 
     def _policy_gradients(self, minibatch: Experience, gaps: list[Tensor] | None = None) -> dict[str, Tensor]:
         """Add the gradients of a mini-batch. `gaps` gets log q(y) now minus log q(y) at sampling, [N] at a time."""
@@ -186,8 +186,8 @@ class OnPolicyDistillation(TrainingModule):
             if local:
                 normaliser = torch.tensor(len(micro) * len(micros))
             objective = self.objective if gaps is None or not factor else Watched(self.objective, gaps)
-            output = self._gradients(objective, micro, normaliser, factor, minibatch.temperature)
-            _add(sums, {"train/loss": output.loss} | {f"train/{k}": v for k, v in output.parts.items()})
+            found = self._gradients(objective, micro, normaliser, factor, minibatch.temperature)
+            _add(sums, {f"train/{name}": value for name, value in found.items()})
         return sums
 
     def _corpus_gradients(self, blocks_ML: Tensor) -> dict[str, Tensor]:
@@ -202,19 +202,16 @@ class OnPolicyDistillation(TrainingModule):
 
             with torch.no_grad():
                 teacher = side(self.pair.teacher) if self.regulariser.needs else None
-            ids_N = ids_ML[:, 1:].flatten()
-            output = self._backward(self.regulariser, side(self.model), teacher, ids_N, {}, n_tokens, factor)
-            _add(sums, {"train/pretrain": output.loss})
+            student, ids_N = side(self.model), ids_ML[:, 1:].flatten()
+            with record_function("update: heads and loss"):
+                output = self.linear_loss(self.regulariser, student, teacher, ids_N, normaliser=n_tokens)
+            _add(sums, {"train/pretrain": self._backward(output, factor)["loss"]})
         return sums
 
     # -- shared ---------------------------------------------------------------------------------------------------
 
-    @property
-    def _keep(self) -> bool:
-        return self.regime.teacher_states == "keep"
-
     def _with_teacher(self, rollout: Rollout) -> Rollout:
-        limits = dict(max_tokens=self.regime.microbatch_tokens, keep_hidden=self._keep)
+        limits = dict(max_tokens=self.regime.microbatch_tokens, keep_hidden=self.keep_hidden)
         return with_teacher(rollout, self.pair.teacher, self.linear_loss, **limits)
 
     def _micro_batches(self, minibatch: Rollout, balanced: bool = True) -> list[MicroBatch]:
@@ -224,49 +221,47 @@ class OnPolicyDistillation(TrainingModule):
 
     def _gradients(
         self, objective: Objective, micro: MicroBatch, normaliser: Tensor, factor: float, temperature: float = 1.0
-    ) -> LossOutput:
-        """Add the objective's gradients over the counted tokens of a micro-batch."""
-        teacher = None
-        if objective.needs and self._keep:
-            teacher = Side(micro.take(micro.rollout.teacher_hidden_BRH), self.pair.teacher.head(temperature))
-        elif objective.needs:
-            with torch.no_grad():
-                teacher = micro.side(self.pair.teacher, temperature)
-        ids_N = micro.take(micro.rollout.response_ids_BR)
-        constants = {name: micro.take(each) for name, each in getattr(micro.rollout, "constants", {}).items()}
-        with record_function("update: student"):
-            student = micro.side(self.model, temperature)
-        return self._backward(objective, student, teacher, ids_N, constants, normaliser, factor)
+    ) -> dict[str, Tensor]:
+        models = (self.model, self.pair.teacher)
+        return self._backward(micro.loss(self.linear_loss, objective, *models, normaliser, temperature), factor)
 
-    def _backward(self, objective, student, teacher, ids_N, constants, normaliser, factor) -> LossOutput:
-        with record_function("update: heads and loss"):
-            output = self.linear_loss(objective, student, teacher, ids_N, constants, normaliser=normaliser)
+    def _backward(self, output: LossOutput, factor: float) -> dict[str, Tensor]:
+        """Add gradients; returns the loss and its parts, times the factor."""
         with record_function("update: backward"):
             self.manual_backward(output.loss * factor)
-        parts = {name: value * factor for name, value in output.parts.items()}
-        return LossOutput(output.loss.detach() * factor, parts)
+        return {name: value * factor for name, value in {"loss": output.loss.detach(), **output.parts}.items()}
 
     def _update(
-        self, rate: float, losses: dict[str, Tensor], minibatch: Rollout, records: Tensor, rows: Tensor
-    ) -> Tensor | None:
-        """Make an optimizer step; returns the norm of the gradients, None where the step was skipped."""
+        self, losses: dict[str, Tensor], rate: float, records_B: Tensor, rows: Tensor, figures: dict | None = None
+    ) -> None:
+        """Make an optimizer step, unless a number is not finite, and add up its losses and figures."""
         optimizer = self.optimizers()
-
-        def concerned() -> Concerned:
-            return Concerned.of(minibatch, records[rows.to(records.device)])
-
         with record_function("update: optimizer"):
             self.sum_gradients()
-            norm = self.finite.norm(self, optimizer, losses, concerned)
-            if norm is not None:
-                self.optim.step(optimizer, norm, rate)
-        return norm
+            norm = self.finite.norm(self, optimizer, losses, records_B[rows])
+            if norm is None:
+                return
+            self.optim.step(optimizer, norm, rate)
+        _add(self._losses, losses)
+        _add(self._same, {"optim/grad_norm": norm, **(figures or {})})
+        self._n_made += 1
+
+
+def joined(mine: Rollout, prompts: PromptBatch, group: Group) -> Rollout:
+    """The whole rollout on every rank; `mine` answers this rank's share of the `prompts`, equally many on each rank."""
+    if group.size == 1:
+        return mine
+    longest = group.largest(mine.response_ids_BR.shape[1])
+    whole: dict[str, Tensor] = {}
+    for field in fields(mine):
+        value = getattr(mine, field.name)
+        if isinstance(value, Tensor) and not field.name.endswith("_BP"):
+            short = longest - value.shape[1]
+            whole[field.name] = group.join_rows(pad(value, (0, 0) * (value.dim() - 2) + (0, short)))
+    # Padding of ids is never looked at: the mask, made once, says what counts.
+    return replace(mine, prompt_ids_BP=prompts.ids_BP, prompt_mask_BP=prompts.mask_BP, **whole).trimmed()
 
 
 def _add(sums: dict, values: dict) -> None:
     for name, value in values.items():
         sums[name] = sums[name] + value
-
-
-def _means(sums: dict, n_steps: int) -> dict[str, float]:
-    return {name: float(value) / max(1, n_steps) for name, value in sums.items()}

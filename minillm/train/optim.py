@@ -5,14 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
-from typing import Literal
-
-import torch
-from torch import nn
+from typing import TYPE_CHECKING, Literal
 
 from minillm.common.errors import check
-from minillm.parallel import by_mesh, clip_gradients, gradient_norm
-from minillm.parallel.gradients import DECAYED
+from minillm.common.lazy import lazy
+
+if TYPE_CHECKING:
+    from torch import nn
+
+torch, gradients = lazy("torch"), lazy("minillm.parallel.gradients")
 
 
 @dataclass(frozen=True)
@@ -55,19 +56,15 @@ class Optim:
             ),
         )
 
-    def __str__(self) -> str:
-        """For a person."""
-        return f"{self.learning_rate:g}, {self.schedule} after {self.warmup_steps} steps of warm-up"
-
     def build(
         self, parameters: Iterable[nn.Parameter], exempt: Collection[nn.Parameter] = frozenset()
     ) -> torch.optim.AdamW:
         """For `parameters`, of which those that are `exempt` too are not decayed, see `without_decay`."""
         parameters = list(parameters)
         groups = [
-            {"params": group, DECAYED: decayed, "weight_decay": self.weight_decay if decayed else 0.0}
+            {"params": group, gradients.DECAYED: decayed, "weight_decay": self.weight_decay if decayed else 0.0}
             for decayed in (True, False)
-            for group in by_mesh(each for each in parameters if (each not in exempt) == decayed)
+            for group in gradients.by_mesh(each for each in parameters if (each not in exempt) == decayed)
         ]
         return torch.optim.AdamW(
             groups,
@@ -92,11 +89,11 @@ class Optim:
 
     def norm(self, optimizer: torch.optim.Optimizer) -> torch.Tensor:
         """The global norm of the gradients, 0-d; they stay as they are."""
-        return gradient_norm(_parameters(optimizer))
+        return gradients.gradient_norm(_parameters(optimizer))
 
     def clip(self, optimizer: torch.optim.Optimizer, norm: torch.Tensor) -> None:
         if self.grad_clip is not None:
-            clip_gradients(_parameters(optimizer), self.grad_clip, norm)
+            gradients.clip_gradients(_parameters(optimizer), self.grad_clip, norm)
 
     def step(self, optimizer: torch.optim.Optimizer, norm: torch.Tensor, rate: float) -> None:
         """Clip gradients of that norm, set the rate, update, clear the gradients."""

@@ -1,7 +1,7 @@
-"""Signals that ask a run to stop: noted by one handler, acted upon where a checkpoint can stand.
+"""Signals that ask a run to stop: one handler notes them, and the run acts where a checkpoint can stand.
 
-SIGTERM and SIGUSR1 are what schedulers send (SLURM's --signal, Kubernetes, spot machines), SIGUSR2 is submitit's and
-SIGINT Ctrl-C, SIGHUP the end of a terminal.
+SIGTERM and SIGUSR1 are what schedulers send (SLURM's --signal, Kubernetes, spot machines), SIGUSR2 is submitit's,
+SIGINT Ctrl-C, and SIGHUP the end of a terminal.
 """
 
 from __future__ import annotations
@@ -12,22 +12,23 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import lightning as L
+
 from minillm.common.errors import Interrupted
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT, signal.SIGHUP)
 
 
 class Preemption:
-    """Whether this process has been asked to stop. Processes of one run agree on it outside of here."""
+    """Whether this process has been asked to stop. Processes of one run agree on it elsewhere."""
 
     def __init__(self):
         self.requested: str | None = None  # the signal's name
         self.over = False  # the run has finished and is saved: a signal has nothing to stop
 
     def watch(self) -> None:
-        """Take the signals over from whoever has them; only the main thread of a process may. SIGHUP stays ignored
-        where nohup has asked for that."""
-        if threading.current_thread() is threading.main_thread():
+        """Take the signals over; only the main thread of a process may. SIGHUP stays ignored under nohup."""
+        if _in_main_thread():
             for number in SIGNALS:
                 if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
                     signal.signal(number, self.note)
@@ -48,7 +49,7 @@ class Preemption:
     def rest(self) -> None:
         """Ignore signals from now on, also while the interpreter ends, which puts back its own handlers."""
         self.over = True
-        if threading.current_thread() is threading.main_thread():
+        if _in_main_thread():
             for number in SIGNALS:
                 signal.signal(number, signal.SIG_IGN)
 
@@ -58,15 +59,30 @@ class Preemption:
             raise Interrupted(self.requested)
 
 
+class Interruption(L.Callback):
+    """The first callback, so that the handler is there before anything that takes time. Lightning sets its own just
+    before, and at the end of the fit puts back those from before the fit."""
+
+    def on_fit_start(self, trainer, module) -> None:
+        # Lightning's handler of SIGTERM is there while processes wait for one another to begin: it would end the run
+        # without a checkpoint, and it sends a message in the middle of others.
+        trainer._signal_connector._sigterm_notifier_fn = module.preemption.note
+
+    def on_train_start(self, trainer, module) -> None:
+        module.preemption.watch()
+
+
 @contextmanager
 def kept_handlers() -> Iterator[None]:
-    """The handlers of before are put back at the end, for who goes on after a run (a notebook)."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
+    """Put the handlers of before back at the end, for a notebook that goes on after a run."""
     before = {number: signal.getsignal(number) for number in SIGNALS}
     try:
         yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        if _in_main_thread():
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def _in_main_thread() -> bool:
+    return threading.current_thread() is threading.main_thread()

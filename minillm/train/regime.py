@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from minillm.common.errors import check
 
@@ -15,7 +15,7 @@ class OnPolicy:
     epochs, 5,000 optimizer steps).
 
     `microbatch_tokens` (rows times columns) and at most `microbatch_size` rows go through the models at a time; they
-    change nothing but rounding (in a config `auto` stands for a number, see `train.preview.AutoSizes`). teacher_states:
+    change nothing but rounding (in a config `auto` stands for a number, see `train.preview.memory`). teacher_states:
     `keep` the teacher's hidden states of a rollout (tokens x width numbers), so that inner epochs need its head only,
     or `recompute` them by a forward pass in each.
     """
@@ -27,6 +27,8 @@ class OnPolicy:
     inner_epochs: int = 4
     max_steps: int = 5000
     teacher_states: Literal["keep", "recompute"] = "keep"
+
+    name: ClassVar = "on_policy"
 
     def __post_init__(self):
         sizes = ("rollouts", "minibatch_size", "inner_epochs", "max_steps")
@@ -40,12 +42,10 @@ class OnPolicy:
                 self.microbatch_size is None or self.microbatch_size > 0,
                 f"microbatch_size={self.microbatch_size}: wanted a positive number of rows, or null",
             ),
-        )
-        check(
             (
-                self.rollouts % self.minibatch_size == 0,
+                self.minibatch_size <= 0 or self.rollouts % self.minibatch_size == 0,
                 f"minibatch_size={self.minibatch_size} does not divide rollouts={self.rollouts}; use a divisor",
-            )
+            ),
         )
 
     @property
@@ -64,6 +64,8 @@ class Supervised:
     epochs: float | None = 10
     max_steps: int | None = None
 
+    name: ClassVar = "supervised"
+
     def __post_init__(self):
         sizes = ("minibatch_size", "microbatch_size", "epochs", "max_steps")
         given = {name: value for name in sizes if (value := getattr(self, name)) not in (None, "auto")}
@@ -74,13 +76,11 @@ class Supervised:
                 f"epochs={self.epochs}, max_steps={self.max_steps}: wanted one of them, the other null, for example "
                 "regime.epochs=null",
             ),
-        )
-        check(
             (
-                self.microbatch_size == "auto" or self.minibatch_size % self.microbatch_size == 0,
+                self.microbatch_size in ("auto", 0) or self.minibatch_size % self.microbatch_size == 0,
                 f"microbatch_size={self.microbatch_size} does not divide minibatch_size={self.minibatch_size}; use a "
                 "divisor",
-            )
+            ),
         )
 
     def microbatches(self, devices: int = 1) -> int:

@@ -1,82 +1,100 @@
-"""May a run go on with these settings? What differs is said; what would change its numbers is refused."""
+"""May a run go on with these settings? Every difference is said; what would change its numbers is refused."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import nn
 
-from minillm.common.changes import ABSENT, Change, changes, flat, within
+import minillm
+from minillm.common.changes import ABSENT, changes, flat, within
 from minillm.common.console import say
 from minillm.common.errors import ConfigError, ModelError, check
 from minillm.common.overrides import override
 from minillm.common.read import read_json
-from minillm.common.saved import differences, load_saved
+from minillm.common.saved import checkpoints_in, differences, load_saved, newest_good
 from minillm.common.stored import read_config
 from minillm.data import Corpus, PromptSet
 from minillm.models import ModelPair
-from minillm.parallel.gradients import DECAYED
 from minillm.train.student import StudentModule
 
-BACK = "put it back, or choose another run.name"
-DATA, NUMBERS = "data.json", "numbers.json"  # in the run directory
+BEGUN = "begun.json"  # in the run directory: its version, and what `auto` and the data were as it began
+_BACK = "put it back, or choose another run.name"
 _TEMPLATE = "data.template"
 
 
 def numbers_of(model: ModelPair, device: torch.device, precision: str) -> dict[str, str]:
-    """What `auto` came to on this machine, by the key that says it."""
+    """What `auto` is on this machine, by the key that says it."""
     dtypes = [f"{side} {str(each).removeprefix('torch.')}" for side, each in model.dtypes(device).items()]
     return {"trainer.precision": precision, "model.dtype": ", ".join(dtypes)}
 
 
+def begun(run_dir: Path) -> dict[str, Any]:
+    """What the run wrote as it began. Raises ConfigError: it is damaged."""
+    return read_json(run_dir / BEGUN, _BACK) or {}
+
+
+def go_on_from(run_dir: Path, plain: dict, numbers: dict[str, str]) -> Path | None:
+    """The newest good checkpoint of a run that may go on; None where there is none. By one rank: damaged ones are put
+    out of the way."""
+    folder = run_dir / "checkpoints"
+    if not checkpoints_in(folder):
+        return None
+    compare_settings(run_dir, plain, numbers)
+    file = newest_good(folder)
+    say(f"The run goes on from {file}")
+    return file
+
+
 def compare_settings(run_dir: Path, plain: dict, numbers: dict[str, str]) -> None:
-    """Compare the config.yaml of a run with the settings it is to go on with, and say every difference; what may be
-    `auto` there is compared as what it came to, see `numbers_of`.
+    """Compare the config.yaml of a run with the settings it is to go on with; what may be `auto` there is compared by
+    `numbers_of`.
 
     Raises:
-        ConfigError: every difference that would change the numbers, every class of the run outside of minillm that
-            these settings do not name again; or config.yaml cannot be read.
+        ConfigError: every difference that would change the numbers; classes outside of minillm that these settings do
+            not name again; the run is of another version; config.yaml cannot be read.
     """
     try:
         before, now = flat(read_config(run_dir / "config.yaml")), flat(plain)
     except ConfigError as error:
-        raise ConfigError(
-            f"{error}; the settings cannot be compared: put it back, or choose another run.name"
-        ) from error
-    made = read_json(run_dir / NUMBERS, BACK) or {}
+        raise ConfigError(f"{error}; the settings cannot be compared: {_BACK}") from error
+    known = begun(run_dir)
+    made = known.get("numbers", {})
     found = [each for each in changes(before, now) if each.key not in made]
+    classes = [each for each in found if each.key.endswith("_target_") and each.was not in (None, ABSENT)]
     check(
         *(
             (
-                not _own_class(each),
+                str(each.was).startswith("minillm."),
                 f"{each.key}: the run was made with {each.was!r}, which is not of minillm. A run's own file is not "
                 f"asked for code: name it again, {'' if each.key in now else '+'}{override(each.key, each.was)}, "
                 "or choose another run.name",
             )
-            for each in found
+            for each in classes
         )
     )
+    renamed = [*classes, *(each for each in found if not each.effect and ABSENT in (each.was, each.now))]
+    if renamed and known.get("version") != minillm.__version__:
+        raise ConfigError(
+            f"{run_dir} was made by another version of minillm ({known.get('version', 'an older one')}; this is "
+            f"{minillm.__version__}), with other names of its parts: {renamed[0]}. Go on with that version, or choose "
+            f"another run.name to begin anew; python -m minillm.export {run_dir} DIR opens its checkpoints"
+        )
     for change in found:
         if change.effect and not within(change.key, ("resume", "run")):
             say(f"{change}: {change.effect}")
+    back = f"going on would change the numbers; {_BACK}"
     refused = [f"{each.key}={each.now!r}: the run was made with {each.was!r}" for each in found if not each.effect]
     refused += [
-        f"{key}: comes to {numbers[key]} on this machine with these settings, the run was made with {was}"
+        f"{key}: is {numbers[key]} on this machine with these settings, the run was made with {was}"
         for key, was in made.items()
         if numbers.get(key, was) != was
     ]
-    if refused:
-        back = "it" if len(refused) == 1 else "these"
-        refused[-1] += f"; going on would change the numbers of {run_dir}: set {back} back, or choose another run.name"
-        raise ConfigError(refused)
-
-
-def _own_class(change: Change) -> bool:
-    """Was it a class outside of minillm?"""
-    is_class = change.key.rpartition(".")[2] == "_target_" and change.was not in (None, ABSENT)
-    return is_class and not str(change.was).startswith("minillm.")
+    check(*((False, f"{each}; {back}") for each in refused))
 
 
 def data_digests(
@@ -88,36 +106,27 @@ def data_digests(
     return found | ({} if corpus is None else {"data.corpus_file": corpus.digest()})
 
 
+def weights_digest(network: nn.Module) -> str:
+    """Of the weights as they are: what an objective that needs the student at the start is computed from."""
+    found = hashlib.sha256()
+    for name, weight in sorted(network.state_dict().items()):
+        found.update(name.encode())
+        found.update(weight.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    return found.hexdigest()[:24]
+
+
 def compare_data(run_dir: Path, digests: dict[str, str]) -> None:
     """Raises ConfigError: a file that the run was begun with holds other rows now, or another template writes them."""
-    before = read_json(run_dir / DATA, BACK) or {}
-    other = {key for key, digest in digests.items() if before.get(key, digest) != digest}
-    if _TEMPLATE in other and len(other) > 1:
-        raise ConfigError(
-            f"data.template: the tokenizer has another chat template than when the run in {run_dir} was begun, so that "
-            "its prompts differ; put the template back, or choose another run.name"
-        )
-    check(
-        *(
-            (
-                key not in other,
-                f"{key}: other rows than the run in {run_dir} was begun with; put them back",
-            )
-            for key in digests
-            if key != _TEMPLATE
-        )
-    )
+    before = begun(run_dir).get("data", {})
+    other = [key for key, digest in digests.items() if before.get(key, digest) != digest]
+    what = "another chat template than" if _TEMPLATE in other else "other content than"
+    if other != [_TEMPLATE]:  # a template that writes no prompt
+        check(*((False, f"{key}: {what} the run in {run_dir} was begun with; {_BACK}") for key in other))
 
 
 def check_weights(file: Path, module: StudentModule) -> None:
-    """Raises ModelError: the checkpoint is of another model or vocabulary, or of an older version's optimizer."""
-    saved = load_saved(file)
-    if any(DECAYED not in group for state in saved.get("optimizer_states", ()) for group in state["param_groups"]):
-        raise ModelError(
-            f"{file}: made by an older version, whose optimizer decays biases and norms too; go on with that version, "
-            "or choose another run.name to begin anew"
-        )
-    if differing := differences(saved["state_dict"], module.state_dict()):
+    """Raises ModelError: the checkpoint is of another model or vocabulary."""
+    if differing := differences(load_saved(file)["state_dict"], module.state_dict()):
         raise ModelError(
             f"{file}: of another model or vocabulary than model.student: {differing}; set model back, or choose "
             "another run.name"

@@ -1,13 +1,17 @@
-"""From a composed config to checked objects, all problems in one message."""
+"""From a composed config to checked objects, all problems in one message.
+
+First the values, for which torch is not imported: a wrong one is answered at once. Then what needs Lightning or the
+machine: keys of the trainer, the logger, the callbacks, how many devices there are.
+"""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-import lightning as L
 from omegaconf import DictConfig
 
 from minillm.common.checks import collect, node_problems
@@ -20,11 +24,13 @@ from minillm.objectives import Objective, PretrainLoss
 from minillm.objectives.linear_loss import LinearLoss
 from minillm.parallel import Parallel
 from minillm.rollout import Sampler
-from minillm.train.callbacks import Profile
 from minillm.train.optim import Optim
 from minillm.train.regime import OnPolicy, Supervised
-from minillm.train.rules import GROUPS, SETTINGS, cross_field_problems, root_problems
+from minillm.train.rules import GROUPS, SETTINGS, root_problems, rule_problems
 from minillm.train.start import SupervisedStart
+
+if TYPE_CHECKING:
+    import lightning as L
 
 
 @dataclass(frozen=True)
@@ -55,80 +61,75 @@ class Settings:
         return self.regime.microbatches(devices) // devices if isinstance(self.regime, Supervised) else 1
 
 
-def check_config(
-    cfg: DictConfig, *, command: str = "", began: float | None = None, elsewhere: bool = False
-) -> Settings:
-    """Check types, unknown keys, values, cross-field rules and, unless the run would be `elsewhere`, what this machine
-    lacks; then construct the settings.
+def check_config(cfg: DictConfig | dict, *, elsewhere: bool = False) -> Settings:
+    """Check a config, composed or plain, and construct the settings. elsewhere: the run would be on another machine.
 
     Raises:
         ConfigError: with every problem found, each as what, got, wanted, where.
     """
-    plain = resolved(cfg)
+    plain = cfg if isinstance(cfg, dict) else resolved(cfg)
+    return assemble(plain, check_values(plain, elsewhere=elsewhere))
+
+
+def check_values(plain: dict, command: str = "", *, elsewhere: bool = False) -> dict[str, Any]:
+    """The object of each of SETTINGS. Imports no torch, unless a class of one's own does or the GPUs must be counted.
+
+    Raises:
+        ConfigError: unknown keys, wrong types and values, groups that do not go together; secrets alone, because other
+            problems would show values.
+    """
     if secrets := secret_problems(plain, command):
-        raise ConfigError(secrets)  # alone: other problems would show values
+        raise ConfigError(secrets)
     if missing := [group for group in (*GROUPS, *SETTINGS) if not isinstance(plain.get(group), dict)]:
         raise ConfigError(f"{group}={plain.get(group)!r}: missing; wanted a config group" for group in missing)
     problems = root_problems(plain)
-    problems += node_problems(plain["trainer"], "trainer")
-    problems += node_problems(plain["logger"], "logger", supplied=("run_dir", "name", "settings"))
     built = {group: collect(problems, group, plain[group]) for group in SETTINGS}
-    if not elsewhere and built["model"]:
+    if not problems:
+        problems = rule_problems(built, plain)
+    if built["model"] and not elsewhere:
         problems += built["model"].missing_here()
-    return assemble(plain, built, problems, command=command, began=began)
-
-
-def assemble(
-    plain: dict, built: dict, problems: Sequence[str] = (), *, command: str = "", began: float | None = None
-) -> Settings:
-    """Settings of objects that are there.
-
-    Args:
-        plain: the whole config. built: the object of each of SETTINGS, None where it could not be made. problems: those
-            found so far. command, began: for the model card and wall_seconds.
-
-    Raises:
-        ConfigError: with every problem, those of the callbacks and of groups that do not go together among them.
-    """
-    problems = list(problems)
-    run_dir = Path(plain["run"]["dir"])
-    extra = {
-        "callbacks.validation": {"run_dir": run_dir, "seed": plain["eval_seed"]},
-        "callbacks.checkpoints": {"run_dir": run_dir},
-        "callbacks.median": {"run_dir": run_dir},
-        "callbacks.record": {
-            "run_dir": run_dir,
-            "began": time.time() if began is None else began,
-            "card": {"name": plain["run"]["name"], "made_by": made_by(plain), "command": command},
-        },
-    }
-    nodes = {name: node for name, node in plain["callbacks"].items() if node}
-    callbacks = {
-        name: collect(problems, f"callbacks.{name}", node, **extra.get(f"callbacks.{name}", {}))
-        for name, node in nodes.items()
-    }
-    problems += cross_field_problems(built, callbacks, plain)
     if problems:
         raise ConfigError(problems)
-    if plain["profile"]:
-        callbacks["profile"] = Profile(run_dir)
+    return built
+
+
+def assemble(plain: dict, built: Mapping[str, Any], *, command: str = "", began: float | None = None) -> Settings:
+    """Settings of objects that are there: the callbacks are made, trainer and logger are checked.
+
+    Args:
+        plain: the whole config. built: the object of each of SETTINGS. command, began: for the model card and
+            wall_seconds.
+
+    Raises:
+        ConfigError: with every problem.
+    """
+    problems = [*rule_problems(built, plain), *built["strategy"].problems()]
+    problems += node_problems(plain["trainer"], "trainer")
+    problems += node_problems(plain["logger"], "logger", supplied=("run_dir", "name", "settings"))
+    run_dir = Path(plain["run"]["dir"])
+    card = {"name": plain["run"]["name"], "made_by": made_by(plain), "command": command}
+    supplied = {
+        "validation": {"run_dir": run_dir, "seed": plain["eval_seed"]},
+        "checkpoints": {"run_dir": run_dir},
+        "record": {"run_dir": run_dir, "began": time.time() if began is None else began, "card": card},
+    }
+    callbacks = {
+        name: collect(problems, f"callbacks.{name}", node, **supplied.get(name, {}))
+        for name, node in plain["callbacks"].items()
+        if node
+    }
+    if problems:
+        raise ConfigError(problems)
     return Settings(**built, callbacks=callbacks, plain=plain)
 
 
 def made_by(plain: dict) -> str:
     """One sentence for the model card."""
-    student, teacher, objective = plain["model"].get("student"), plain["model"].get("teacher"), plain["objective"]
+    teacher, objective = plain["model"].get("teacher"), plain["objective"]
     teacher = teacher.get("source") if isinstance(teacher, dict) else teacher
-    name = str(objective.get("_target_", "MiniLLM")).rpartition(".")[2]
-    if name == "MiniLLM":
-        return f"A student distilled from `{teacher}` by MiniLLM (reverse KL on its own samples, arXiv 2306.08543)."
     if "kd_ratio" not in objective:
-        own = " on its own samples" if "inner_epochs" in (plain.get("regime") or {}) else ""
-        return f"A student distilled from `{teacher}`{own} by the objective {name}."
-    if isinstance(student, dict):
-        pruned = any(key in student for key in ("keep_layers", "drop_layers"))
-        student = student.get("source") or (f"layers of {teacher}" if pruned else "random weights")
-    how = f"Fine-tuned from `{student}` on the responses of `{plain['data'].get('train_file')}`"
-    if objective["kd_ratio"]:
-        how += f", with the soft targets of `{teacher}` (word-level KD, ratio {objective['kd_ratio']})"
-    return f"{how}."
+        name = str(objective.get("_target_", "MiniLLM")).rpartition(".")[2]
+        ours = "MiniLLM (reverse KL on its own samples, arXiv 2306.08543)"
+        return f"A student distilled from `{teacher}` by {ours if name == 'MiniLLM' else f'the objective {name}'}."
+    soft = f", with the soft targets of `{teacher}` (word-level KD)" if objective["kd_ratio"] else ""
+    return f"Fine-tuned on the responses of `{plain['data'].get('train_file')}`{soft}."

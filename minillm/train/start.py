@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
-
-import torch
+from typing import TYPE_CHECKING, Literal
 
 from minillm.common.errors import check
 from minillm.common.seeding import seed_for
-from minillm.common.types import PromptBatch, Rollout
-from minillm.models import Pair
-from minillm.rollout import Sampler, decode
+from minillm.rollout import Sampler
+
+if TYPE_CHECKING:
+    from minillm.common.types import PromptBatch, Rollout
+    from minillm.models import Pair
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,6 @@ class SupervisedStart:
             return self.learning_rate * (step + 1) / self.warmup_steps
         return self.learning_rate * (self.steps - step) / max(1, self.steps - self.warmup_steps)
 
-    @torch.no_grad()
     def answers(
         self,
         prompts: PromptBatch,
@@ -59,6 +58,9 @@ class SupervisedStart:
     ) -> Rollout:
         """Answers to learn from, to all prompts or these rows of them; with `keep_hidden` a teacher's come with its
         hidden states."""
+        from minillm.common.types import Rollout
+        from minillm.rollout import decode
+
         rows = list(range(len(prompts))) if rows is None else rows
         prompts = prompts.rows(rows)
         if self.responses == "teacher":

@@ -48,12 +48,13 @@ class TrainingModule(StudentModule):
     round."""
 
     n_steps: int
-    _shared_out = _replicated = _reduce_late = False
+    _is_sharded = _replicated = _reduce_late = False
 
     def __init__(self, pair: Pair, linear_loss: LinearLoss, optim: Optim):
         super().__init__(pair.student)
         self.pair, self.linear_loss, self.optim = pair, linear_loss, optim
         self.model = LanguageModel(pair.student, pair.n_vocab, pair.compile)
+        self.reference: LanguageModel | None = None  # the student at the start, for an objective that needs it
         self.preemption, self.finite = Preemption(), Finite()
         self.step = 0
         self.metrics: dict[str, float] = {}
@@ -63,26 +64,28 @@ class TrainingModule(StudentModule):
         """Called by the trainer once it knows the devices; again for a module that has been there."""
         strategy = self.trainer.strategy
         self.group, self._replicated = group_of(strategy), isinstance(strategy, Replicated)
-        if isinstance(strategy, Sharded) and not self._shared_out:
-            self._shared_out = True
+        if isinstance(strategy, Sharded) and not self._is_sharded:
+            self._is_sharded = True
             self._reduce_late = strategy.settings.reduce == "step"
             half = self.trainer.precision == "bf16-mixed"
             parts = dict(mesh=strategy.device_mesh, cpu_offload=strategy.settings.cpu_offload, half=half)
             self.model.share_out(keep_head=False, **parts)
+            if self.reference is not None:
+                self.reference.share_out(keep_head=False, **parts)
             if self.pair.teacher is not None:
                 # Updates need its head on kept hidden states, without its body.
                 self.pair.teacher.share_out(keep_head=True, **parts)
 
     @contextmanager
     def whole_weights(self) -> Iterator[None]:
-        """Of student and teacher, so that each rank may run them as often as it likes."""
+        """Gather all models, so that each rank may run them as often as it likes."""
         with ExitStack() as stack:
-            for model in filter(None, (self.model, self.pair.teacher)):
+            for model in filter(None, (self.model, self.reference, self.pair.teacher)):
                 stack.enter_context(model.gathered())
             yield
 
     def sum_gradients(self) -> None:
-        """Over the ranks, where the weights are whole; where they are in parts the backward passes have done it."""
+        """Sum gradients over the ranks where weights are replicated. For sharded weights backward has done it."""
         if self._replicated:
             trained = [each for each in self.student.parameters() if each.requires_grad]
             for each in trained:
@@ -90,16 +93,16 @@ class TrainingModule(StudentModule):
             self.group.add_up([each.grad for each in trained])
 
     def my_share(self, parts: Sequence[Part], *, last: bool = True) -> Iterator[tuple[Part, float]]:
-        """This rank's of the `parts` of a sum, each with its factor; as many on every rank, with a factor of 0 where it
-        has none left: a pass over weights in parts is made by all ranks or none. `last`: no other passes follow before
-        the optimizer step."""
+        """This rank's `parts` of a sum, each with its factor. Every rank gets as many, with a factor of 0 where none is
+        left: all ranks or none make a pass over sharded weights. `last`: no other passes follow before the optimizer
+        step."""
         for first in range(0, len(parts), self.group.size):
             self.reduce_after(last and first + self.group.size >= len(parts))
             place = first + self.group.rank
             yield (parts[place], 1.0) if place < len(parts) else (parts[0], 0.0)
 
     def reduce_after(self, last: bool) -> None:
-        """Before a backward pass over weights in parts: with strategy.reduce=step only the last pass of an optimizer
+        """Before a backward pass over sharded weights: with strategy.reduce=step only the last pass of an optimizer
         step sums gradients over the ranks."""
         if self._reduce_late:
             self.model.reduce_gradients(last)
@@ -115,7 +118,7 @@ class TrainingModule(StudentModule):
     # -- asked to stop ----------------------------------------------------------------------------------------------
 
     def stop_if_asked(self) -> None:
-        """Where all processes come by and the state can be saved whole: raises Interrupted on all if one was asked."""
+        """Called by all processes where the state can be saved whole. Raises Interrupted on all if one was asked."""
         asked = self.preemption.requested
         if self.trainer.strategy.reduce_boolean_decision(asked is not None, all=False):
             raise Interrupted(asked or "a signal to another process")

@@ -13,12 +13,11 @@ import torch
 from torch import Tensor
 
 from minillm.common.machine import peak_memory
-from minillm.common.types import PromptBatch, Rollout, SupervisedBatch
+from minillm.common.types import Experience, Rollout, SupervisedBatch
 from minillm.models import Pair
 from minillm.objectives import Objective
 from minillm.objectives.linear_loss import LinearLoss
 from minillm.rollout.micro_batch import micro_batches
-from minillm.train.finite import Concerned
 from minillm.train.optim import Optim, set_rate
 from minillm.train.regime import Supervised
 from minillm.train.student import TrainingModule
@@ -46,10 +45,7 @@ class SupervisedDistillation(TrainingModule):
         super().__init__(pair, linear_loss, optim)
         self.objective, self.regime, self.n_steps = objective, regime, n_steps
         self.at_boundary = True
-        self._sums: dict[str, Tensor] = defaultdict(float)
         self._norm: Tensor | None = None  # of the gradients of this step
-        self._batches: list[PromptBatch] = []  # its micro-batches
-        self._began = 0.0
 
     @property
     def round(self) -> int:
@@ -68,39 +64,28 @@ class SupervisedDistillation(TrainingModule):
     def training_step(self, batch: SupervisedBatch, batch_idx: int) -> Tensor:
         self.student.train()  # dropout is off in the config
         if self.at_boundary:
-            self._sums.clear()
-            self._batches.clear()
-            self._began = time.perf_counter()
+            self._losses: dict[str, Tensor] = defaultdict(float)
+            self._records: list[Tensor] = []  # of each micro-batch
+            self._n_tokens, self._began = batch.n_tokens, time.perf_counter()
         self.at_boundary = False
         prompts = batch.prompts
         answers = Rollout(prompts.ids_BP, prompts.mask_BP, prompts.reference_ids_BR, prompts.reference_mask_BR)
-        (micro,) = micro_batches(answers, max_tokens=answers.ids_BS.numel())
         with torch.no_grad():
-            teacher = micro.side(self.pair.teacher) if self.objective.needs else None
-            constants = {name: micro.take(each) for name, each in self.objective.prepare(answers).items()}
-        ids_N = micro.take(answers.response_ids_BR)
-        output = self.linear_loss(
-            self.objective, micro.side(self.model), teacher, ids_N, constants, normaliser=batch.n_tokens
-        )
+            answers = Experience(**vars(answers), constants=self.objective.prepare(answers))
+        (micro,) = micro_batches(answers, max_tokens=answers.ids_BS.numel())
+        output = micro.loss(self.linear_loss, self.objective, self.model, self.pair.teacher, batch.n_tokens)
         for name, value in {"loss": output.loss.detach(), **output.parts}.items():
-            self._sums[f"train/{name}"] = self._sums[f"train/{name}"] + value
-        self._sums["tokens"] = batch.n_tokens
-        self._batches.append(prompts)
-        self.reduce_after(len(self._batches) == self.trainer.accumulate_grad_batches)
+            self._losses[f"train/{name}"] = self._losses[f"train/{name}"] + value
+        self._records.append(prompts.records)
+        self.reduce_after(len(self._records) == self.trainer.accumulate_grad_batches)
         # The trainer divides by the number of micro-batches; ours are parts of a sum.
         return output.loss * self.trainer.accumulate_grad_batches
 
     def configure_gradient_clipping(self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None) -> None:
-        losses = {name: value for name, value in self._sums.items() if name.startswith("train/")}
         self.sum_gradients()
-        self._norm = self.finite.norm(self, optimizer, losses, self._concerned)
+        self._norm = self.finite.norm(self, optimizer, self._losses, torch.cat(self._records))
         if self._norm is not None:  # without gradients the optimizer leaves all as it is
             self.optim.clip(optimizer, self._norm)
-
-    def _concerned(self) -> Concerned:
-        names = ("ids_BP", "mask_BP", "reference_ids_BR", "reference_mask_BR")
-        tensors = {f"{name}.{n}": getattr(each, name) for n, each in enumerate(self._batches) for name in names}
-        return Concerned(torch.cat([each.records for each in self._batches]), tensors)
 
     def optimizer_step(self, epoch: int, batch_idx: int, optimizer, optimizer_closure=None) -> None:
         """Called for the last micro-batch of a mini-batch: the closure is its training_step, backward and clipping."""
@@ -109,20 +94,14 @@ class SupervisedDistillation(TrainingModule):
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
         self.step += 1
         self.at_boundary = True
-        n_tokens = self._sums.pop("tokens")
         seconds = time.perf_counter() - self._began
-        made = {}
+        self.metrics = self.finite.metrics() | {
+            "optim/learning_rate": rate,
+            "time/step": seconds,
+            "time/tokens_per_second": self._n_tokens / seconds,
+            "memory/peak_gb": peak_memory(self.device),
+        }
         if self._norm is not None:
-            made = self.group.total(self._sums) | {"optim/grad_norm": float(self._norm)}
-        self.metrics = (
-            made
-            | self.finite.metrics()
-            | {
-                "optim/learning_rate": rate,
-                "time/step": seconds,
-                "time/tokens_per_second": n_tokens / seconds,
-                "memory/peak_gb": peak_memory(self.device),
-            }
-        )
+            self.metrics |= self.group.total(self._losses) | {"optim/grad_norm": float(self._norm)}
         if self.step >= self.n_steps:
             self.trainer.should_stop = True

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 import minillm.common.files
-import minillm.common.loggers
 import minillm.common.saved
 import minillm.train.callbacks.checkpoint
+import minillm.train.loggers
 from minillm.common.saved import damage
 from minillm.train.callbacks import Validation
 from minillm.train.on_policy import OnPolicyDistillation
@@ -68,8 +68,8 @@ MOMENTS = {
     "last.ckpt half written": lambda: in_writing(4, 0.5),
     "last.ckpt written, not in place": lambda: in_writing(4, 1.0),
     "the one before it kept": lambda: before(minillm.train.callbacks.checkpoint, "put_in_place", 3),
-    "last.ckpt in place, its row not written": lambda: before(minillm.common.loggers.MetricsCSV, "log_metrics", 7),
-    "between checkpoint and row": lambda: before(minillm.common.loggers.MetricsCSV, "log_metrics", 5),
+    "last.ckpt in place, its row not written": lambda: before(minillm.train.loggers.MetricsCSV, "log_metrics", 7),
+    "between checkpoint and row": lambda: before(minillm.train.loggers.MetricsCSV, "log_metrics", 5),
     "the last update": lambda: before(Optim, "step", 8),
     "the student's files": lambda: before(minillm.train.callbacks.record, "export_student", 1),
     "metrics.json": lambda: before(minillm.train.callbacks.record, "write_whole", 1),

@@ -10,7 +10,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import open_dict
 from transformers import AutoModelForCausalLM
 
-from minillm.common.errors import ConfigError, ModelError
+from minillm.common.errors import ConfigError
 from minillm.train.build import build
 from minillm.train.callbacks import Validation
 from minillm.train.callbacks.boundary import find
@@ -67,6 +67,24 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path, overrides, kill_aft
     assert rows(tmp_path / "cut") == rows(tmp_path / "whole")
     sample = "samples/step_6.jsonl"
     assert (tmp_path / "cut" / sample).read_text() == (tmp_path / "whole" / sample).read_text()
+
+
+@pytest.mark.parametrize("objective", ["extrapolated", "jsd"])
+def test_objectives_that_need_more_of_the_start_or_of_the_rollout_resume_too(tmp_path, overrides, objective):
+    """The student at the start is neither in the checkpoint nor the student of the checkpoint."""
+    overrides = [*overrides, f"objective={objective}", *(["objective.long_part=true"] if objective == "jsd" else [])]
+    whole = train(tmp_path / "whole", overrides)
+    with pytest.raises(Killed):
+        train(tmp_path / "cut", overrides, kill_after=3)
+    resumed = train(tmp_path / "cut", overrides, resume="auto")
+    mine, theirs = resumed.module.state_dict(), whole.module.state_dict()
+    assert all(torch.equal(mine[name], theirs[name]) for name in theirs)
+    assert rows(tmp_path / "cut") == rows(tmp_path / "whole")
+    if objective == "extrapolated":
+        file = tmp_path / "cut" / "begun.json"
+        file.write_text(file.read_text().replace('"model.student": "', '"model.student": "0'))
+        with pytest.raises(ConfigError, match="model.student: other content than the run"):
+            train(tmp_path / "cut", overrides, resume="auto")
 
 
 def test_minillm_begins_with_a_fresh_optimizer(tmp_path, overrides):
@@ -132,7 +150,7 @@ def test_a_run_does_not_go_on_with_other_rows(tmp_path, world, overrides):
     with pytest.raises(Killed):
         train(tmp_path / "run", options, kill_after=2)
     file.write_text("\n".join(reversed(lines)) + "\n")
-    with pytest.raises(ConfigError, match="data.train_file: other rows than the run .* was begun with"):
+    with pytest.raises(ConfigError, match="data.train_file: other content than the run .* was begun with"):
         train(tmp_path / "run", options, resume="auto")
 
 
@@ -145,30 +163,22 @@ def test_of_equal_validations_the_later_weights_are_kept(tmp_path, overrides):
     assert json.loads((tmp_path / "metrics.json").read_text())["best/step"] == 6
 
 
-def test_a_checkpoint_whose_optimizer_decays_norms_too_is_refused(tmp_path, overrides):
-    with pytest.raises(Killed):
-        train(tmp_path, overrides, kill_after=2)
-    file = tmp_path / "checkpoints" / "last.ckpt"
-    saved = torch.load(file, weights_only=True)
-    for group in saved["optimizer_states"][0]["param_groups"]:
-        del group["decayed"]  # as in checkpoints of older versions
-    torch.save(saved, file)
-    with pytest.raises(ModelError, match=r"last.ckpt: made by an older version, .* or choose another run.name"):
-        train(tmp_path, overrides, resume="auto")
-
-
 def test_sizes_that_were_auto_stay_what_they_were(tmp_path, overrides):
     """So that a run that goes on elsewhere rounds as it did."""
     with pytest.raises(Killed):
         train(tmp_path, overrides, kill_after=2)
-    file = tmp_path / "sizes.json"
-    sizes = json.loads(file.read_text())
+    file = tmp_path / "begun.json"
+    begun = json.loads(file.read_text())
+    sizes = begun["sizes"]
     assert sizes == {"rows": 32, "tokens": 2048, "answers": 8, "chunk_mb": 64.0}
-    for damaged in ('{"rows": -1}', json.dumps(sizes | {"rows": "3"}), "[" * 9999):
-        file.write_text(damaged)
-        with pytest.raises(ConfigError, match=r"sizes.json: damaged"):
+    for damaged in ({"rows": -1}, sizes | {"rows": "3"}):
+        file.write_text(json.dumps(begun | {"sizes": damaged}))
+        with pytest.raises(ConfigError, match=r"begun.json: damaged"):
             train(tmp_path, overrides, resume="auto")
-    file.write_text(json.dumps(sizes | {"rows": 3, "chunk_mb": 16.0}))
+    file.write_text("[" * 9999)
+    with pytest.raises(ConfigError, match=r"begun.json: damaged"):
+        train(tmp_path, overrides, resume="auto")
+    file.write_text(json.dumps(begun | {"sizes": sizes | {"rows": 3, "chunk_mb": 16.0}}))
     run = train(tmp_path, overrides, resume="auto")
     assert run.module.sampler.batch_size == 3 and run.module.linear_loss.chunk_mb == 16.0
-    assert json.loads(file.read_text())["rows"] == 3
+    assert json.loads(file.read_text())["sizes"]["rows"] == 3

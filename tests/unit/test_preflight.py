@@ -1,6 +1,5 @@
 """The facts of a run before its first step: against hand counts and full logits; what is warned of; the page."""
 
-import json
 import math
 import random
 from dataclasses import replace
@@ -9,12 +8,16 @@ import numpy as np
 import pytest
 import torch
 
+from minillm.common.numbers import millions
 from minillm.common.seeding import row_uniforms, seed_for
 from minillm.data import Corpus, Record, Sources, rows_at
 from minillm.models import LanguageModel, Lora, ModelPair, pair_of, solo
 from minillm.planning import Memory
 from minillm.rollout import Sampler
-from minillm.train.preview import Work, agreement, collect, show, write
+from minillm.train.preview.agreement import agreement
+from minillm.train.preview.page import page_of, show, write
+from minillm.train.preview.second_look import parameters_of
+from minillm.train.preview.work import Work
 from minillm.train.regime import OnPolicy, Supervised
 from minillm.train.start import SupervisedStart
 from tests.conftest import WORDS, make_model, make_tokenizer
@@ -44,7 +47,7 @@ def gathered(
     work = work or Work.on_policy(REGIME, SupervisedStart(), SAMPLER, corpus_rows=3)
     memory = MEMORY if pair.teacher else Memory({}, {"student": 2e-5, "activations": 1e-5})
     settings = dict(model=ModelPair("s", "t"), memory=memory, monitor=monitor)
-    return collect(pair, sources, *prompts, corpus, work, **settings), prompts[0]
+    return page_of(pair, sources, *prompts, corpus, work, **settings), prompts[0]
 
 
 @pytest.fixture(scope="module")
@@ -60,26 +63,28 @@ def found(pair):
     return gathered(pair)[0]
 
 
-def test_parameters_and_vocabulary_are_counted(found):
+def test_parameters_and_vocabulary_are_counted(pair, found):
     layer = 2 * 32 * 32 + 2 * 32 * 16 + 3 * 32 * 48 + 2 * 32  # q and o, k and v, feed-forward, norms
-    assert found.student.parameters == found.student.trained == 2 * 40 * 32 + layer + 32
-    assert found.teacher.parameters == 2 * 36 * 32 + 2 * layer + 32 and found.teacher.trained == 0
-    assert (found.student.dtype, found.student.device, found.teacher.layers) == ("float64", "cpu", 2)
-    tokens = found.vocabulary
-    assert (tokens.shared, tokens.student.rows, tokens.teacher.rows) == (36, 40, 36)
-    assert (tokens.student.tokens, tokens.teacher.tokens, tokens.beyond) == (36, 37, 1)
+    sizes = 2 * 40 * 32 + layer + 32, 2 * 36 * 32 + 2 * layer + 32
+    assert parameters_of(pair.student) == (sizes[0], sizes[0]) and parameters_of(pair.teacher.network) == (sizes[1], 0)
+    assert found.sides["parameters"] == [f"{millions(sizes[0])}, all trained", f"{millions(sizes[1])}, frozen"]
+    assert found.sides["model"] == ["llama, 1 layers, float64 on cpu", "llama, 2 layers, float64 on cpu"]
+    assert found.sides["tokens"] == ["36 in 40 rows, 4 cut", "37 in 36 rows"]
+    same = "36 rows, the same token in each; tokens beyond them that differ: 1; an answer stops at id 0"
+    assert found.lines["vocabulary"] == same
 
 
 def test_prompts_and_references_are_counted(pair):
     long = Record("l", " ".join(WORDS * 2), references=("the",))
     held_out = Record("h", "fish bird", references=("the",))
     found, _ = gathered(pair, records=[*RECORDS, long, held_out, Record("n", "the")])
-    prompts = found.training
-    assert (prompts.kept, prompts.held_out, prompts.read) == (13, 1, 15)
-    assert prompts.dropped == {"longer than 30 tokens": 1}
-    # Answers of 1 to 6 words and an end: those of 5 and 6 words exceed 5 tokens.
-    assert (prompts.references, prompts.cut) == (12, 4) and found.validation.kept == 1
-    assert prompts.longest == 5  # user, two words, </s>, assistant
+    # Tokens of the longest: user, two words, </s>, assistant. Answers have 1 to 6 words and an end: those of 5 and 6
+    # words exceed 5 tokens.
+    assert found.lines["training"] == (
+        "13 of 15 prompts, the longest 5 tokens; dropped: 1 also a validation prompt, 1 longer than 30 tokens; "
+        "12 with a reference, 4 of them too long and cut"
+    )
+    assert found.lines["validation"].startswith("1 of 1 prompts")
 
 
 def test_steps_rollouts_and_passes():
@@ -138,10 +143,10 @@ def test_a_pair_that_does_not_agree_is_named(pair, found):
     _, prompts = gathered(pair)
     some = agreed(pair, prompts, seed=0, max_new_tokens=6, max_tokens=64)
     limit = math.log(36)
-    assert not found.with_agreement(replace(some, reverse_kl=limit, forward_kl=0.1)).warnings
-    (high,) = found.with_agreement(replace(some, reverse_kl=limit + 0.1, forward_kl=0.1)).warnings
+    assert not found.with_agreement(replace(some, reverse_kl=limit, forward_kl=0.1), 36).warnings
+    (high,) = found.with_agreement(replace(some, reverse_kl=limit + 0.1, forward_kl=0.1), 36).warnings
     assert "reverse KL is 3.68 nats a token, wanted at most log(vocabulary) = 3.58" in high and "wrong template" in high
-    (broken,) = found.with_agreement(replace(some, reverse_kl=0.1, forward_kl=math.nan)).warnings
+    (broken,) = found.with_agreement(replace(some, reverse_kl=0.1, forward_kl=math.nan), 36).warnings
     assert broken.startswith("forward KL is nan nats a token") and "model.dtype" in broken
 
 
@@ -162,17 +167,17 @@ LEARNS = Work.on_policy(REGIME, SupervisedStart(steps=1, responses="reference"),
 @pytest.mark.parametrize(
     ("options", "text"),
     [
-        ({"records": [*RECORDS, *LONG]}, "4 of 16 training prompts are dropped: change data.max_prompt_tokens."),
+        ({"records": [*RECORDS, *LONG]}, "4 of 16 prompts are dropped: change data.max_prompt_tokens."),
         ({"work": LEARNS}, "4 of 12 training references are cut at data.max_response_tokens or max_tokens"),
         ({"records": RECORDS[:3]}, "3 training prompts for rounds of 4: some come several times in each"),
         ({"records": RECORDS[:3]}, "more prompts or a smaller regime.rollouts"),
         (
             {"records": [*RECORDS, *NO_ANSWERS[:4]], "work": SUPERVISED, "answered": True, "max_response_tokens": 9},
-            "4 of 16 training prompts are dropped: change the file: its rows need an answer (key output",
+            "4 of 16 prompts are dropped: change the file: its rows need an answer (key output",
         ),
         ({"records": RECORDS[:3], "work": SUPERVISED}, "3 training prompts for optimizer steps of 4"),
         ({"records": RECORDS[:3], "work": SUPERVISED}, "more prompts or a smaller regime.minibatch_size"),
-        ({"corpus": corpus(3)}, "The corpus has 3 blocks of 8 tokens for optimizer steps of 3: each reads all of it"),
+        ({"corpus": corpus(3)}, "The corpus has 3 blocks for optimizer steps of 3: each reads all of it"),
     ],
 )
 def test_what_deserves_a_second_look(pair, options, text):
@@ -181,11 +186,11 @@ def test_what_deserves_a_second_look(pair, options, text):
 
 
 def test_too_little_memory_is_told_with_what_to_lower(pair, monkeypatch):
-    monkeypatch.setattr("minillm.train.preview.facts.usable_memory", lambda device: 1e-6)
+    monkeypatch.setattr("minillm.train.preview.page.usable_memory", lambda device: 1e-6)
     (text,) = gathered(pair)[0].warnings
     assert "GB are needed and 0.0 are there: lower regime.microbatch_tokens" in text
     (text,) = gathered(pair, work=SUPERVISED, max_response_tokens=9)[0].warnings
-    assert "lower regime.microbatch_size or data.max_tokens" in text
+    assert "lower regime.microbatch_size" in text
     assert not any(key in text for key in ("rollouts", "sampler", "microbatch_tokens", "teacher"))
 
 
@@ -205,8 +210,8 @@ def test_a_teacher_smaller_than_its_student_is_told():
 @pytest.mark.parametrize(
     ("prompts", "said"),
     [
-        (16, "1 optimizer step of 32 answers; 2 passes over the prompts (regime.epochs=1; the last step is filled up)"),
-        (64, "2 optimizer steps of 32 answers; 1 pass over the prompts |"),
+        (16, "1 optimizer steps of 32 answers; 2 passes over the prompts |"),
+        (64, "2 optimizer steps of 32 answers; 1 passes over the prompts |"),
     ],
 )
 def test_passes_are_those_that_are_made(tmp_path, prompts, said):
@@ -217,15 +222,12 @@ def test_passes_are_those_that_are_made(tmp_path, prompts, said):
     assert said in (tmp_path / "preflight.md").read_text()
 
 
-def test_rows_beyond_val_size_are_told(pair, tmp_path):
+def test_rows_beyond_val_size_are_told(pair):
     rows = [Record(f"v:{i}", f"fish bird {word}", references=("tree",)) for i, word in enumerate(WORDS[:9])]
     found, _ = gathered(pair, validation=rows, val_size=4)
-    assert (found.validation.kept, found.validation.beyond, found.validation.read) == (4, 5, 9)
-    assert found.validation.dropped == {} and found.warnings == ()
-    write(found, tmp_path)
-    assert (
-        "| 4 of 9 prompts, the longest 6 tokens; dropped: 5 beyond data.val_size; "
-        in (tmp_path / "preflight.md").read_text()
+    assert found.warnings == ()
+    assert found.lines["validation"].startswith(
+        "4 of 9 prompts, the longest 6 tokens; dropped: 5 beyond data.val_size; "
     )
 
 
@@ -242,7 +244,7 @@ def test_rouge_l_without_references_is_told(pair):
 
 def test_prompts_held_out_on_purpose_are_no_loss(pair):
     found, _ = gathered(pair, records=[*RECORDS, *[Record("h", "fish bird")] * 9])
-    assert found.training.held_out == 9 and found.warnings == ()
+    assert "9 also a validation prompt" in found.lines["training"] and found.warnings == ()
 
 
 def test_templates_of_the_two_are_compared():
@@ -260,9 +262,9 @@ def test_templates_of_the_two_are_compared():
 def test_a_model_alone_has_a_page_without_what_is_not_there(tmp_path, capsys):
     """As of fine-tuning: no teacher, no sampler, no rollouts."""
     alone = solo(make_model(), make_tokenizer())
-    work = Work(steps=30, steps_per_round=1, round_size=4, minibatch_size=4, answer_tokens=5)
+    work = Work(steps=30, rounds=30, round_size=4, minibatch_size=4, answer_tokens=5)
     found, _ = gathered(alone, work=work, monitor=None)
-    assert found.teacher is None and found.memory.rollout == {}
+    assert found.columns == ("student",) and not found.lines["rollout"]
     show(found)
     write(found, tmp_path)
     for text in (capsys.readouterr().out, (tmp_path / "preflight.md").read_text()):
@@ -273,7 +275,8 @@ def test_a_model_alone_has_a_page_without_what_is_not_there(tmp_path, capsys):
 
 def test_the_page_is_short_and_says_it_all(pair, found, tmp_path, capsys):
     _, prompts = gathered(pair)
-    found = found.with_agreement(agreed(pair, prompts, seed=0, max_new_tokens=6, max_tokens=64))
+    kl = agreed(pair, prompts, seed=0, max_new_tokens=6, max_tokens=64)
+    found = found.with_agreement(kl, 36)
     found = replace(found, warnings=("first [bold]thing", "second"))
     show(found)
     screen = capsys.readouterr().out
@@ -286,16 +289,11 @@ def test_the_page_is_short_and_says_it_all(pair, found, tmp_path, capsys):
             "36 in 40 rows, 4 cut", "37 in 36 rows",
             "36 rows, the same token in each; tokens beyond them that differ: 1",
             "an answer stops at id 0",
-            "the student's own chat template (chat templates: both tokenizers have the same)",
+            "the student's own chat template",
             "12 of 12 prompts, the longest 5 tokens; 12 with a reference, 4 of them too long and cut",
-            f"reverse KL {found.agreement.reverse_kl:.3g}, forward KL", "on 8 answers of the student",
+            f"reverse KL {kl.reverse_kl:.3g}, forward KL", "on 8 answers of the student",
             "15 optimizer steps of 2 answers, in 3 rollouts of 4: 12 samples of at most 6 tokens",
             "first [bold]thing", "llama, 1 layers, float64 on cpu",
         ):  # fmt: skip
             assert part in flat, part
     assert "| end | &lt;/s> (id 0) |" in page and page.startswith("# Preflight\n")
-    facts = json.loads((tmp_path / "preflight.json").read_text())
-    assert facts["agreement"]["samples"] == 8 and facts["vocabulary"]["shared"] == 36
-    assert facts["memory"]["total"] == pytest.approx(found.memory.total)
-    write(found.with_agreement(replace(found.agreement, reverse_kl=math.inf)), tmp_path)
-    assert json.loads((tmp_path / "preflight.json").read_text())["agreement"]["reverse_kl"] == "inf"

@@ -8,36 +8,28 @@ from functools import cached_property
 from pathlib import Path
 
 from lightning.pytorch.loggers import WandbLogger
-from lightning.pytorch.utilities import rank_zero_only
 
 from minillm.common.console import say, show_figures, show_samples
 from minillm.common.errors import Interrupted, StorageError, check
 from minillm.common.files import write_whole
-from minillm.common.loggers import STEP
 from minillm.evaluation import Answer, answer_prompts, is_uniform, reference_loss, summarise
 from minillm.evaluation.metrics import figures_at
 from minillm.models import LanguageModel
+from minillm.parallel import on_first
 from minillm.train.callbacks.boundary import BoundaryCallback
+from minillm.train.loggers import STEP, log_row
 
-COLUMNS = {
-    "reverse_kl": "reverse KL",
-    "rouge_l": "Rouge-L",
-    "loss": "loss",
-    "length": "length",
-    "truncated": "truncated",
-    "distinct_4": "distinct-4",
-    "tokens": "tokens",
-}  # on the screen; figures of one's own follow
+COLUMNS = {"reverse_kl": "reverse KL", "rouge_l": "Rouge-L", "loss": "loss", "length": "length",
+           "truncated": "truncated", "distinct_4": "distinct-4", "tokens": "tokens"}  # fmt: skip
+_STATE = ("stages", "samples", "newest_step", "owed")  # in checkpoints
 
 
 class Validation(BoundaryCallback):
     """Measures the student as given (`raw`), after the supervised start (`start`), every `every` steps, and at the end.
 
     The stream of random numbers is that of `seed` (eval_seed), the same for all seeds and stages. Where the prompts
-    have no references there is no loss, and Rouge-L is against the teacher's greedy answers, if there is a teacher.
-
-    A student that gives all tokens the same probability has no figures but `uniform`: guessing can look better than it
-    began, and must not be chosen as the best.
+    have no references there is no loss, and Rouge-L is against the teacher's greedy answers, if there is a teacher. A
+    student that gives all tokens the same probability has the figure `uniform` only and is never the best.
 
     Args:
         every: optimizer steps between validations; None for raw, start and end only.
@@ -70,24 +62,21 @@ class Validation(BoundaryCallback):
         self.samples: dict[str, list[str]] = {}  # answers of the stages to the first prompts
         self.newest_step: int | None = None  # MiniLLM's optimizer step of the newest figures
         self.owed: str | None = None  # a stage that was due when a signal asked the run to stop
-        self._unwritten: dict[str, str] = {}  # by the name of their file, samples that a full disk did not take
 
     def state_dict(self) -> dict:
-        return {
-            "stages": self.stages,
-            "samples": self.samples,
-            "newest_step": self.newest_step,
-            "owed": self.owed,
-            "unwritten": self._unwritten,
-        }
+        return {name: getattr(self, name) for name in _STATE}
 
     def load_state_dict(self, state: dict) -> None:
-        self.stages, self.samples, self.newest_step = state["stages"], state["samples"], state["newest_step"]
-        self.owed, self._unwritten = state["owed"], dict(state.get("unwritten", {}))
+        for name in _STATE:
+            setattr(self, name, state[name])
 
     @property
     def newest(self) -> dict[str, float]:
         return self.stages["end"]
+
+    def is_of(self, module) -> bool:
+        """Whether the newest figures are of the module's weights as they are now, after the start."""
+        return not module.in_start and self.newest_step == module.step
 
     def setup(self, trainer, module, stage) -> None:
         self._prompts, self._pair, self._module = trainer.datamodule.val_prompts, module.pair, module
@@ -108,24 +97,23 @@ class Validation(BoundaryCallback):
         say("The validation prompts have no references: Rouge-L is measured against the teacher's greedy answers.")
         return [(answer.answer,) for answer in self.teacher_answers]
 
-    def _answer(self, model: LanguageModel, seed: int | None, teacher: LanguageModel | None = None) -> list[Answer]:
+    def _answer(self, model: LanguageModel, seeds: list[int] | None, teacher=None) -> list[Answer]:
         with self._module.whole_weights():
-            return answer_prompts(
-                model,
-                self._prompts,
-                self._pair.tokenizer,
-                seeds=None if seed is None else [seed],
-                max_new_tokens=self.max_new_tokens,
-                batch_size=self.batch_size,
-                stop_ids=self._pair.stop_ids,
-                teacher=teacher,
-                group=self._module.group,
-                interrupt=self._module.interrupt,
-            )
+            sizes = dict(max_new_tokens=self.max_new_tokens, batch_size=self.batch_size)
+            around = dict(stop_ids=self._pair.stop_ids, group=self._module.group, interrupt=self._module.interrupt)
+            models = dict(seeds=seeds, teacher=teacher)
+            return answer_prompts(model, self._prompts, self._pair.tokenizer, **models, **sizes, **around)
 
-    def _loss(self, model: LanguageModel) -> float:
-        with self._module.whole_weights():
-            return reference_loss(model, self._prompts, self._module.group)
+    def _figures(self, model: LanguageModel, answers: list[Answer]) -> dict[str, float]:
+        figures = summarise(answers, self._references, self.figures)
+        if self._prompts.has_references:
+            with self._module.whole_weights():
+                figures["loss"] = reference_loss(model, self._prompts, self._module.group)
+        return figures
+
+    @cached_property
+    def _teacher_figures(self) -> dict[str, float]:
+        return self._figures(self._pair.teacher, self.teacher_answers)
 
     def on_train_start(self, trainer, module) -> None:
         if "raw" not in self.stages:
@@ -135,12 +123,11 @@ class Validation(BoundaryCallback):
         self.measure(trainer, module, self.owed)
         stage, self.owed = self.owed, None
         if stage == "raw" and not module.in_start and "start" in module.stages:
-            self._remember("start", self.stages["raw"], self.samples["raw"])
+            self.stages["start"], self.samples["start"] = self.stages["raw"], self.samples["raw"]
 
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx) -> None:
         if not module.at_boundary:
             return
-        self._write_waiting()
         if "start" in module.stages and not module.in_start and "start" not in self.stages:
             self.owed = "start"
         elif self.due(module) or trainer.should_stop:
@@ -152,94 +139,63 @@ class Validation(BoundaryCallback):
                 self.measure(trainer, module, self.owed)
                 self.owed = None
 
-    def on_exception(self, trainer, module, exception) -> None:
-        self._write_waiting()
-
     def measure(self, trainer, module, stage: str) -> None:
-        """Answer, summarise, log, write samples/<stage>.jsonl."""
-        say(
-            f"Validation, {stage}: {len(self._prompts)} held-out prompts, at most {self.max_new_tokens} tokens each ..."
-        )
-        answers = self._answer(module.model, self.seed, self._pair.teacher)
-        figures = summarise(answers, self._references, self.figures)
-        if self._prompts.has_references:
-            figures["loss"] = self._loss(module.model)
+        """Answer, summarise, log, write samples/<stage>.jsonl. Raises StorageError where that cannot be written."""
+        say(f"Validation, {stage}: {len(self._prompts)} held-out prompts ...")
+        answers = self._answer(module.model, [self.seed], self._pair.teacher)
+        figures = self._figures(module.model, answers)
         if is_uniform(answers, self._pair.n_vocab):
             say(
                 f"WARNING: the student gives all {self._pair.n_vocab} tokens the same probability, so that this "
-                "validation has no figures and cannot be the best. If it was not so before training, try a smaller "
-                "optim.learning_rate"
+                "validation has no figures and cannot be the best. Try a smaller optim.learning_rate"
             )
             figures = {"uniform": 1.0}
-        samples = [answer.answer for answer in answers[: self.n_samples]]
+        texts = [answer.answer for answer in answers]
         for name in {stage, "end"} & {"raw", "start", "end"}:
-            self._remember(name, figures, samples)
+            self.stages[name], self.samples[name] = figures, texts[: self.n_samples]
         self.newest_step = module.step
-        show_figures(f"Validation, {stage}", {"student": figures} | self._teacher_row("teacher"), self._columns)
-        self._write(answers, self.teacher_answers, stage)
-        step = module.start_step + module.step
+        show_figures(f"Validation, {stage}", {"student": figures} | self._teacher_row(), self._columns)
+        rows, teacher = [answer.row() for answer in answers], self.teacher_answers
+        if teacher:
+            rows = [row | {"teacher": given.answer} for row, given in zip(rows, teacher, strict=True)]
+        on_first(lambda: self._write(rows, stage))
+        log_row(trainer, {f"val/{k}": v for k, v in figures.items()} | {STEP: module.start_step + module.step})
+        columns = self._texts() | {"student": texts}
         for logger in trainer.loggers:
-            logger.log_metrics({f"val/{name}": value for name, value in figures.items()} | {STEP: step}, step)
             if isinstance(logger, WandbLogger):
-                columns = self._teacher_columns() | {"student": [answer.answer for answer in answers]}
-                rows = list(map(list, zip(*columns.values(), strict=True)))
-                logger.log_table("val/samples", columns=list(columns), data=rows)
+                data = list(map(list, zip(*columns.values(), strict=True)))
+                logger.log_table("val/samples", columns=list(columns), data=data)
+
+    def _write(self, rows: list[dict], stage: str) -> None:
+        file = self.run_dir / "samples" / f"{stage.replace(' ', '_')}.jsonl"
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(file, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+        except OSError as error:
+            problem = f"{file} cannot be written ({error.strerror or error})"
+            raise StorageError(f"{problem}. Make room, then the same command with resume=auto") from error
 
     def on_train_end(self, trainer, module) -> None:
-        self._write_waiting(must=True)
         stages = [name for name in ("raw", "start", "end") if name in self.stages]
-        columns = {name: texts[: self.n_samples] for name, texts in self._teacher_columns().items()}
+        columns = {name: texts[: self.n_samples] for name, texts in self._texts().items()}
         columns |= {name: self.samples[name] for name in stages}
-        rows = list(zip(*columns.values(), strict=True))
-        show_samples(f"The same {len(rows)} held-out prompts at every stage", list(columns), rows)
-        figures = {name: self.stages[name] for name in stages} | self._teacher_row("teacher (greedy)")
+        show_samples(
+            "The same held-out prompts at every stage", list(columns), list(zip(*columns.values(), strict=True))
+        )
+        figures = {name: self.stages[name] for name in stages} | self._teacher_row()
         show_figures("Figures of all stages", figures, self._columns)
 
     def final_figures(self) -> dict[str, float]:
         """Flat names for metrics.json: val/<figure>_raw, val/<figure>_start, val/<figure>, val/teacher_<figure>."""
         suffixes = {"raw": "_raw", "start": "_start", "end": ""}
         figures = {f"val/{k}{suffixes[s]}": v for s, stage in self.stages.items() for k, v in stage.items()}
-        teacher = self._teacher_row("teacher").get("teacher", {})
+        teacher = self._teacher_row().get("teacher", {})
         return figures | {f"val/teacher_{name}": value for name, value in teacher.items()}
 
-    def _teacher_row(self, name: str) -> dict[str, dict[str, float]]:
-        return {} if self._pair.teacher is None else {name: self._teacher_figures}
+    def _teacher_row(self) -> dict[str, dict[str, float]]:
+        return {} if self._pair.teacher is None else {"teacher": self._teacher_figures}
 
-    def _teacher_columns(self) -> dict[str, list[str]]:
+    def _texts(self) -> dict[str, list[str]]:
+        """Prompts, and the teacher's answers to them."""
         prompts = {"prompt": [record.conversation for record in self._prompts.records]}
         return prompts | ({"teacher": [a.answer for a in self.teacher_answers]} if self._pair.teacher else {})
-
-    @cached_property
-    def _teacher_figures(self) -> dict[str, float]:
-        figures = summarise(self.teacher_answers, self._references, self.figures)
-        if self._prompts.has_references:
-            figures["loss"] = self._loss(self._pair.teacher)
-        return figures
-
-    def _remember(self, stage: str, figures: dict[str, float], samples: list[str]) -> None:
-        self.stages[stage], self.samples[stage] = figures, samples
-
-    @rank_zero_only
-    def _write(self, answers: list[Answer], teacher: list[Answer], stage: str) -> None:
-        rows = [answer.row() for answer in answers]
-        if teacher:
-            rows = [row | {"teacher": given.answer} for row, given in zip(rows, teacher, strict=True)]
-        name = f"{stage.replace(' ', '_')}.jsonl"
-        self._unwritten[name] = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        self._write_waiting(new=name)
-
-    @rank_zero_only
-    def _write_waiting(self, new: str | None = None, must: bool = False) -> None:
-        """Try all that waits. Of failures only that of the `new` one is said, or with `must` the first is an error."""
-        for name, text in list(self._unwritten.items()):
-            file = self.run_dir / "samples" / name
-            try:
-                file.parent.mkdir(parents=True, exist_ok=True)
-                write_whole(file, text)
-                del self._unwritten[name]
-            except OSError as error:
-                problem = f"{file} cannot be written ({error.strerror or error})"
-                if must:
-                    raise StorageError(f"{problem}. Make room, then the same command with resume=auto") from error
-                if name == new:
-                    say(f"WARNING: {problem}; tried again at each boundary")

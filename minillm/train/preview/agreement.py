@@ -80,8 +80,6 @@ def consistency(
     training prompts and a row that is longer than every window that a row of `longest` tokens, prompt and answer, can
     reach.
 
-    Raises:
-        ModelError: see `check_consistency`.
     """
     n_new = min(_ANSWER, max_new_tokens)
     rows = rows_at(seed_for(seed, "consistency"), 0, min(_ROWS - 1, len(prompts)), len(prompts))

@@ -3,52 +3,42 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import replace
-from pathlib import Path
 
 import lightning as L
 import torch
 
+from minillm.common.errors import ModelError
 from minillm.data import Corpus, PromptSet
 from minillm.models import LanguageModel, Pair
+from minillm.planning import measure
 from minillm.train.preview.agreement import agreement, consistency
-from minillm.train.preview.facts import Preflight, collect
-from minillm.train.preview.memory import case_of, estimate
-from minillm.train.preview.page import show, write
+from minillm.train.preview.memory import case_of, sizes_of
+from minillm.train.preview.page import Page, page_of, show, write
 from minillm.train.preview.work import Work
 from minillm.train.regime import OnPolicy, Supervised
+from minillm.train.resume import BEGUN
 from minillm.train.settings import Settings
 from minillm.train.student import TrainingModule
 
 log = logging.getLogger(__name__)
+_SIZES = ("sampler.batch_size", "regime.microbatch_tokens", "regime.microbatch_size", "linear_loss.chunk_mb")
 
 
 def begin(
     settings: Settings,
-    plain: dict,
     pair: Pair,
     train: PromptSet,
     validation: PromptSet,
     corpus: Corpus | None,
     precision: str,
-) -> Preflight | None:
-    """The page of a run that begins, without what `Comparison` adds; with preflight=false None, and only warnings that
-    take no time are logged.
-
-    Args:
-        settings, plain: the run's, as objects and as plain values. precision: the trainer's. The rest is what they have
-            loaded.
-    """
-    if isinstance(settings.regime, Supervised):
-        answer = min(settings.data.longest, settings.data.max_response_tokens)
-        work = Work.supervised(settings.regime, len(train), answer)
-    else:
-        rows = settings.regulariser.batch_size
-        work = Work.on_policy(settings.regime, settings.start, settings.sampler, corpus_rows=rows)
-    longest = max(map(len, train.prompt_ids))
-    case = case_of(settings, pair, prompt=longest, answer=work.answer_tokens, precision=precision)
+) -> Preview | None:
+    """The callback that shows the page of a run that begins; with preflight=false None, and the page's warnings are
+    logged."""
+    work, optim = work_of(settings, len(train)), settings.optim
+    longest, half = max(map(len, train.prompt_ids)), precision == "bf16-mixed"
+    case = case_of(settings, *sizes_of(pair), prompt=longest, answer=work.answer_tokens, half=half)
     chooses = settings.callbacks["record"].export == "best"
-    found = collect(
+    page = page_of(
         pair,
         settings.data,
         train,
@@ -56,81 +46,69 @@ def begin(
         corpus,
         work,
         model=settings.model,
-        memory=estimate(case, pair) if plain["preflight"] else None,
+        memory=measure(case),
         monitor=settings.callbacks["checkpoints"].monitor if chooses else None,
     )
-    found = replace(found, rate=str(settings.optim), sizes=_sizes(settings, plain))
-    if settings.optim.warmup_steps >= work.steps:
-        text = (
-            f"optim.warmup_steps={settings.optim.warmup_steps}: the run has {work.steps} optimizer steps, so that the "
-            f"learning rate never reaches {settings.optim.learning_rate:g}"
-        )
-        found = replace(found, warnings=(*found.warnings, text))
-    if not plain["preflight"]:
-        for text in found.warnings:
-            log.warning(text)
-        return None
-    if settings.strategy.world_size > 1:
-        found = replace(found, devices=str(settings.strategy))
-    return found
+    late = f"optim.warmup_steps={optim.warmup_steps}: the run has {work.steps} optimizer steps, so that the learning "
+    late += f"rate never reaches {optim.learning_rate:g}"
+    groups = [(key, getattr(settings, key.split(".")[0]), key.split(".")[1]) for key in _SIZES]
+    sizes = {key: size for key, group, name in groups if (size := getattr(group, name, None)) is not None}
+    page = page.adding(
+        *[late] * (optim.warmup_steps >= work.steps),
+        rate=f"{optim.learning_rate:g}, {optim.schedule} after {optim.warmup_steps} steps of warm-up",
+        sizes=", ".join(f"{key}={size:,g}" for key, size in sizes.items()),
+    )
+    if settings.plain["preflight"]:
+        return Preview(page, settings, pair, train)
+    for text in page.warnings:
+        log.warning(text)
+    return None
 
 
-class Comparison(L.Callback):
-    """A few answers of the models, for the `page`. Whole weights are compared before the run's directory is taken, by
-    `now`; weights in parts are there only once the trainer begins, which then shows the page and writes it."""
+def work_of(settings: Settings, n_prompts: int) -> Work:
+    """What the run will do with so many training prompts."""
+    if isinstance(settings.regime, Supervised):
+        answer = min(settings.data.longest, settings.data.max_response_tokens)
+        return Work.supervised(settings.regime, n_prompts, answer)
+    rows = settings.regulariser.batch_size
+    return Work.on_policy(settings.regime, settings.start, settings.sampler, corpus_rows=rows)
 
-    def __init__(self, page: Preflight, settings: Settings, pair: Pair, train: PromptSet, seed: int, run_dir: Path):
-        self.page, self.settings, self.pair, self.train, self.seed = page, settings, pair, train, seed
-        self.run_dir = run_dir
+
+class Preview(L.Callback):
+    """Completes the `page` by a few answers of the models, shows it and writes it into the run's directory."""
+
+    def __init__(self, page: Page, settings: Settings, pair: Pair, train: PromptSet):
+        self.page, self.settings, self.pair, self.train = page, settings, pair, train
 
     def on_fit_start(self, trainer: L.Trainer, module: TrainingModule) -> None:
-        with module.whole_weights():
-            found = self.compare(module.model, self.pair.teacher, trainer.precision)
+        """Raises ModelError: see `check_consistency`. The run's name is free again then."""
+        models = {"student": module.model} | ({} if self.pair.teacher is None else {"teacher": self.pair.teacher})
+        if not self.settings.strategy.sharded:  # compiling for these few shapes would change those that follow
+            models = {side: LanguageModel(each.network, self.pair.n_vocab) for side, each in models.items()}
+        half = trainer.precision == "bf16-mixed"
+        try:
+            with module.whole_weights(), torch.autocast(module.device.type, torch.bfloat16, enabled=half):
+                self._compare(models)
+        except ModelError:  # nothing is trained: the same command, with what is mended, makes this run
+            if trainer.is_global_zero:
+                for name in ("config.yaml", BEGUN, "metrics.csv"):
+                    (self.settings.run_dir / name).unlink(missing_ok=True)
+            raise
         if trainer.is_global_zero:
-            show(found)
-            write(found, self.run_dir)
+            show(self.page)
+            write(self.page, self.settings.run_dir)
 
-    def now(self, precision: str) -> Preflight:
-        """See `compare`."""
-        # Without compilation, which would be for these few shapes and change those that follow.
-        student, teacher = (
-            network and LanguageModel(network, self.pair.n_vocab)
-            for network in (self.pair.student, self.pair.teacher and self.pair.teacher.network)
-        )
-        return self.compare(student, teacher, precision)
-
-    def compare(self, student: LanguageModel, teacher: LanguageModel | None, precision: str) -> Preflight:
-        """The page with what was found.
-
-        Raises:
-            ModelError: see `check_consistency`.
-        """
-        settings, work = self.settings, self.page.work
+    def _compare(self, models: dict[str, LanguageModel]) -> None:
+        """Put on the page how far apart the models are."""
+        settings, regime = self.settings, self.settings.regime
+        work = work_of(settings, len(self.train))
         reach = max(map(len, self.train.prompt_ids)) + work.answer_tokens
         reach = reach if work.sampler else min(reach, settings.data.longest)
         temperature = work.sampler.temperature if work.sampler else 1.0
-        regime = settings.regime
         tokens = regime.microbatch_tokens if isinstance(regime, OnPolicy) else regime.microbatch_size * reach
-        sizes = dict(seed=self.seed, max_new_tokens=work.answer_tokens, max_tokens=tokens)
-        models = {"student": student} | ({} if teacher is None else {"teacher": teacher})
-        with torch.autocast(student.device.type, torch.bfloat16, enabled=precision == "bf16-mixed"):
-            same = consistency(models, self.pair, self.train, longest=reach, temperature=temperature, **sizes)
-            found = replace(self.page, consistency=same)
-            if teacher is not None:
-                found = found.with_agreement(agreement(student, teacher, self.pair, self.train, **sizes))
-        return found
-
-
-def _sizes(settings: Settings, plain: dict) -> str:
-    """What goes through the models at a time."""
-    keys = {"regime.microbatch_size": "answers a micro-batch"}
-    if isinstance(settings.regime, OnPolicy):
-        keys = {"sampler.batch_size": "rows decoded at a time", "regime.microbatch_tokens": "tokens a micro-batch"}
-    if settings.linear_loss.chunk_mb is not None:
-        keys["linear_loss.chunk_mb"] = "MiB a chunk of logits"
-    texts = []
-    for key, what in keys.items():
-        group, name = key.split(".")
-        chosen = "auto" if plain[group][name] == "auto" else "given"
-        texts.append(f"{getattr(getattr(settings, group), name):,g} {what} ({key}, {chosen})")
-    return "; ".join(texts)
+        sizes = dict(seed=settings.plain["seed"], max_new_tokens=work.answer_tokens, max_tokens=tokens)
+        same = consistency(models, self.pair, self.train, longest=reach, temperature=temperature, **sizes)
+        self.page = self.page.with_consistency(same)
+        if "teacher" in models:
+            found = agreement(*models.values(), self.pair, self.train, **sizes)
+            self.page = self.page.with_agreement(found, self.pair.n_vocab)

@@ -1,91 +1,156 @@
-"""The memory that a run on one device will need: the planner's figures for the models that are loaded."""
+"""The memory that a run will need, and what `auto` stands for in settings that change memory and speed, and numbers by
+no more than rounding."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from transformers import PreTrainedModel
-
-from minillm.common.errors import ModelError
-from minillm.data import PromptSet
-from minillm.models import Pair
+from minillm.common.errors import ConfigError
+from minillm.objectives import START, TEACHER
 from minillm.parallel import Parallel
-from minillm.planning import Case, Memory, fake_device, measure
-from minillm.train.preview.sizes import CPU, AutoSizes, case_from, choose, left_open
+from minillm.planning import Case, Memory, Sizes, measure
 from minillm.train.regime import OnPolicy
 from minillm.train.settings import Settings
 
+if TYPE_CHECKING:
+    from minillm.data import PromptSet
+    from minillm.models import Pair
 
-def case_of(settings: Settings, pair: Pair, *, prompt: int, answer: int, precision: str) -> Case:
-    """The sizes of a run with the models that are loaded.
+AUTO = "auto"
+SHARE = 0.8  # of a GPU's memory that a plan may fill: it can be 15% off, and validation is not in it
+
+
+@dataclass(frozen=True)
+class AutoSizes:
+    """The values of `sampler.batch_size`, `regime.microbatch_tokens`, `regime.microbatch_size` (of regime=supervised)
+    and `linear_loss.chunk_mb`."""
+
+    rows: int
+    tokens: int
+    answers: int
+    chunk_mb: float
+
+    @classmethod
+    def stored(cls, values: Any, file: Path) -> AutoSizes:
+        """Raises ConfigError: `file` holds other values."""
+        names = {each.name for each in fields(cls)}
+        whole = isinstance(values, dict) and values.keys() == names
+        if not whole or not all(type(each) in (int, float) and each > 0 for each in values.values()):
+            raise ConfigError(f"{file}: damaged (sizes={values!r}); delete it, and the run chooses its sizes anew")
+        return cls(**values)
+
+    def fill(self, settings: Settings) -> Settings:
+        """The settings with these sizes in place of every `auto`. Where the objective divides by what is in a
+        micro-batch, its size changes the numbers, and is what it is on a CPU."""
+        sampler, regime, loss = settings.sampler, settings.regime, settings.linear_loss
+        here = CPU if settings.objective.per_micro_batch else self
+        if sampler.batch_size == AUTO:
+            sampler = replace(sampler, batch_size=self.rows)
+        if isinstance(regime, OnPolicy) and regime.microbatch_tokens == AUTO:
+            regime = replace(regime, microbatch_tokens=here.tokens)
+        elif regime.microbatch_size == AUTO:
+            fitting = (n for n in range(self.answers, 0, -1) if regime.minibatch_size % n == 0)
+            regime = replace(regime, microbatch_size=next(fitting))
+        if loss.chunk_mb == AUTO:
+            loss = replace(loss, chunk_mb=self.chunk_mb)
+        return replace(settings, sampler=sampler, regime=regime, linear_loss=loss)
+
+
+CPU = AutoSizes(rows=32, tokens=2048, answers=8, chunk_mb=64.0)
+MOST = AutoSizes(rows=256, tokens=16_384, answers=32, chunk_mb=512.0)  # more makes no GPU faster
+LEAST = AutoSizes(rows=8, tokens=512, answers=1, chunk_mb=16.0)
+
+
+def choose(
+    settings: Settings,
+    make: Callable[[Settings], Case],
+    memory: float,
+    measure: Callable[[Case], Memory] = measure,
+) -> tuple[AutoSizes, Case]:
+    """The sizes that fill a GPU, halved until each phase of the run needs at most SHARE of its `memory` (GB); the least
+    ones where nothing fits. And the case with them, as `make` makes it of settings without `auto`."""
+    case = make(CPU.fill(settings))
+    sizes = replace(MOST, rows=min(MOST.rows, max(LEAST.rows, case.local(case.rollouts))))
+    while True:
+        case = make(sizes.fill(settings))
+        found = measure(case)
+        rollout, update = (sum(phase.values()) > SHARE * memory for phase in (found.rollout, found.update))
+        # Where the teacher takes no part in decoding, it scores answers in micro-batches, which belong to the rollout.
+        update |= rollout and not case.teacher_decodes
+        names = [*["rows"] * rollout, *["tokens", "answers", "chunk_mb"] * update]
+        smaller = replace(sizes, **{each: max(getattr(LEAST, each), getattr(sizes, each) // 2) for each in names})
+        if smaller == sizes:
+            return sizes, case
+        sizes = smaller
+
+
+def case_of(
+    settings: Settings,
+    student: Sizes,
+    teacher: Sizes | None,
+    *,
+    prompt: int,
+    answer: int,
+    half: bool,
+    layout: Parallel | None = None,
+) -> Case:
+    """What settings without `auto` mean for memory and time.
 
     Args:
-        prompt, answer: tokens of the longest ones. precision: the trainer's.
+        prompt, answer: tokens of the longest ones. half: whether autocast computes products in bfloat16. layout: one
+            device unless it is given.
     """
-    student, teacher = pair.student, pair.teacher
-    return case_from(
-        settings,
-        (student.config, student.dtype),
-        None if teacher is None else (teacher.network.config, teacher.network.dtype),
+    model, regime, regulariser = settings.model, settings.regime, settings.regulariser
+    on_policy = isinstance(regime, OnPolicy)
+    tokens = regime.microbatch_tokens if on_policy else regime.microbatch_size * settings.data.longest
+    return Case(
+        student,
+        teacher,
         prompt=prompt,
         answer=answer,
-        offload=teacher is not None and teacher.offload and student.device.type != "cpu",
-        half=precision == "bf16-mixed",
+        minibatch=regime.minibatch_size,
+        microbatch_tokens=tokens,
+        microbatch_rows=regime.microbatch_size,
+        rollouts=regime.rollouts if on_policy else 0,
+        decoded=settings.sampler.batch_size,
+        chunk_mb=settings.linear_loss.chunk_mb,
+        reads_teacher=TEACHER in settings.objective.needs,
+        keeps_start=START in settings.objective.needs,
+        keep_states=on_policy and regime.teacher_states == "keep",
+        teacher_decodes=settings.sampler.alpha > 0,
+        blocks=regulariser.batch_size if regulariser.on else 0,
+        block=settings.data.block_size,
+        corpus_teacher=bool(regulariser.on and regulariser.needs),
+        offload=bool(getattr(model.teacher, "offload", False)),
+        half=half,
+        recompute=model.gradient_checkpointing,
+        layout=layout or Parallel(),
     )
 
 
+def sizes_of(pair: Pair) -> tuple[Sizes, Sizes | None]:
+    """Of student and teacher as they are loaded."""
+    return Sizes.of(pair.student), None if pair.teacher is None else Sizes.of(pair.teacher.network)
+
+
 def choose_sizes(settings: Settings, pair: Pair, train: PromptSet, precision: str, memory: float | None) -> AutoSizes:
-    """What `auto` stands for on this device: on a GPU what fits into its `memory` (GB), see `choose`; on a
-    CPU (None), and for a family that cannot be planned, fixed sizes."""
-    if memory is None or not left_open(settings):
+    """What `auto` stands for on this device: on a GPU what fits into its `memory` (GB), see `choose`; on a CPU (None)
+    fixed sizes."""
+    if memory is None:
         return CPU
-    on_policy, data, layout = isinstance(settings.regime, OnPolicy), settings.data, settings.strategy
-    answer = settings.sampler.max_new_tokens if on_policy else min(data.longest, data.max_response_tokens)
-    longest = max(map(len, train.prompt_ids))
-    case = case_of(CPU.fill(settings), pair, prompt=longest, answer=answer, precision=precision)
-    # The processes of this run are a group already, so that no other can be made up: parts are counted by division.
-    case = case.with_layout(Parallel("ddp", layout.data_parallel_size) if layout.sharded else layout)
-
-    def memory_of(sized: Case) -> Memory:
-        found = fake.memory(sized)
-        found = found if pair.teacher is None else _as_loaded(found, pair.teacher.network)
-        return _in_parts(found, layout, case.half) if layout.sharded else found
-
-    try:
-        with fake_device(case) as fake:
-            return choose(settings, case, memory_of, memory)[0]
-    except ModelError:
-        return CPU
-
-
-def _in_parts(memory: Memory, layout: Parallel, half: bool) -> Memory:
-    """One device's share, where `memory` is that of whole weights. In rollouts weights are gathered, which is what
-    their copies in a half type stand for."""
-    shared = {"rollout": {"optimizer", "student" if half else "optimizer"},
-              "update": {"student", "gradients", "optimizer", "teacher"}}  # fmt: skip
-    phases = {
-        phase: {
-            name: size / layout.world_size if name in names else size for name, size in getattr(memory, phase).items()
-        }
-        for phase, names in shared.items()
-    }
-    return Memory(**phases)
-
-
-def estimate(case: Case, pair: Pair) -> Memory | None:
-    """What the run needs with the longest answers that the settings allow; None for a family that cannot be run on
-    tensors without data."""
-    try:
-        memory = measure(case)
-    except ModelError:
-        return None
-    return memory if pair.teacher is None else _as_loaded(memory, pair.teacher.network)
-
-
-def _as_loaded(memory: Memory, teacher: PreTrainedModel) -> Memory:
-    """Where the teacher is quantised, count its weights as they are loaded; the plan knows unquantised ones only."""
-    if not getattr(teacher, "is_quantized", False):
-        return memory
-    size = sum(each.numel() * each.element_size() for each in teacher.parameters()) / 1e9
-    phases = (phase | {"teacher": size} if phase else phase for phase in (memory.rollout, memory.update))
-    return replace(memory, **dict(zip(("rollout", "update"), phases, strict=True)))
+    on_policy, data = isinstance(settings.regime, OnPolicy), settings.data
+    student, teacher = sizes_of(pair)
+    make = partial(
+        case_of,
+        student=student,
+        teacher=teacher,
+        prompt=max(map(len, train.prompt_ids)),
+        answer=settings.sampler.max_new_tokens if on_policy else min(data.longest, data.max_response_tokens),
+        half=precision == "bf16-mixed",
+        layout=settings.strategy,
+    )
+    return choose(settings, make, memory)[0]
