@@ -14,7 +14,7 @@ demo: .venv/.main .venv/.demo
 	$(BIN)/python train.py experiment=demo
 
 reproduce: .venv/.main
-	$(BIN)/python -m minillm.experiments.narrow runs/reproduce/task
+	$(BIN)/python -m examples.narrow runs/reproduce/task
 	$(BIN)/python -m minillm.chain --config-name reproduce
 
 test: .venv/.main .venv/.test

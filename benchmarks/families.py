@@ -14,7 +14,7 @@ from minillm.common.errors import ModelError, first_line
 from minillm.common.types import PromptBatch
 from minillm.data.prompts import pad
 from minillm.models import LanguageModel, keep_layers
-from minillm.models.families import attention_for, unsupported
+from minillm.models.families import unsupported
 from minillm.rollout.consistency import check_consistency
 from tests.families import MORE, ROWS, SIZES, WINDOW, family_config, family_model
 
@@ -25,10 +25,11 @@ _HEAD = """\
 
 Made by `python -m benchmarks.families` with transformers {transformers} and torch {torch}, float32 on a CPU.
 
-A tiny random model of each family answers prompts of unequal length, beyond its sliding window where it has one. The
-largest log-ratio is that between decoding and a training pass over the same tokens, in nats. The last column says
-whether a student can be made of the teacher's layers. `MODEL.verify()` and the page before the first step make the same
-check with your own models: a family that is not here is refused there, if it does not work.
+A tiny random model of each family answers prompts of unequal length, one of them beyond its sliding
+window. The largest log-ratio is that between decoding and a training pass over the same tokens, in
+nats. The last column says whether a student can be made of the teacher's layers. The page before
+the first step makes the same check with your own models: a family that is not here is refused there
+if it does not work.
 
 | family | attention | largest log-ratio | student of its layers |
 | --- | --- | --- | --- |
@@ -61,7 +62,7 @@ def works(family: str) -> str:
         pruned = "yes"
     except ModelError:
         pruned = "no"
-    return f"| {family} | {attention_for(network.config, 'sdpa')} | {found.largest:.0e} | {pruned} |"
+    return f"| {family} | {network.config._attn_implementation} | {found.largest:.0e} | {pruned} |"
 
 
 def refused() -> list[str]:

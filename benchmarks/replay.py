@@ -10,7 +10,7 @@ from transformers import GPT2LMHeadModel
 
 from benchmarks.common import DEVICE, in_new_process, report, row, synchronize
 from benchmarks.models import make_prompts
-from minillm.common.machine import without_cudnn_attention
+from minillm.common.machine import tune
 from minillm.common.types import PromptBatch
 from minillm.models import Architecture, LanguageModel
 from minillm.rollout import decode
@@ -40,7 +40,7 @@ def timed(run, tokens: int = TOKENS) -> float:
 def ours(replay: bool, plans: bool) -> dict:
     """Without `plans` as train.py runs, which leaves cuDNN's attention out."""
     if not plans:
-        without_cudnn_attention()
+        tune()
     student, teacher = map(LanguageModel, make_models())
     student.replay = teacher.replay = replay
     ids = make_prompts(ROWS, PROMPT).to(DEVICE)

@@ -22,7 +22,8 @@ def make_step(
     from minillm.common.types import Rollout
     from minillm.models import LanguageModel
     from minillm.objectives import MiniLLM
-    from minillm.objectives.linear_loss import LinearLoss, Side
+    from minillm.objectives.chunked import Side
+    from minillm.objectives.linear_loss import LinearLoss
     from minillm.rollout import prepared
     from minillm.rollout.micro_batch import micro_batches
     from minillm.train.optim import Optim

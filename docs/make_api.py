@@ -11,8 +11,9 @@ from minillm import divergences, losses, testing
 PAGE = Path(__file__).parent / "api.md"
 HEAD = """# Python API
 
-Made by `python -m docs.make_api` from the docstrings. Tensors are named by their axes: B answers, R response tokens, N
-tokens of a micro-batch, V vocabulary, H hidden width. Log-probs and divergences are in nats.
+Made by `python -m docs.make_api` from the docstrings. Tensors are named by their axes: B answers, R
+response tokens, N tokens of a micro-batch, V vocabulary, H hidden width. Log-probs and divergences
+are in nats.
 """
 SECTIONS = {
     "Train, answer, measure": ("load_pair", "distill", "finetune", "generate", "evaluate", "Run", "Student", "Pair"),
@@ -25,12 +26,11 @@ SECTIONS = {
 def entry(name: str, value: object) -> str:
     """A heading, the signature and the docstring as Markdown."""
     kind = "class " if inspect.isclass(value) else ""
-    return (
-        f"### `{name}`\n\n```python\n{kind}{name}{_signature(value)}\n```\n\n{_markdown(inspect.getdoc(value) or '')}\n"
-    )
+    signature, text = _signature(kind + name, value), _markdown(inspect.getdoc(value) or "")
+    return f"### `{name}`\n\n```python\n{signature}\n```\n\n{text}\n"
 
 
-def _signature(value: object) -> str:
+def _signature(name: str, value: object) -> str:
     """The signature as it is written, an argument a line where it is long."""
     signature = inspect.signature(value)
     arguments, kinds = [], [each.kind for each in signature.parameters.values()]
@@ -42,12 +42,12 @@ def _signature(value: object) -> str:
         default = "" if each.default is each.empty else f" = {each.default!r}"
         arguments.append(f"{stars}{each.name}{annotation}{default}")
     result = "" if inspect.isclass(value) else f" -> {signature.return_annotation}"
-    line = f"({', '.join(arguments)}){result}"
-    return line if len(line) <= 80 else "(\n    " + ",\n    ".join(arguments) + f",\n){result}"
+    line = f"{name}({', '.join(arguments)}){result}"
+    return line if len(line) <= 100 else f"{name}(\n    " + ",\n    ".join(arguments) + f",\n){result}"
 
 
 def _markdown(text: str) -> str:
-    """Paragraphs stay; the items of a section such as `Args:` become a list."""
+    """Paragraphs are wrapped; the items of a section such as `Args:` become a list."""
     parts = []
     for block in text.split("\n\n"):
         head, _, rest = block.partition("\n")
@@ -56,7 +56,8 @@ def _markdown(text: str) -> str:
             lines = (textwrap.fill(f"- {each.strip()}", 100, subsequent_indent="  ") for each in items)
             parts.append(f"**{head}**\n\n" + "\n".join(lines))
         else:
-            parts.append(block)
+            indented = any(line.startswith((" ", "- ")) for line in block.splitlines())
+            parts.append(block if indented else textwrap.fill(block, 100, break_on_hyphens=False))
     return "\n\n".join(parts)
 
 
@@ -66,7 +67,7 @@ def page() -> str:
         parts.append(f"## {title}\n")
         parts += [entry(f"minillm.{name}", getattr(minillm, name)) for name in names]
     for title, module in (("Losses", losses), ("Divergences", divergences), ("Checks of your own", testing)):
-        parts.append(f"## {title}\n\n{inspect.getdoc(module)}\n")
+        parts.append(f"## {title}\n\n{_markdown(inspect.getdoc(module))}\n")
         public = {name: each for name, each in vars(module).items() if not name.startswith("_")}
         parts += [entry(f"{module.__name__}.{name}", each) for name, each in public.items()
                   if inspect.isfunction(each) and each.__module__ == module.__name__]  # fmt: skip

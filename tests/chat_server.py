@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import socketserver
 import threading
 from collections.abc import Callable, Iterable
 from contextlib import contextmanager
@@ -72,7 +74,7 @@ def serving(*script: Sent, **how):
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self):
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            sent = chat.next(self.path, dict(self.headers), body)
+            sent = chat.next(self.path, {name.title(): value for name, value in self.headers.items()}, body)
             try:
                 self.send(sent)
             except OSError:  # the client has gone
@@ -112,11 +114,41 @@ def serving(*script: Sent, **how):
         thread.join()
 
 
+@contextmanager
+def pouring(*pieces: bytes, pause: float = 0.0):
+    """A server below HTTP, and its base_url: to each request it sends the pieces, the last one for ever. The list names
+    the connections that the client has closed."""
+    closed, closing = [], threading.Event()
+
+    class Handler(socketserver.BaseRequestHandler):
+        def handle(self):
+            self.request.recv(2**16)
+            try:
+                for piece in itertools.chain(pieces, itertools.repeat(pieces[-1])):
+                    if closing.wait(pause):
+                        return
+                    self.request.sendall(piece)
+            except OSError:
+                closed.append(self.client_address)
+
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Handler) as server:
+        server.daemon_threads = False
+        thread = threading.Thread(target=server.serve_forever, args=(0.02,))
+        thread.start()
+        try:
+            yield closed, f"http://127.0.0.1:{server.server_address[1]}/v1"
+        finally:
+            closing.set()
+            server.shutdown()
+            thread.join()
+
+
 def judges(folder: Path, monkeypatch) -> Callable[..., Judge]:
     """Makes judges that are quick to give up, with their key in the environment."""
     monkeypatch.setenv("JUDGE_API_KEY", KEY)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    quick = dict(key_variable="JUDGE_API_KEY", timeout=0.2, retries=2, backoff=0.01, longest_wait=1.0)
+    monkeypatch.setattr("openai._base_client.MAX_RETRY_DELAY", 0.01)
+    quick = dict(key_variable="JUDGE_API_KEY", timeout=5.0, retries=2, deadline=20.0)
 
     def make(base_url: str, **changes) -> Judge:
         return Judge(**{"base_url": base_url, "model": "m", "cache_dir": folder / "replies", **quick, **changes})

@@ -18,7 +18,9 @@ REFERENCES = ["Rivers carry salt.", "It is salt."]
 WORDS = "the sea is salt because rivers carry minerals from rocks and the sun lifts only water into clouds".split()
 
 
-def write_evaluation(folder: Path, *, prompts: int = 12, positions: int = 40, answer_words: int = 30) -> Path:
+def write_evaluation(
+    folder: Path, *, prompts: int = 12, seeds: list[int] = SEEDS, positions: int = 40, answer_words: int = 30
+) -> Path:
     """`folder` with metrics.json, answers.jsonl and tokens.jsonl. The first answer of the student is HOSTILE, the
     second prompt is Chinese; the last file has no references."""
     draw = random.Random(0)
@@ -27,15 +29,15 @@ def write_evaluation(folder: Path, *, prompts: int = 12, positions: int = 40, an
     for model in MODELS:
         for file in FILES:
             for decoding in DECODINGS:
-                for seed in SEEDS:
+                for seed in seeds:
                     for number in range(prompts):
                         row = _answer(draw, model, file, decoding, seed, number, answer_words)
                         answers.append(row)
-                        if decoding == "plain" and seed == SEEDS[0] and number < 4 and model != TEACHER:
+                        if decoding == "plain" and seed == seeds[0] and number < 4 and model != TEACHER:
                             tokens.append(_tokens(draw, row))
     metrics = {
         "suite": "paper",
-        "settings": {"models": [START, STUDENT], "seeds": SEEDS, "note": HOSTILE[:60]},
+        "settings": {"models": [START, STUDENT], "seeds": seeds, "note": HOSTILE[:60]},
         "teacher": TEACHER,
         "models": {
             source: {"label": label, "role": role, "parameters": 134515008 if role == "teacher" else 117e6}

@@ -7,7 +7,8 @@ import torch
 from minillm.common.types import PromptBatch
 from minillm.data.prompts import pad
 from minillm.models import Head
-from minillm.objectives.linear_loss import LinearLoss, Side
+from minillm.objectives.chunked import Side
+from minillm.objectives.linear_loss import LinearLoss
 
 PROMPTS = [[7, 9, 12], [5, 0, 8, 11, 30, 6, 10], [14, 15, 16, 17, 18]]  # the second has an eos (0) inside
 # Every test of a loss runs on both: all tokens at once by autograd, and chunks of a few tokens in closed form.
@@ -30,7 +31,7 @@ def logits_side(logits_NV) -> Side:
 
 def own_logits(network, rollout) -> torch.Tensor:
     """[N, V] at the counted positions, by the network's own forward pass over left-padded rows."""
-    mask = rollout.mask_BS
+    mask = torch.cat([rollout.prompt_mask_BP, rollout.response_mask_BR], dim=1)
     positions = (mask.long().cumsum(-1) - 1).clamp(min=0)
     logits = network(input_ids=rollout.ids_BS, attention_mask=mask.long(), position_ids=positions).logits
     return logits[:, rollout.prompt_ids_BP.shape[1] - 1 : -1][rollout.response_mask_BR]

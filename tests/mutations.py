@@ -43,8 +43,8 @@ MUTATIONS = {
         "losses.py", "return single, reward", "return reward, reward", "unit/test_losses.py"),
     "whitening": Mutation("losses.py", "counted.var(correction=0)", "counted.var()", "unit/test_losses.py"),
     "direction of the KL": Mutation(
-        "divergences.py", "_expectation(student_logprobs.exp(), student_logprobs",
-        "_expectation(teacher_logprobs.exp(), student_logprobs", "unit/test_losses.py"),
+        "divergences.py", "_expectation(student_logprobs.exp(), student_logprobs - teacher_logprobs",
+        "_expectation(teacher_logprobs.exp(), student_logprobs - teacher_logprobs", "unit/test_losses.py"),
     # the objective
     "weights": Mutation(
         "objectives/minillm.py", "(student - rollout.behaviour_logprobs_BR).exp()",
@@ -59,7 +59,7 @@ MUTATIONS = {
         "models/head.py", "return grad_NV if factor == 1 else grad_NV.mul_(factor)", "return grad_NV",
         "unit/test_linear_loss.py"),
     "gradient of the bias": Mutation(
-        "objectives/linear_loss.py", "grad_V += grad.sum(0)", "grad_V += grad.mean(0)", "unit/test_linear_loss.py"),
+        "objectives/chunked.py", "grad_V += grad.sum(0)", "grad_V += grad.mean(0)", "unit/test_linear_loss.py"),
     # answers
     "uniforms": Mutation(
         "rollout/decoding.py", "uniforms_NR[places.rows_B, places.steps_B]", "uniforms_NR[places.rows_B, 0]",

@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 
 from minillm.experiments.commands import METHODS, recipe_of, stages_of
 from minillm.models import Checkpoint, Lora
-from minillm.models.lora import save_adapter
+from minillm.models.adapter import save_adapter
 from minillm.train.settings import check_config
 from tests.conf.test_compose import CONF
 from tests.conftest import make_model, make_tokenizer

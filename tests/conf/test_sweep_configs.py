@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args
 
 from minillm.common.errors import ConfigError
-from minillm.experiments.sweep import SweepStart, begin
+from minillm.experiments.sweep import AroundSweep, check_sweep
 from minillm.train.settings import check_config
 from tests.conf.test_compose import CONF, settings
 from tests.unit.test_secret import TOKEN
@@ -28,7 +28,14 @@ def points(name):
     return BasicSweeper.split_arguments(overrides, None)[0]
 
 
-@pytest.mark.parametrize("name", [name for name in SWEEPS if name != "optuna"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[] if name in ("ablations", "learning_rate") else pytest.mark.slow)
+        for name in SWEEPS
+        if name != "optuna"
+    ],
+)
 def test_every_point_of_a_grid(name):
     """Over an experiment that sets some of the same keys."""
     made = [settings(f"sweep={name}", "experiment=demo", *point) for point in points(name)]
@@ -68,29 +75,30 @@ def master(*overrides, folder):
 @pytest.mark.parametrize(("figure", "direction"), [("val/rouge_l", "maximize"), ("val/reverse_kl", "minimize")])
 def test_the_direction_follows_what_is_optimised_and_may_not_contradict(tmp_path, figure, direction):
     good = master("sweep=optuna", f"optimized_metric={figure}", folder=tmp_path)
-    assert good.hydra.sweeper.direction == direction and begin(good).figure == figure
+    assert good.hydra.sweeper.direction == direction
+    check_sweep(good)
     other = {"maximize": "minimize", "minimize": "maximize"}[direction]
     bad = master("sweep=optuna", f"optimized_metric={figure}", f"hydra.sweeper.direction={other}", folder=tmp_path)
     with pytest.raises(ConfigError, match=f"hydra.sweeper.direction={other}.*wanted {direction}"):
-        begin(bad)
+        check_sweep(bad)
 
 
 def test_a_sweep_does_not_take_the_directory_of_a_single_run(tmp_path):
     (tmp_path / "config.yaml").write_text("")
     with pytest.raises(ConfigError, match="run.name=x.*holds a single run"):
-        begin(master("sweep=alpha", folder=tmp_path))
+        check_sweep(master("sweep=alpha", folder=tmp_path))
 
 
 @pytest.mark.parametrize(
     ("override", "place"),
     [
-        (f"data.system={TOKEN}", "data.system: holds a Hugging Face token"),
+        (f"data.system={TOKEN}", "data.system: holds what looks like a token or password"),
         (f"+hydra.launcher.setup=['export HF_TOKEN={TOKEN}']", r"hydra.launcher.setup\[0\]: holds"),
     ],
 )
 def test_a_sweep_with_a_secret_is_refused_before_anything_is_written(tmp_path, override, place):
     with pytest.raises(ConfigError, match=place) as caught:
-        begin(master("data.template=paper", override, folder=tmp_path / "x"))
+        check_sweep(master("data.template=paper", override, folder=tmp_path / "x"))
     assert TOKEN not in str(caught.value) and not list(tmp_path.iterdir())
 
 
@@ -98,18 +106,20 @@ def test_a_swept_secret_is_refused(tmp_path):
     """Values that are swept are not in the composed config, but among the overrides or the sweeper's."""
     cfg = master(folder=tmp_path / "x")
     cfg.hydra.overrides.task.append(f"data.system={TOKEN},b")
-    with pytest.raises(ConfigError, match=r"hydra.overrides.task\[\d\]: holds a Hugging Face token"):
-        begin(cfg)
+    with pytest.raises(ConfigError, match=r"hydra.overrides.task\[\d\]: holds what looks like a token or password"):
+        check_sweep(cfg)
     cfg = master(folder=tmp_path / "x")
     cfg.hydra.sweeper.params = {"data.system": f"{TOKEN},b"}
-    with pytest.raises(ConfigError, match=r"hydra.sweeper.params.data.system: holds a Hugging Face token"):
-        begin(cfg)
+    with pytest.raises(
+        ConfigError, match=r"hydra.sweeper.params.data.system: holds what looks like a token or password"
+    ):
+        check_sweep(cfg)
 
 
 def test_what_is_fixed_stays_out_of_names(tmp_path):
     cfg = master("sweep=alpha", "seed=1", "experiment=demo", folder=tmp_path)
     cfg.hydra.overrides.task += ["optim.learning_rate=1", "optim.learning_rate=1,2"]
-    begin(cfg)
+    AroundSweep().on_multirun_start(cfg)
     excluded = cfg.hydra.overrides.hydra[-1]
     assert excluded == "hydra.job.config.override_dirname.exclude_keys=[experiment,run.name,seed,sweep]"
 
@@ -141,7 +151,7 @@ def test_the_file_for_wandb(monkeypatch):
 def test_a_sweep_that_is_wrong_as_a_whole_ends_with_a_message(tmp_path, capsys):
     """Of an exception in a callback Hydra would make a warning."""
     with pytest.raises(SystemExit) as caught:
-        SweepStart().on_multirun_start(
+        AroundSweep().on_multirun_start(
             config=master("sweep=optuna", "hydra.sweeper.direction=maximize", folder=tmp_path / "x")
         )
     assert caught.value.code == 1 and "of val/reverse_kl (optimized_metric) less is better" in capsys.readouterr().err

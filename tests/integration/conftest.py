@@ -9,7 +9,7 @@ from hydra import compose, initialize_config_dir
 from minillm.evaluation.suite import check_suite, run_suite
 from tests.conf.test_compose import CONF
 from tests.conftest import WORDS, make_model, make_tokenizer, write_texts
-from tests.integration.evaluations import command, options
+from tests.integration.evaluations import BRIEF, command, options
 
 
 @pytest.fixture(scope="session")
@@ -51,7 +51,7 @@ def supervised(overrides):
     return SUPERVISED + [key for key in overrides if not key.startswith(absent) and key.split("=")[0] not in ours]
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def place(world, tmp_path_factory):
     """Two students and a teacher, 12 and 5 prompts, 7 labelled rows."""
     folder = tmp_path_factory.mktemp("suite")
@@ -65,7 +65,7 @@ def place(world, tmp_path_factory):
     return folder
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def checked(world, place):
     def make(run_dir, *more):
         with initialize_config_dir(str(CONF), version_base="1.3"):
@@ -74,20 +74,27 @@ def checked(world, place):
     return make
 
 
-@pytest.fixture(scope="module")
-def whole(world, place, tmp_path_factory):
-    """The directory of an undisturbed run."""
+@pytest.fixture(scope="session")
+def whole(checked, tmp_path_factory):
+    """The directory of an undisturbed run; tests copy it before they change it."""
     run_dir = tmp_path_factory.mktemp("whole")
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        run_suite(check_suite(compose("evaluate", options(world, place, run_dir))))
+    run_suite(checked(run_dir))
     return run_dir
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
+def brief(checked, tmp_path_factory):
+    """The same with few prompts, one seed and one decoding."""
+    run_dir = tmp_path_factory.mktemp("brief")
+    run_suite(checked(run_dir, *BRIEF))
+    return run_dir
+
+
+@pytest.fixture(scope="session")
 def undisturbed(world, place, tmp_path_factory):
     """By the command, with as many threads: they decide how sums are rounded."""
     run_dir = tmp_path_factory.mktemp("undisturbed") / "run"
-    process = command(world, place, run_dir)
+    process = command(world, place, run_dir, *BRIEF)
     said = process.communicate(timeout=300)[0]
     assert process.returncode == 0, said
     return run_dir

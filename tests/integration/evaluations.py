@@ -7,30 +7,23 @@ import sys
 
 import torch
 
-from minillm.evaluation.suite.settings import SETTINGS
 from minillm.models import Checkpoint, pair_of
 from tests.integration.commands import ROOT
 
 SAMPLES = 5
-BRIEF = ["seeds=[1]", "~suite.decodings.no_repeat_ngram_1"]
+BRIEF = ["seeds=[1]", "~suite.decodings.no_repeat_ngram_1", "limit=4", "suite.exposure.samples=2"]
+ALONE = [*BRIEF, "suite.exposure=null", "suite.calibration.sst2.file=null", "suite.teacher_row=false"]
 
 
 def options(world, place, run_dir, *more):
     return [
         "suite=paper", f"models=[{place}/one/student,{place}/two/student]", f"teacher={world}/teacher",
         f"data.files=[{world}/val.jsonl,{world}/train.jsonl]", "data.template=chat", "seeds=[1,2]", "max_new_tokens=4",
-        "chunk=3", "dtype=float64", f"suite.exposure.samples={SAMPLES}", "suite.token_rows=2",
+        "chunk=6", "dtype=float64", f"suite.exposure.samples={SAMPLES}", "suite.token_rows=2",
         f"suite.calibration.sst2.file={place}/choices.jsonl", "suite.calibration.sst2.words=[red,blue]",
         "~suite.decodings.no_repeat_ngram_6", "+suite.decodings.no_repeat_ngram_1=1",
         f"run.dir={run_dir}", "run.name=test", *more,
     ]  # fmt: skip
-
-
-def begun(suite):
-    """As the first of several processes begins it."""
-    suite.run_dir.mkdir(parents=True, exist_ok=True)
-    (suite.run_dir / SETTINGS).write_text(json.dumps(suite.settings, indent=2) + "\n")
-    return suite
 
 
 def results(run_dir):

@@ -1,7 +1,6 @@
 """train.py, then evaluate.py, as a user calls them; and what a user's mistakes look like."""
 
 import csv
-import gzip
 import json
 import os
 import subprocess
@@ -46,9 +45,7 @@ def test_the_commands_in_short(place, world, overrides):
 @pytest.mark.slow
 def test_train_then_evaluate(place, world, overrides):
     run = place / "runs" / "tiny"
-    done = call(
-        "train.py", *overrides, "preflight=true", "run.name=tiny", "profile=true", cwd=place, WANDB_MODE="offline"
-    )
+    done = call("train.py", *overrides, "preflight=true", "run.name=tiny", cwd=place, WANDB_MODE="offline")
     assert done.returncode == 0, done.stderr[-3000:]
     assert "Rouge-L is measured against the references of the validation file" in done.stdout
 
@@ -62,10 +59,6 @@ def test_train_then_evaluate(place, world, overrides):
     assert [row["progress/optimizer_step"] for row in rows if row["train/loss"]] == ["4", "6", "8"]
     shares = [float(rows[-1][f"time/share_{phase}"]) for phase in ("rollout", "score", "update")]
     assert sum(shares) == pytest.approx(1) and min(shares[0], shares[2]) > 0 and float(rows[-1]["memory/peak_gb"]) > 0
-    assert {"trace.json.gz", "time.png", "operations.txt"} == {file.name for file in (run / "profile").iterdir()}
-    with gzip.open(run / "profile" / "trace.json.gz", "rt") as stream:
-        names = {event["name"] for event in json.load(stream)["traceEvents"]}
-    assert {"rollout", "rollout: teacher", "update", "update: heads and loss", "update: optimizer"} <= names
     assert {"raw.jsonl", "start.jsonl", "step_6.jsonl"} <= {file.name for file in (run / "samples").iterdir()}
     assert {"last.ckpt", "previous.ckpt", "best.ckpt"} <= {file.name for file in (run / "checkpoints").iterdir()}
     assert (run / "wandb" / "run_id").exists() and list((run / "wandb").glob("offline-run-*"))

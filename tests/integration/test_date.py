@@ -111,7 +111,7 @@ def test_another_template_is_named_and_not_the_file(tmp_path, dated, run_of, day
         train(tmp_path / "run", options, kill_after=2)
     tokenizer.chat_template = "New: " + DATED
     tokenizer.save_pretrained(tmp_path / "tokens")
-    with pytest.raises(ConfigError, match="^data.template: the tokenizer has another chat template than when the run"):
+    with pytest.raises(ConfigError, match="another chat template than the run"):
         train(tmp_path / "run", options, resume="auto")
 
 
@@ -126,8 +126,6 @@ def test_an_evaluation_keeps_its_date_and_its_units_depend_on_it(tmp_path, dated
     run_suite(evaluation(dated, tmp_path / "cut"))
     for name in ("answers.jsonl", "metrics.json"):
         assert (tmp_path / "cut" / name).read_text() == (tmp_path / "whole" / name).read_text()
-    with pytest.raises(ConfigError, match="data.date was '2024-02-28', is '2024-02-29' now"):
-        evaluation(dated, tmp_path / "cut", "data.date=2024-02-29")
     run_suite(evaluation(dated, tmp_path / "later"))
     units = [{file.name for file in (tmp_path / name / "units").glob("answers*")} for name in ("whole", "later")]
     assert units[0] and not units[0] & units[1]
@@ -152,7 +150,7 @@ def test_the_note_names_the_date_that_a_model_was_trained_with(tmp_path, dated, 
     day("2024-02-29")
     options = (f"models=[{tmp_path}/run/student]", f"data.files=[{dated}/val.jsonl]", "seeds=[1]", "max_new_tokens=3")
     (note,) = check_suite(job("evaluate", *options, f"run.dir={tmp_path}/eval")).notes
-    assert note.endswith("for those of its training give data.date='2024-02-28'")
+    assert note.endswith("to change that give data.date='2024-02-28'")
 
 
 def test_all_stages_of_a_chain_have_one_date(tmp_path):
@@ -163,8 +161,8 @@ def test_all_stages_of_a_chain_have_one_date(tmp_path):
     stages = stages_of(plain, data, 8)
     assert all("data.date='2024-02-28'" in stage.command for stage in stages)
     assert begun_on(tmp_path) is None
-    commands = {"sft-0": ["train.py", "seed=0"], "test": list(stages[-1].command)}
-    records = {name: {"command": command, "inputs": {}, "result": None} for name, command in commands.items()}
+    settings = {"sft-0": {}, "test": {"data": {"date": "2024-02-28"}}}
+    records = {name: {"command": [], "settings": each, "inputs": {}, "result": None} for name, each in settings.items()}
     (tmp_path / "chain.json").write_text(json.dumps(records))
     assert begun_on(tmp_path) == "2024-02-28"
 

@@ -1,10 +1,9 @@
-"""python -m minillm.export: a run's checkpoints as Hugging Face directories, the hub replaced, and mistakes."""
+"""python -m minillm.export: a run's checkpoints as Hugging Face directories, and mistakes."""
 
 import json
 import shutil
 import sys
 
-import huggingface_hub
 import pytest
 import torch
 import yaml
@@ -107,62 +106,22 @@ def test_a_file_is_its_own_weights_with_the_figures_of_its_own_validation(copied
     assert "reverse_kl |" not in (tmp_path / "third" / "README.md").read_text()
 
 
-class Hub:
-    """What is called of huggingface_hub.HfApi, in order."""
-
-    def __init__(self, refuse=None):
-        self.calls, self.refuse = [], refuse
-
-    def create_repo(self, name, **options):
-        self.calls.append(("create", name, options))
-        if self.refuse:
-            raise self.refuse
-        return f"hub/{name}"
-
-    def upload_folder(self, *, repo_id, folder_path, commit_message):
-        self.calls.append(("upload", repo_id, sorted(file.name for file in folder_path.iterdir())))
-
-
-def test_push_uploads_what_was_written_to_a_private_repository(run_dir, tmp_path, monkeypatch, capsys):
-    hub = Hub()
-    monkeypatch.setattr(huggingface_hub, "HfApi", lambda: hub)
-    monkeypatch.setattr(sys, "argv", ["export", str(run_dir), str(tmp_path / "out"), "--push", "me/student"])
-    main()
-    (_, name, options), (_, repo, files) = hub.calls
-    assert (name, repo, options) == ("me/student", "me/student", {"private": True, "exist_ok": True})
-    assert {"model.safetensors", "config.json", "README.md", "tokenizer.json"} <= set(files)
-    assert "Pushed to hub/me/student" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize("refusal", [OSError("403 Forbidden"), ValueError("bad name"), None])
-def test_a_hub_that_refuses_leaves_the_directory(run_dir, tmp_path, monkeypatch, refusal):
-    if refusal:
-        monkeypatch.setattr(huggingface_hub, "HfApi", lambda: Hub(refusal))  # else the hub's own offline error
-    with pytest.raises(ModelError, match=r"is written, but me/student does not take it: .*\n.*`hf upload me/student"):
-        export(run_dir, tmp_path / "out", push="me/student")
-    assert (tmp_path / "out" / "model.safetensors").exists()
-
-
-def test_wrong_arguments_are_said_together_and_nothing_is_touched(run_dir, tmp_path):
+def test_what_is_there_is_not_touched(run_dir, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine").write_text("keep")
-    with pytest.raises(ConfigError) as caught:
-        export(run_dir, tmp_path / "out", push="student")
-    assert [problem.split(": ")[1] for problem in caught.value.problems] == [
-        "there is something already; wanted a new or an empty directory",
-        "wanted the name of a hub repository, owner/name",
-    ]
+    with pytest.raises(ConfigError, match="there is something already; wanted a new or an empty directory"):
+        export(run_dir, tmp_path / "out")
     assert [file.name for file in (tmp_path / "out").iterdir()] == ["mine"]
 
 
 @pytest.mark.parametrize(
     ("change", "error", "text"),
     [
-        (lambda run: shutil.rmtree(run), ConfigError, "nothing there; wanted a run directory or its checkpoints"),
+        (lambda run: shutil.rmtree(run), ConfigError, "no such file; wanted a run directory or its checkpoints"),
         (lambda run: shutil.rmtree(run / "checkpoints"), ConfigError, "no checkpoints/best.ckpt or checkpoints/last"),
         (lambda run: (run / "config.yaml").unlink(), ConfigError, "config.yaml, which says what model it is"),
         (lambda run: (run / "config.yaml").write_text("a: [1"), ConfigError, "config.yaml: cannot be read"),
-        (lambda run: (run / "config.yaml").write_text("a: 1"), ConfigError, "no group model inside"),
+        (lambda run: (run / "config.yaml").write_text("a: 1"), ConfigError, "no group model"),
         (lambda run: (run / "checkpoints/best.ckpt").write_text("x"), ModelError, "best.ckpt: not a checkpoint"),
         (lambda run: (run / "checkpoints/best.ckpt").write_bytes(b""), ModelError, "best.ckpt: not a checkpoint"),
         (
@@ -178,6 +137,41 @@ def test_what_is_not_a_run_is_one_clear_error(copied, tmp_path, change, error, t
     with pytest.raises(error, match=text):
         export(copied, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+# What 19f80da wrote into config.yaml in the place of today's names.
+OLD = {
+    "minillm.train.start.SupervisedStart": "minillm.modules.SupervisedStart",
+    "minillm.train.regime.OnPolicy": "minillm.modules.OnPolicy",
+    "minillm.train.optim.Optim": "minillm.optim.Optim",
+    "minillm.train.callbacks.": "minillm.callbacks.",
+    "minillm.rollout.Sampler": "minillm.sampling.Sampler",
+    "minillm.objectives.linear_loss.LinearLoss": "minillm.linear_loss.LinearLoss",
+}
+
+
+def test_a_run_of_an_older_version_is_exported_and_does_not_go_on(run_dir, copied, tmp_path, overrides):
+    text = (copied / "config.yaml").read_text()
+    for now, then in OLD.items():
+        assert now in text
+        text = text.replace(now, then)
+    (copied / "config.yaml").write_text(text)
+    (copied / "begun.json").unlink()  # an older version wrote none
+    options = [*overrides, "start.steps=0", "regime.max_steps=4", "optim.learning_rate=1"]
+    with pytest.raises(ConfigError, match="was made by another version of minillm .* or choose another run.name"):
+        train(copied, options, resume="auto")
+    export(copied, tmp_path / "out")
+    assert same(weights(tmp_path / "out"), weights(run_dir / "student"))
+
+
+def test_a_run_with_keys_that_another_version_had_is_named_as_such(copied, overrides):
+    (copied / "config.yaml").write_text((copied / "config.yaml").read_text() + "profile: false\n")
+    options = [*overrides, "start.steps=0", "regime.max_steps=2"]
+    with pytest.raises(ConfigError, match="profile='absent': the run was made with False"):
+        train(copied, options, resume="auto")
+    (copied / "begun.json").unlink()
+    with pytest.raises(ConfigError, match="made by another version of minillm .* profile was False, is 'absent' now"):
+        train(copied, options, resume="auto")
 
 
 def test_weights_of_another_model_and_a_wrong_model_section(copied, tmp_path, world):
@@ -206,7 +200,7 @@ def test_a_mistake_is_status_1_and_no_traceback(tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit) as caught:
         cli.run(main, "train")
     assert caught.value.code == 1
-    assert capsys.readouterr().err.startswith(f"Error: CHECKPOINT={tmp_path / 'none'}: nothing there")
+    assert capsys.readouterr().err.startswith(f"Error: CHECKPOINT={tmp_path / 'none'}: no such file")
 
 
 def test_the_card_of_a_config_that_says_little():

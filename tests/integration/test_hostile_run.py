@@ -9,8 +9,7 @@ from minillm.common.errors import ConfigError, ModelError
 from minillm.common.stored import read_config
 from minillm.compare import compare
 from minillm.evaluation.report import write_report
-from minillm.evaluation.suite.trained import template_notes
-from minillm.experiments.made import differing
+from minillm.evaluation.suite.early import template_notes
 from minillm.export import export
 from minillm.train.resume import compare_settings
 from tests.integration.test_resume import train
@@ -53,12 +52,11 @@ def with_target(plain, place):
     return plain | {place[0]: with_target(below if isinstance(below, dict) else {}, place[1:])}
 
 
-def read_everywhere(run, plain):
+def read_everywhere(run):
     """By all commands that read settings and train nothing."""
     compare(run.parent, "val/reverse_kl")
     write_report(run)
     template_notes([f"{run}/student"], LISTED["data"])
-    differing("train", plain, run, finished=True)
 
 
 def test_no_class_at_any_place_is_imported(copied, tmp_path):
@@ -78,8 +76,8 @@ def test_no_class_at_any_place_is_imported(copied, tmp_path):
         with pytest.raises(ConfigError, match=r"_target_: the run was made with 'evil.call', which is not of minillm"):
             compare_settings(copied, plain, {})
         compare_settings(copied, bad, {})  # named again
-        if number % 5 == 0:
-            read_everywhere(copied, plain)
+        if number % 20 == 0:
+            read_everywhere(copied)
 
 
 @pytest.mark.parametrize(
@@ -108,7 +106,7 @@ def test_a_run_goes_on_with_a_class_of_ones_own_only_if_it_is_named_again(copied
         ({"_target_": None}, r"model._target_=None: wanted minillm.models.ModelPair"),
         ({"_target_": ["os.system"]}, r"model._target_=\['os.system'\]: wanted one of"),
         ({"student": {"_target_": "minillm.models.Lora"}}, r"model.student._target_=minillm.models.Lora: wanted Check"),
-        ({"student": [{"_target_": "os.system"}]}, r"model.student\[0\]._target_='os.system': wanted one of"),
+        ({"student": [{"_target_": "os.system"}]}, r"model.student.0._target_='os.system': wanted one of"),
         ({"student": "package:evil.sub"}, "package:evil.sub: .*the name of a package"),
         ({1: 2}, "model.1: no such key"),
     ],
@@ -129,7 +127,7 @@ def test_nothing_in_a_stored_config_is_resolved(copied, tmp_path, monkeypatch):
     plain["logger"]["open"] = "${"
     (copied / "config.yaml").write_text(yaml.safe_dump(plain))
     export(copied, tmp_path / "out")
-    read_everywhere(copied, plain)
+    read_everywhere(copied)
     made = [*tmp_path.glob("out/*"), *copied.rglob("report/*")]
     assert not any(b"very-secret" in file.read_bytes() for file in made)
     assert "${oc.env:HF_TOKEN}" in (tmp_path / "out" / "README.md").read_text()
@@ -145,8 +143,6 @@ def test_a_config_that_cannot_be_read_is_one_message(copied, tmp_path, text):
         export(copied, tmp_path / "out")
     with pytest.raises(ConfigError, match=r"cannot be read .* put it back, or choose another run.name"):
         compare_settings(copied, plain, {})
-    with pytest.raises(ConfigError, match=r"config.yaml: cannot be read \("):
-        differing("train", plain, copied, finished=True)
     compare(copied.parent, "val/reverse_kl")
     write_report(copied)
     assert template_notes([f"{copied}/student"], LISTED["data"]) == []

@@ -1,12 +1,10 @@
-"""Numbers that are not finite, injected: the update is not made, tensor, step and prompts are named, the batch kept."""
+"""Numbers that are not finite, injected: the update is not made; tensor, step and prompts are named."""
 
-import json
 import math
 
 import lightning as L
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from minillm.common.errors import NonFiniteError
 from tests.integration.test_resume import rows, train
@@ -17,7 +15,7 @@ class Spoil(L.Callback):
 
     def __init__(self, round, how, mend=None):
         self.round, self.how, self.mend = round, how, mend
-        self.before = None
+        self.before = self.last = None
 
     def on_train_batch_start(self, trainer, module, batch, batch_idx):
         if module.round == self.round and self.before is None:
@@ -25,6 +23,9 @@ class Spoil(L.Callback):
             self.how(module)
         elif module.round > self.round and self.mend:
             self.mend(module)
+
+    def on_exception(self, trainer, module, exception):
+        self.last = module.state_dict()
 
 
 def teacher_weight(value):
@@ -85,38 +86,22 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    "case",
+    [
+        each if each in ("teacher", "gradient", "corpus") else pytest.param(each, marks=pytest.mark.slow)
+        for each in CASES
+    ],
+)
 def test_the_run_stops_before_the_update_and_says_where(tmp_path, overrides, world, case):
     how, text = CASES[case]
     spoil = Spoil(2, how)
     with pytest.raises(NonFiniteError) as caught:
-        run = train(tmp_path, overrides, also=spoil)
-        pytest.fail(f"step {run.module.step}")
+        train(tmp_path, overrides, also=spoil)
     message = str(caught.value)
     assert message.startswith("not finite at rollout 2, step 4, rank 0: ") and text in message
     assert f"Prompts: {world}/train.jsonl:" in message and "optim.on_nonfinite=skip" in message
-    (tensors,), (lines,) = ((tmp_path / "nonfinite").glob(f"step_4_rank_0.{kind}") for kind in ("safetensors", "jsonl"))
-    batch = load_file(tensors)
-    prompts = [json.loads(line) for line in lines.read_text().splitlines()]
-    assert len(prompts) == len(batch["response_ids_BR"]) > 0 and "teacher_hidden_BRH" not in batch
-    known = [json.loads(line) for line in (world / "train.jsonl").read_text().splitlines()]
-    for row in prompts:
-        assert row["id"] in message and row["references"] == [known[int(row["id"].rsplit(":")[1]) - 1]["output"]]
-    if case == "teacher":
-        assert not batch["teacher_logprobs_BR"][batch["response_mask_BR"]].isfinite().all()
-
-
-def test_the_weights_are_as_they_were(tmp_path, overrides):
-    spoil, last = Spoil(2, student_gradient(math.nan)), {}
-
-    class Look(L.Callback):
-        def on_exception(self, trainer, module, exception):
-            last.update(module.state_dict())
-
-    spoil.on_exception = Look().on_exception
-    with pytest.raises(NonFiniteError):
-        train(tmp_path, overrides, also=spoil)
-    assert all(torch.equal(last[name], value) for name, value in spoil.before.items())
+    assert all(torch.equal(spoil.last[name], value) for name, value in spoil.before.items())
 
 
 def test_a_step_that_is_skipped_leaves_weights_and_moments_and_is_counted(tmp_path, overrides):
@@ -164,7 +149,6 @@ def test_the_supervised_regime(tmp_path, supervised, policy):
     if policy == "abort":
         with pytest.raises(NonFiniteError, match="rollout 2, step 2, rank 0: optim/grad_norm is nan"):
             train(tmp_path, options, also=watch)
-        assert len((tmp_path / "nonfinite" / "step_2_rank_0.jsonl").read_text().splitlines()) == 4
         return
     train(tmp_path, options, also=watch)
     assert all(torch.equal(states[3][name], value) for name, value in watch.before.items())

@@ -74,6 +74,8 @@ def scenarios(world: Path) -> dict[str, list[str]]:
         # The denominator of this preset is of a micro-batch, so that one may not depend on the number of devices.
         "reference": [*base, "objective=reference", "regime.microbatch_size=2"],
         "lean": [*base, *lean],
+        "extrapolated": [*base, "objective=extrapolated"],
+        "jsd": [*base, "objective=jsd", "objective.long_part=true"],
         "kd": [*settings(world), *kd],
         "qwen3": on_policy(world, "qwen3"),
         "opt": on_policy(world, "opt"),
@@ -89,7 +91,7 @@ def other_families(world: Path) -> dict[str, list[str]]:
 def more(strategy: str) -> list[str]:
     """The scenarios of make test-all. gpt2's fused projections cannot be split; what only matters there is run there
     only."""
-    return ["float32", "lora", "reference", "lean", "kd"] + {
+    return ["float32", "lora", "reference", "lean", "extrapolated", "jsd", "kd"] + {
         "ddp": [],
         "fsdp": ["gpt2", "offload"],
         "fsdp_tp": ["opt"],

@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM
 from tests.integration.test_resume import Killed, train
 from tests.parity.conftest import QUICK, STRATEGIES, Rollouts, more, other_families, own_options, scenarios, spawn
 
+OTHERS = ("ddp", "fsdp_tp")
 CUT = 3  # rounds before the cut: last.ckpt is then of the first rollout, after two supervised rounds
 
 
@@ -66,19 +67,18 @@ def on_two_devices(strategies, world, folder, single):
 
 
 @pytest.fixture(scope="session")
-def whole_layers(parity_world, tmp_path_factory, single):
-    return on_two_devices(("ddp", "fsdp"), parity_world, tmp_path_factory.mktemp("whole_layers"), single)
+def sharded(parity_world, tmp_path_factory, single):
+    return on_two_devices(("fsdp",), parity_world, tmp_path_factory.mktemp("sharded"), single)
 
 
 @pytest.fixture(scope="session")
-def split_layers(parity_world, tmp_path_factory, single):
-    return on_two_devices(("fsdp_tp",), parity_world, tmp_path_factory.mktemp("split_layers"), single)
+def others(parity_world, tmp_path_factory, single):
+    return on_two_devices(OTHERS, parity_world, tmp_path_factory.mktemp("others"), single)
 
 
-@pytest.fixture(scope="session", params=["ddp", "fsdp", pytest.param("fsdp_tp", marks=pytest.mark.slow)])
+@pytest.fixture(scope="session", params=["fsdp", *(pytest.param(each, marks=pytest.mark.slow) for each in OTHERS)])
 def several(request):
-    made = request.getfixturevalue("split_layers" if request.param == "fsdp_tp" else "whole_layers")
-    return made / request.param
+    return request.getfixturevalue("sharded" if request.param == "fsdp" else "others") / request.param
 
 
 @pytest.fixture(scope="session", params=STRATEGIES)

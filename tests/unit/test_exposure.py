@@ -123,10 +123,10 @@ def test_a_student_equal_to_its_teacher_has_no_excess():
 
 
 def test_other_prompts_no_samples_and_infinite_values_are_refused():
-    with pytest.raises(DataError, match="answer 2 prompts, the teacher's 1"):
+    with pytest.raises(DataError, match="samples to 2 prompts by the student and 1 by the teacher"):
         exposure_curve(one([1, 1], prompts=[0, 1]), one([1, 1]))
     nothing = PrefixKL(torch.zeros(0, 0), torch.zeros(0, 0, dtype=torch.bool), torch.zeros(0, dtype=torch.long))
-    with pytest.raises(DataError, match="no sampled token on the teacher's side"):
+    with pytest.raises(DataError, match="samples to 1 prompts by the student and 0 by"):
         exposure_curve(one([1]), nothing)
     with pytest.raises(NonFiniteError, match="answer 0, position 1: inf"):
         exposure_curve(one([2], torch.inf), one([2]))

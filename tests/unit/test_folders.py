@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from minillm.common.folders import vacant, whole_directory
+from minillm.common.files import vacant, whole_directory
 
 
 def fill(directory, text="new"):

@@ -6,7 +6,8 @@ import torch
 from minillm.divergences import reverse_kl
 from minillm.models import Head
 from minillm.objectives import Objective
-from minillm.objectives.linear_loss import LinearLoss, Side
+from minillm.objectives.chunked import Side
+from minillm.objectives.linear_loss import LinearLoss
 from tests.helpers import ROAD_NAMES, ROADS
 
 HIDDEN = torch.randn(6, 32, generator=torch.Generator().manual_seed(0)) * 3

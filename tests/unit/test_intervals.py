@@ -94,11 +94,11 @@ def test_few_prompts_have_defined_figures():
     ("values", "weights", "text"),
     [
         ([], None, "at least one seed"),
-        ([1.0, 2.0], None, r"values \[2\]: wanted \[seeds, prompts\]"),
+        ([1.0, 2.0], None, r"values \(2,\): wanted finite numbers \[seeds, prompts\]"),
         ([[1.0, 2.0], [1.0]], None, "every seed must have a number for every prompt"),
-        ([[1.0, math.nan]], None, "values: nan at seed number 0, prompt number 1"),
+        ([[1.0, math.nan]], None, r"values \(1, 2\): wanted finite numbers"),
         ([[1.0, 2.0]], [[1.0, 0.0]], "weights .* wanted numbers above 0"),
-        ([[1.0, 2.0]], [[1.0]], r"weights \[1, 1\]: .* the values \[1, 2\]"),
+        ([[1.0, 2.0]], [[1.0]], r"weights \(1, 1\): .* values \(1, 2\)"),
     ],
 )
 def test_what_cannot_be_measured_is_refused(values, weights, text):

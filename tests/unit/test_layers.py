@@ -12,7 +12,7 @@ LAYERS = [
     {"rollout"},
     {"evaluation", "planning"},
     {"train"},
-    {"testing", "experiments", "worker", "api"},
+    {"testing", "experiments", "api"},
     {"chain", "compare", "export", "generate", "plan"},  # commands
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

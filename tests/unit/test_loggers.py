@@ -5,7 +5,8 @@ import csv
 import pytest
 
 from minillm.common.errors import ConfigError
-from minillm.common.loggers import STEP, MetricsCSV, wandb_logger, wandb_offline
+from minillm.common.wandb import wandb_logger, wandb_offline
+from minillm.train.loggers import STEP, MetricsCSV
 
 
 def read(file):

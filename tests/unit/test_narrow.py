@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from minillm.experiments.narrow import KINDS, TESTS, example, make_tokenizer, write
+from examples.narrow import KINDS, TESTS, example, make_tokenizer, write
 
 
 @pytest.mark.parametrize("seed", range(20))

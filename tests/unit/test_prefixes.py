@@ -37,15 +37,11 @@ def rollout_of(prompts, samples):
 @pytest.mark.parametrize("road", ROADS, ids=ROAD_NAMES)
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("max_tokens", [1, 10_000])
-@pytest.mark.parametrize("together", [False, True])
-def test_figures_are_those_of_the_models_own_passes(road, family, max_tokens, together):
+def test_figures_are_those_of_the_models_own_passes(road, family, max_tokens):
     pair = make_pair(family)
     samples = sample_answers(LanguageModel(pair.student), prompt_set(), n_samples=2, **OPTIONS)[::-1]
     rollout = rollout_of(PROMPTS, samples)
-    records = [sample.prompt for sample in samples] if together else None
-    found = rollout_divergence(
-        LanguageModel(pair.student), pair.teacher, rollout, road, max_tokens=max_tokens, records=records
-    )
+    found = rollout_divergence(LanguageModel(pair.student), pair.teacher, rollout, road, max_tokens=max_tokens)
     mask, ours, theirs = (
         rollout.response_mask_BR,
         own_logits(pair.student, rollout),
@@ -79,19 +75,6 @@ def test_samples_depend_on_seed_prompt_and_number_only():
 def test_equal_models_draw_equal_samples():
     models = [LanguageModel(make_model(seed=1)) for _ in range(2)]
     assert sample_answers(models[0], prompt_set(), **OPTIONS) == sample_answers(models[1], prompt_set(), **OPTIONS)
-
-
-def test_a_prompt_is_read_once_for_all_its_answers(monkeypatch):
-    pair, calls = make_pair(), []
-    models = [LanguageModel(pair.student), pair.teacher]
-    for model in models:
-        hidden = model.hidden
-        monkeypatch.setattr(
-            model, "hidden", lambda ids, cache=None, hidden=hidden: calls.append(tuple(ids.shape)) or hidden(ids, cache)
-        )
-    samples = [Sample(2, (5, 6, 0)), Sample(0, (0,)), Sample(2, (7, 0)), Sample(0, (0,))]
-    divergence(*models, prompt_set(), samples)
-    assert calls == [*2 * [(1, len(PROMPTS[0]))], *2 * [(1, len(PROMPTS[2])), (2, 2)]]
 
 
 def test_no_samples_have_no_values():

@@ -9,14 +9,15 @@ from minillm.data import Sources
 from minillm.models import ModelPair
 from minillm.objectives import CrossEntropy, MiniLLM, PretrainLoss
 from minillm.objectives.linear_loss import LinearLoss
+from minillm.planning import measure
 from minillm.rollout import Sampler
 from minillm.train.optim import Optim
-from minillm.train.preview import case_of, estimate
+from minillm.train.preview.memory import case_of, sizes_of
 from minillm.train.regime import OnPolicy, Supervised
 from tests.conftest import FAMILIES, make_pair
 
 SAMPLER = Sampler(alpha=0.2, max_new_tokens=6, batch_size=8)
-OPTIONS = dict(prompt=10, answer=6, precision="32-true")
+OPTIONS = dict(prompt=10, answer=6, half=False)
 
 
 def settings(regime=None, **changes):
@@ -30,7 +31,7 @@ def settings(regime=None, **changes):
 
 
 def estimated(made, pair):
-    return estimate(case_of(made, pair, **OPTIONS), pair)
+    return measure(case_of(made, *sizes_of(pair), **OPTIONS))
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -3,7 +3,7 @@
 import pytest
 
 from minillm.models import solo
-from minillm.train.preview import write
+from minillm.train.preview.page import write
 from tests.conftest import make_model
 from tests.tokenizers import byte_level
 from tests.unit.test_preflight import gathered

@@ -4,12 +4,12 @@ import importlib.util
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 from minillm.common.errors import ConfigError, ModelError
+from minillm.experiments.planned import check_plan
 from minillm.models import Checkpoint, LanguageModel, ModelPair, PrunedTeacher
-from minillm.models import checkpoint as checkpoint_module
-from minillm.models.quantise import quantisation
-from minillm.plan import check_plan
+from minillm.models.checkpoint import quantisation
 from minillm.train.settings import check_config
 from tests.conf.test_compose import composed
 from tests.conftest import make_model, make_tokenizer
@@ -49,7 +49,7 @@ def test_a_run_refuses_before_any_work_with_all_else_and_a_plan_does_not():
     [
         (lambda: ModelPair(Checkpoint("s", bits=4), "t"), "student.bits=4: only a teacher can be quantised"),
         (lambda: ModelPair(PrunedTeacher([0]), Checkpoint("t", bits=4)), "teacher.bits=4: the student is made of"),
-        (lambda: Checkpoint("t", bits=4, offload=True), "bits=4 with offload=true: quantised weights stay on the GPU"),
+        (lambda: Checkpoint("t", bits=4, offload=True), "bits=4 with offload=true"),
     ],
 )
 def test_what_does_not_go_together(able, make, text):
@@ -61,13 +61,13 @@ def test_bits_reach_the_loader_and_the_head_stays_whole(able, monkeypatch, tmp_p
     make_model(dtype=torch.float32).save_pretrained(tmp_path)
     make_tokenizer().save_pretrained(tmp_path)
     seen = {}
-    load = checkpoint_module.AutoModelForCausalLM.from_pretrained
+    load = AutoModelForCausalLM.from_pretrained
 
     def remember(path, quantization_config=None, **options):
         seen["settings"] = quantization_config
         return load(path, **options)
 
-    monkeypatch.setattr(checkpoint_module.AutoModelForCausalLM, "from_pretrained", remember)
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", remember)
     Checkpoint(str(tmp_path), bits=4).load(torch.bfloat16)
     settings = seen["settings"]
     assert settings.load_in_4bit and not settings.load_in_8bit and settings.bnb_4bit_compute_dtype == torch.bfloat16

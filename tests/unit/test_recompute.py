@@ -5,7 +5,7 @@ import torch
 
 from minillm.common.errors import ModelError
 from minillm.models import LanguageModel, Lora
-from minillm.models.recompute import recompute_activations
+from minillm.models.pair import recompute_activations
 from minillm.rollout import decode
 from tests.conftest import FAMILIES, make_model
 from tests.helpers import PROMPTS, prompt_batch

@@ -24,7 +24,7 @@ def replayed(monkeypatch, pair, capture, **more):
     made = []
 
     def steps(model, cache):
-        made.append(ReplayedSteps(model, cache, lambda ids, starts: model.next_hidden(ids, cache, starts), capture))
+        made.append(ReplayedSteps(model, cache, lambda ids, starts: model.next_hidden(ids, starts, cache), capture))
         return made[-1]
 
     with monkeypatch.context() as patch:

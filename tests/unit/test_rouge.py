@@ -6,7 +6,7 @@ from itertools import combinations
 import pytest
 from rouge_score.rouge_scorer import RougeScorer
 
-from minillm.evaluation.metrics.rouge import exact_match, rouge_l
+from minillm.evaluation.metrics import exact_match, rouge_l
 
 
 def brute_force(answer, reference):

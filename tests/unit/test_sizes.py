@@ -4,11 +4,9 @@ import pytest
 import torch
 
 from minillm.common.errors import ConfigError
-from minillm.parallel import Parallel
-from minillm.plan import make_plan
+from minillm.experiments.planned import make_plan
 from minillm.planning import Memory, measure
-from minillm.train.preview import case_of, choose_sizes
-from minillm.train.preview.sizes import CPU, LEAST, MOST, SHARE, choose
+from minillm.train.preview.memory import CPU, LEAST, MOST, SHARE, case_of, choose, choose_sizes, sizes_of
 from tests.conf.test_compose import settings
 from tests.conftest import make_pair
 from tests.unit.test_plan import SMALL, TRAINED, question
@@ -50,7 +48,7 @@ def test_what_is_no_size_is_refused(key):
 def memory_of(fixed, a_row, a_token):
     """GB that grow with the sizes."""
     return lambda case: Memory(
-        {"student": fixed, "caches": a_row * case.sampler.batch_size},
+        {"student": fixed, "caches": a_row * case.decoded},
         {"student": fixed, "activations": a_token * case.microbatch_tokens},
     )
 
@@ -67,10 +65,10 @@ def memory_of(fixed, a_row, a_token):
 )
 def test_each_phase_is_halved_until_it_fits(fixed, a_row, a_token, rows, tokens, chunk_mb):
     made = settings(*(each for each in TRAINED if "microbatch" not in each))
-    case = question(*SMALL, "devices=1").case
-    found, needs = choose(made, case, memory_of(fixed, a_row, a_token), 80.0)
+    make, needs = question(*SMALL, "devices=1").make, memory_of(fixed, a_row, a_token)
+    found, case = choose(made, make, 80.0, needs)
     assert (found.rows, found.tokens, found.chunk_mb) == (rows, tokens, chunk_mb)
-    assert found == LEAST or needs.total <= SHARE * 80
+    assert found == LEAST or needs(case).total <= SHARE * 80
 
 
 def of_a_run(memory, vocabulary=31, **layout):
@@ -80,8 +78,8 @@ def of_a_run(memory, vocabulary=31, **layout):
                     *(f"strategy.{key}={value}" for key, value in layout.items()))  # fmt: skip
     prompts = type("Prompts", (), {"prompt_ids": [[1] * 30]})
     found = choose_sizes(made, pair, prompts, "bf16-mixed", memory)
-    case = case_of(found.fill(made), pair, prompt=30, answer=60, precision="bf16-mixed")
-    return found, measure(case.with_layout(Parallel())).total
+    case = case_of(found.fill(made), *sizes_of(pair), prompt=30, answer=60, half=True)
+    return found, measure(case).total
 
 
 def test_a_run_takes_what_its_gpu_has_room_for():
@@ -98,9 +96,8 @@ def test_parts_of_weights_leave_room_for_more():
     assert sizes[0].rows <= sizes[1].rows <= 64
 
 
-@pytest.mark.slow
 def test_a_plan_for_gpt2_on_an_h100_fills_it():
     plan = make_plan(question("recipe=minillm", "pair=gpt2_120m", "devices=1", "device_memory=80"))
     case = plan.case
-    assert (case.sampler.batch_size, case.linear_loss.chunk_mb) == (256, 512.0) and case.microbatch_tokens >= 8192
+    assert (case.decoded, case.chunk_mb) == (256, 512.0) and case.microbatch_tokens >= 8192
     assert plan.memory.total <= SHARE * 80

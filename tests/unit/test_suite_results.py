@@ -4,12 +4,9 @@ from statistics import mean, stdev
 
 import pytest
 
-from minillm.common.errors import DataError
-from minillm.data import Record
-from minillm.evaluation import Answer
 from minillm.evaluation.metrics import exact_match, rouge_l
 from minillm.evaluation.suite.results import answer_figures, length_bins
-from minillm.evaluation.suite.work import joined, pieces
+from minillm.evaluation.suite.work import pieces
 from tests.conftest import make_tokenizer
 
 
@@ -76,23 +73,6 @@ def test_only_ends_long_texts_other_scripts():
 def test_no_prompt_at_all():
     figures = answer_figures({1: [], 2: []})
     assert figures["length"]["n"] == 0 and figures["length"]["mean"] is None and "reverse_kl" not in figures
-
-
-def test_answers_and_references_are_joined_by_id():
-    def answers(*ids):
-        return [Answer(id, 1, "x", f"answer {id}", (5,), False) for id in ids]
-
-    records = [Record(id, "x", references=(f"reference {id}",)) for id in ("a", "b", "c")]
-    for answer, record in joined(answers("c", "a", "b"), records):
-        assert answer.answer[-1] == record.references[0][-1]
-    for ids, named in (
-        (("a", "b"), "c"),
-        (("a", "b", "d"), "c, d"),
-        (("a", "b", "b"), "c"),
-        (("a", "b", "c", "c"), "c"),
-    ):
-        with pytest.raises(DataError, match=rf"{len(ids)} answers to 3 prompts do not fit by their ids \({named}"):
-            joined(answers(*ids), records)
 
 
 def test_pieces_of_an_answer_make_its_text():

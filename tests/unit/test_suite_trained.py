@@ -2,7 +2,7 @@
 
 import pytest
 
-from minillm.evaluation.suite.trained import template_notes
+from minillm.evaluation.suite.early import template_notes
 
 CHAT = {"template": "chat", "system": None, "template_arguments": {}, "files": ["x.jsonl"]}
 
@@ -10,8 +10,8 @@ CHAT = {"template": "chat", "system": None, "template_arguments": {}, "files": [
 @pytest.mark.parametrize(
     ("trained", "evaluated", "said"),
     [
-        ("template: paper", {}, ["trained with data.template='paper'", "with data.template='chat' here"]),
-        ("template: chat\n  system: Be brief.", {}, ["data.system='Be brief.'", "data.system=null here"]),
+        ("template: paper", {}, ["trained with data.template='paper'", "measured with data.template='chat'"]),
+        ("template: chat\n  system: Be brief.", {}, ["data.system='Be brief.'", "measured with data.system=null"]),
         (
             "template: chat\n  template_arguments: {enable_thinking: false}",
             {"template_arguments": {"enable_thinking": True}},

@@ -31,8 +31,6 @@ from minillm.evaluation.judge.verdict import QUESTION, ratio_interval, ratio_ove
         "Assistant 1's score is 8. Assistant 2's score is 6.",
         '{"assistant_2": 6, "assistant_1": 8, "why": "it is"}',
         '{"assistant_1": 8, "assistant_2": 6, "total": 14}',
-        '```json\n{"scores": [8, 6], "explanation": "{}"}\n```',
-        'Gladly: {"Assistant 1": {"score": "8"}, "Assistant 2": {"score": 6.0}} as asked.',
         "<think>3 9 or perhaps\n5 5</think>\n8 6",
         "2 2 at first\n</think>8 6",
     ],

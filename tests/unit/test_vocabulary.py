@@ -50,8 +50,8 @@ def test_all_that_is_wrong_with_a_pair_comes_at_once():
     other.eos_token = "no"
     with pytest.raises(ModelError) as caught:
         compare_vocabularies(make_tokenizer(("yes",)), other, 32, 32)
-    first, *problems = str(caught.value).splitlines()
-    assert first == "2 problems of student and teacher:" and len(problems) == 2
+    problems = str(caught.value).splitlines()
+    assert len(problems) == 2
     assert "1 of the first 32 tokens differ" in problems[0] and "end an answer differently" in problems[1]
 
 
@@ -59,5 +59,5 @@ def test_an_end_beyond_the_shared_rows_is_refused():
     tokenizers = [make_tokenizer(("<end>",)) for _ in range(2)]
     for tokenizer in tokenizers:
         tokenizer.eos_token = "<end>"
-    with pytest.raises(ModelError, match=r"no usable eos token: id 31 with 31 shared rows"):
+    with pytest.raises(ModelError, match=r"no usable eos token: id 31 with 31 rows"):
         compare_vocabularies(*tokenizers, 40, 31)

@@ -23,7 +23,7 @@ def prompts_of(texts=TEXTS, words=("red", "blue"), tokenizer=None):
     records = [Record(str(row), text, references=(words[row % len(words)],)) for row, text in enumerate(texts)]
     return build_prompts(
         records,
-        lambda record: tokenizer(record.instruction)["input_ids"],
+        lambda records: [tokenizer(record.instruction)["input_ids"] for record in records],
         tokenizer,
         pad_id=0,
         n_vocab=31,
@@ -86,7 +86,7 @@ def test_from_records_to_figures():
         (("red", "purple"), "'purple' is unknown to the tokenizer .<unk>."),
         (("red", "red purple"), "'red purple' is unknown"),
         (("red", "  "), "'  ' has no tokens"),
-        (("red", "two"), "'two' has token 30, outside the 30 that"),
+        (("red", "two"), "'two' is outside the 30 shared tokens"),
         (("red", "red cat"), "'red cat' begin with those of 'red'"),
         (("red  cat", "red cat"), "'red cat' begin with those of 'red  cat'"),
     ],
