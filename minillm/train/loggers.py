@@ -28,10 +28,10 @@ class MetricsCSV(Logger):
     def __init__(self, file: Path):
         super().__init__()
         self.file = Path(file)
-        self.rows, left_out = whole_rows(self.file)
+        self.rows, self._left_out = whole_rows(self.file)
         self.columns = _columns(self.rows)
-        if left_out:
-            say(f"WARNING: {self.file}: {left_out} lines cannot be read and are dropped")
+        if self._left_out:
+            say(f"WARNING: {self.file}: {len(self._left_out)} lines cannot be read and are dropped")
 
     def log_hyperparams(self, *args, **kwargs) -> None:
         """Not needed: the resolved config lies beside the file."""
@@ -55,10 +55,11 @@ class MetricsCSV(Logger):
 
     @rank_zero_only
     def resume_at(self, n_rows: int) -> None:
-        """Keep the first `n_rows`, those of the checkpoint."""
-        if len(self.rows) < n_rows:
+        """Keep those of the first `n_rows`, which the checkpoint had, that can be read."""
+        kept = n_rows - sum(place < n_rows for place in self._left_out)
+        if len(self.rows) < kept:
             say(f"WARNING: {self.file} has {len(self.rows)} rows, the checkpoint was made after {n_rows}")
-        self.rows = self.rows[:n_rows]
+        self.rows = self.rows[:kept]
         self.columns = _columns(self.rows)
         self._rewrite()
 

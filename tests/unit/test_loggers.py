@@ -29,6 +29,16 @@ def test_new_columns_and_resume(tmp_path):
     assert read(file) == [{STEP: "1", "a": "1.5"}, {STEP: "2", "a": "2.5"}, {STEP: "3", "a": "9.0"}]
 
 
+def test_a_row_that_was_lost_before_the_checkpoint_is_counted_among_its_rows(tmp_path):
+    file = tmp_path / "metrics.csv"
+    logger = MetricsCSV(file)
+    for step in (1, 2, 3, 4):
+        logger.log_metrics({"a": step / 2}, step)
+    file.write_text(file.read_text().replace("2,1.0", "2,one"))
+    MetricsCSV(file).resume_at(3)
+    assert [row[STEP] for row in read(file)] == ["1", "3"]
+
+
 @pytest.mark.parametrize(
     ("mode", "key", "netrc", "offline"),
     [

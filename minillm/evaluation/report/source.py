@@ -164,7 +164,7 @@ def _training(folder: Path) -> Training:
         chosen = {0, 1, *(2 + round(i * (len(files) - 3) / (_STAGES - 3)) for i in range(_STAGES - 2))}
         files = [files[number] for number in sorted(chosen)]
     notes = [run.note] if run.note else []
-    if left_out := whole_rows(folder / "metrics.csv")[1]:
+    if left_out := len(whole_rows(folder / "metrics.csv")[1]):
         notes.append(f"{folder / 'metrics.csv'}: {left_out} lines cannot be read and are left out")
     return Training(run, {file.stem: list(_rows(file, SAMPLE, notes)) for file in files}, notes)
 
