@@ -66,8 +66,8 @@ def backward(
         check(
             (
                 START not in objective.needs or rollout.start_logprobs_BR is not None,
-                f"objective={type(objective).__name__}: wanted a rollout with `start_logprobs_BR`, the log-probs of its "
-                "tokens under the student at the start; `distill` makes them",
+                f"objective={type(objective).__name__}: wanted a rollout with `start_logprobs_BR`, the log-probs of "
+                "its tokens under the student at the start; `distill` makes them",
             )
         )
         whole = with_costs(rollout, student, pair.teacher, objective, linear_loss, max_tokens=max_tokens)

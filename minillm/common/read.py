@@ -125,7 +125,10 @@ def whole_rows(file: Path) -> tuple[list[dict[str, str]], list[int]]:
             whole = len(fields) <= len(columns) and STEP in row and bool([float(value) for value in row.values()])
         except ValueError:
             whole = False
-        (rows.append(row) if whole else left_out.append(place))
+        if whole:
+            rows.append(row)
+        else:
+            left_out.append(place)
     return rows, left_out + [len(lines)] * (rest != "")
 
 

@@ -86,8 +86,8 @@ def test_mistakes_come_in_one_message_before_a_model_is_loaded(checked, world, p
         f"models: source={place}/one: no config.json inside; did you mean {place}/one/student?",
         f"{place}/two/student/']: wanted each once",
         "chunk=0: wanted a positive number", "seeds=[1, 1]: wanted different", "empty.jsonl: no records",
-        "wanted an integer from 0 to 1 (words=['red', 'blue']), got 3", "suite.judge.base_url=null, but suite.judge.model is given",
-        "suite.exposure.samples=0",
+        "wanted an integer from 0 to 1 (words=['red', 'blue']), got 3",
+        "suite.judge.base_url=null, but suite.judge.model is given", "suite.exposure.samples=0",
     ):  # fmt: skip
         assert part in text
     with pytest.raises(ConfigError) as caught:

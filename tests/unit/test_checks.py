@@ -128,7 +128,8 @@ def test_construct_puts_the_path_below_before_a_wrong_value():
     with pytest.raises(ConfigError) as caught:
         construct(node)
     assert caught.value.problems == [
-        "student.keep_layers=None, drop_layers=None: wanted exactly one of the two, with layer numbers from 0 in ascending order"
+        "student.keep_layers=None, drop_layers=None: wanted exactly one of the two, with layer numbers from 0 in "
+        "ascending order"
     ]
 
 

@@ -44,25 +44,65 @@ Text = Annotated[str, BeforeValidator(whole_characters)]
 Finite = Annotated[float, Field(ge=-LARGEST, le=LARGEST)]
 Number = Finite | None
 Count = Annotated[int, Field(ge=0, le=LARGEST)] | None
-Facts = TypedDict("Facts", {"label": Text, "role": Text, "parameters": NotRequired[Number]})
-Own = TypedDict("Own", {
-    "key": Text, "name": Text, "digits": Annotated[int, Field(ge=0, le=20)], "better": Literal[-1, 0, 1],
-    "heading": Text,
-})  # fmt: skip
-Spread = TypedDict("Spread", {"mean": Number, "deviation": Number, "low": Number, "high": Number, "n": Count})
-Entry = TypedDict("Entry", {"figures": dict[str, Spread], "by_length": NotRequired[dict[str, dict[str, Spread]]]})
+
+
+class Facts(TypedDict):
+    label: Text
+    role: Text
+    parameters: NotRequired[Number]
+
+
+class Own(TypedDict):
+    key: Text
+    name: Text
+    digits: Annotated[int, Field(ge=0, le=20)]
+    better: Literal[-1, 0, 1]
+    heading: Text
+
+
+class Spread(TypedDict):
+    mean: Number
+    deviation: Number
+    low: Number
+    high: Number
+    n: Count
+
+
+class Entry(TypedDict):
+    figures: dict[str, Spread]
+    by_length: NotRequired[dict[str, dict[str, Spread]]]
+
+
 Curve = Annotated[TypedDict("Curve", {"mean": list[Number], "alive": list[Count]}), AfterValidator(_one_length)]
 Exposure = Annotated[
     TypedDict("Exposure", {"excess": list[Number], "low": list[Number], "high": list[Number], "student": Curve,
                            "teacher": Curve, "first_token": NotRequired[Number]}),
     AfterValidator(_one_length),
 ]  # fmt: skip
-Bin = TypedDict("Bin", {"low": Finite, "high": Finite, "count": Count, "confidence": Number, "accuracy": Number})
+
+
+class Bin(TypedDict):
+    low: Finite
+    high: Finite
+    count: Count
+    confidence: Number
+    accuracy: Number
+
+
 Interval = Annotated[list[Number], Field(min_length=2, max_length=2)] | None
-Calibration = TypedDict("Calibration", {
-    "ece": Number, "accuracy": Number, "bins": list[Bin], "n": NotRequired[Count], "dropped": NotRequired[Count],
-    "ece_interval": NotRequired[Interval], "accuracy_interval": NotRequired[Interval], "words": NotRequired[list[Text]],
-})  # fmt: skip
+
+
+class Calibration(TypedDict):
+    ece: Number
+    accuracy: Number
+    bins: list[Bin]
+    n: NotRequired[Count]
+    dropped: NotRequired[Count]
+    ece_interval: NotRequired[Interval]
+    accuracy_interval: NotRequired[Interval]
+    words: NotRequired[list[Text]]
+
+
 T = TypeVar("T")
 Each = dict[str, dict[str, T]]  # by file or task, then by model
 METRICS = TypeAdapter(TypedDict("Metrics", {
@@ -79,9 +119,10 @@ _SAMPLE = {
 } | {name: NotRequired[Number] for name in ("reverse_kl", "rouge_l", "exact_match")}  # fmt: skip
 SAMPLE = TypeAdapter(TypedDict("Sample", _SAMPLE))
 ANSWER = TypeAdapter(TypedDict("Answer", _WHERE | _SAMPLE))
-TOKENS = TypeAdapter(Annotated[TypedDict("Tokens", _WHERE | {
+_TOKENS = _WHERE | {
     "id": Text, "seed": NotRequired[Count], "tokens": list[Text], "log_q": list[Number], "log_p": list[Number],
-}), AfterValidator(_one_length)])  # fmt: skip
+}  # fmt: skip
+TOKENS = TypeAdapter(Annotated[TypedDict("Tokens", _TOKENS), AfterValidator(_one_length)])
 
 
 @dataclass(frozen=True)

@@ -125,9 +125,9 @@ def _value_problems(plain: dict) -> list[str]:
     if matches(seeds, list) and (not seeds or len(set(map(str, seeds))) < len(seeds) or None in seeds[1:]):
         problems.append(f"seeds={seeds}: wanted different integers, or [null] for greedy decoding")
     several = matches(plain["devices"], int) and plain["devices"] > 1
-    if several and started_processes() == 1 and plain["device"] != "cpu" and 0 < (gpus := torch.cuda.device_count()):
-        if gpus < plain["devices"]:
-            problems.append(f"devices={plain['devices']}: this node has {gpus} GPUs; use at most as many")
+    gpus = torch.cuda.device_count() if several and started_processes() == 1 and plain["device"] != "cpu" else 0
+    if 0 < gpus < plain["devices"]:
+        problems.append(f"devices={plain['devices']}: this node has {gpus} GPUs; use at most as many")
     return problems
 
 
