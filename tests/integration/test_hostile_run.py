@@ -106,7 +106,7 @@ def test_a_run_goes_on_with_a_class_of_ones_own_only_if_it_is_named_again(copied
         ({"_target_": None}, r"model._target_=None: wanted minillm.models.ModelPair"),
         ({"_target_": ["os.system"]}, r"model._target_=\['os.system'\]: wanted one of"),
         ({"student": {"_target_": "minillm.models.Lora"}}, r"model.student._target_=minillm.models.Lora: wanted Check"),
-        ({"student": [{"_target_": "os.system"}]}, r"model.student.0._target_='os.system': wanted one of"),
+        ({"student": [{"_target_": "os.system"}]}, r"model.student\[0\]._target_='os.system': wanted one of"),
         ({"student": "package:evil.sub"}, "package:evil.sub: .*the name of a package"),
         ({1: 2}, "model.1: no such key"),
     ],
