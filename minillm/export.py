@@ -19,10 +19,7 @@ from minillm.common.saved import damage, differences, load_saved
 from minillm.common.secret import secret_problems
 from minillm.common.stored import other_targets, read_config
 from minillm.models import ModelPair, device_of
-from minillm.models.export import export_student
-from minillm.train.callbacks import Checkpoints, Validation
 from minillm.train.settings import made_by
-from minillm.train.student import StudentModule
 
 # All that an export constructs: a file on disk must not name code that is run.
 _CLASSES = tuple(
@@ -52,6 +49,10 @@ def export(checkpoint: Path, directory: Path, *, command: str = "") -> None:
         raise ConfigError([f"{config}: {problem}" for problem in problems])
     if wrong := damage(file):
         raise ModelError(f"{file}: not a checkpoint ({wrong}); give another of the run's checkpoints/*.ckpt")
+    from minillm.models.export import export_student
+    from minillm.train.student import StudentModule
+
+    cli.prepare()
     saved = load_saved(file)
     pair = settings.load_student(device_of("auto"))
     module = StudentModule(pair.student)
@@ -85,8 +86,8 @@ def _figures(file: Path, saved: dict) -> dict[str, float]:
     """Of the validation of these very weights, where last.ckpt remembers one."""
     last = file.with_name("last.ckpt")
     callbacks = (load_saved(last) if last.is_file() and last != file else saved).get("callbacks", {})
-    best = (callbacks.get(Checkpoints.__qualname__) or {}).get("best") or {}
-    newest = callbacks.get(Validation.__qualname__) or {}
+    best = (callbacks.get("Checkpoints") or {}).get("best") or {}
+    newest = callbacks.get("Validation") or {}
     step = saved.get("minillm", {}).get("step", -1)
     if file.name == "best.ckpt":
         return best["figures"] if best.get("step") == step else {}
@@ -94,7 +95,6 @@ def _figures(file: Path, saved: dict) -> dict[str, float]:
 
 
 def main() -> None:
-    cli.prepare()
     parser = argparse.ArgumentParser(prog="python -m minillm.export", description=__doc__.splitlines()[0])
     parser.add_argument(
         "checkpoint", metavar="CHECKPOINT", type=Path, help="a run directory, or its checkpoints/*.ckpt"

@@ -140,6 +140,7 @@ REFUSED = {
     "evaluate.py models=[a/b] batch_size=0 data.max_prompt_tokens=0": ["batch_size=0", "data.max_prompt_tokens=0"],
     "minillm.generate teacher=a/b temperature=-1": ["temperature=-1"],
     "minillm.plan experiment=demo objective.gamma=2 devices=many": ["objective.gamma=2", "devices='many'"],
+    "minillm.export none out": ["CHECKPOINT=none: no"],
     "minillm.chain pair=gpt2_120m tests=[none.jsonl] jobs=0": ["jobs=0"],
 }  # fmt: skip
 
