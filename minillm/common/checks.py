@@ -86,7 +86,7 @@ def _found(name: Any, path: str) -> tuple[Any, str | None]:
             return target, None
         why = "not a class"
     except (ImportError, ValueError, AttributeError) as error:
-        why = f"cannot be imported ({first_line(error)})"
+        why = f"cannot be imported ({first_line(error.__cause__ or error)})"
     return None, f"{path}._target_={name!r}: {why}; wanted a class by its path"
 
 
