@@ -146,5 +146,5 @@ class _Chat:
     def _try(self, messages: Messages) -> str | None:
         try:
             return self._render([messages])[0]
-        except Exception:
+        except Exception:  # a template is a program; None says that it refuses these turns
             return None

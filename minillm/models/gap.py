@@ -19,7 +19,6 @@ class LogitGap:
     other's, both centred; `kl`: mean KL[other || one] in nats. Rounding leaves a small `kl` and next to no `bias`; a
     factor on the logits, or other weights of attention, show in one of them."""
 
-    one_one: float = 0.0
     one_other: float = 0.0
     other_other: float = 0.0
     total_kl: float = 0.0
@@ -38,7 +37,6 @@ class LogitGap:
             self.total_kl += float(torch.linalg.vecdot(other_NV.exp(), other_NV - one_NV).sum())
             self.tokens += len(one_NV)
             one_NV, other_NV = (each - each.mean(-1, keepdim=True) for each in (one_NV, other_NV))
-            self.one_one += float(torch.linalg.vecdot(one_NV, one_NV).sum())
             self.one_other += float(torch.linalg.vecdot(one_NV, other_NV).sum())
             self.other_other += float(torch.linalg.vecdot(other_NV, other_NV).sum())
 
@@ -49,12 +47,6 @@ class LogitGap:
     @property
     def bias(self) -> float:
         return abs(self.slope - 1)
-
-    @property
-    def residual(self) -> float:
-        """What the line leaves, as a share of the other pass's logits (of their norms)."""
-        left = self.one_one - self.slope * self.one_other
-        return (max(0.0, left) / self.other_other) ** 0.5 if self.other_other else 0.0
 
     @property
     def kl(self) -> float:

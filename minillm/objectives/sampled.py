@@ -9,6 +9,7 @@ Axes: B rows, R response positions, N tokens, V vocabulary.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
@@ -51,13 +52,11 @@ class Sampled(Objective):
     ) -> TokenLoss:
         logprobs_N = student_NV.gather(-1, ids_N.unsqueeze(-1)).squeeze(-1)
         advantages_N = self.advantages(student_NV, teacher_NV, ids_N, constants).detach()
-        ratio_N = (logprobs_N - constants["behaviour"]).exp()
-        values_N = -advantages_N * ratio_N
-        if self.clip is not None:
-            low, high = 1 - self.clip, 1 + self.clip
-            values_N = torch.maximum(values_N, -advantages_N * ratio_N.clamp(low, high))
-        clipped_N = torch.zeros_like(ratio_N) if self.clip is None else ((ratio_N - 1).abs() > self.clip).to(ratio_N)
-        return TokenLoss(values_N, {"advantage": advantages_N, "clipped": clipped_N.detach()})
+        clip, weights_N = math.inf if self.clip is None else self.clip, torch.ones_like(advantages_N)
+        sampled = (logprobs_N, constants["behaviour"], advantages_N, weights_N)
+        values_N = losses.clipped_policy_losses(*sampled, clip=clip, clip_weighted_ratio=False)
+        ratio_N = (logprobs_N.detach() - constants["behaviour"]).exp()
+        return TokenLoss(values_N, {"advantage": advantages_N, "clipped": ((ratio_N - 1).abs() > clip).to(ratio_N)})
 
     def advantages(
         self, student_NV: Tensor, teacher_NV: Tensor | None, ids_N: Tensor, constants: Mapping[str, Tensor]
