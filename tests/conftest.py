@@ -89,6 +89,20 @@ def write_texts(folder: Path) -> None:
     (folder / "corpus.txt").write_text(" ".join(WORDS * 20))
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Mark cases of a test with `some(n)` as slow, all but n that are spread over them."""
+    cases: dict[str, list] = {}
+    for item in items:
+        cases.setdefault(item.nodeid.partition("[")[0], []).append(item)
+    for each in cases.values():
+        if mark := each[0].get_closest_marker("some"):
+            quick = {number * len(each) // mark.args[0] for number in range(mark.args[0])}
+            for number, item in enumerate(each):
+                if number not in quick:
+                    item.add_marker(pytest.mark.slow)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def cache(tmp_path_factory):
     """Nothing is left in the user's own cache, nor taken from it."""

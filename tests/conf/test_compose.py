@@ -52,6 +52,7 @@ def settings(*overrides):
     return check_config(composed(*overrides))
 
 
+@pytest.mark.some(20)
 @pytest.mark.parametrize("choice", GROUPS)
 def test_every_yaml_composes_and_every_key_is_consumed(choice):
     group, name = choice.split("=")
@@ -144,6 +145,7 @@ def test_all_problems_come_in_one_message():
     ]
 
 
+@pytest.mark.some(16)
 @pytest.mark.parametrize(
     ("overrides", "text"),
     [

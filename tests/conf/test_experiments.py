@@ -61,6 +61,7 @@ def stage_of(pair, recipe, *overrides):
         return compose("train", words)
 
 
+@pytest.mark.some(8)
 @pytest.mark.parametrize(("student", "stage"), EXPERIMENTS)
 def test_every_stage_is_what_was_published(student, stage):
     cfg = stage_of(student, stage)
@@ -102,6 +103,7 @@ def test_all_are_there_and_a_stage_is_a_recipe():
     assert {file.stem for file in CONF.glob("recipe/*.yaml")} == {*STAGES, "opd"}
 
 
+@pytest.mark.some(2)
 @pytest.mark.parametrize("student", [*PUBLISHED, "narrow", "smollm2"])
 def test_without_a_corpus_none_is_read(student):
     files = ["data.train_file=a.jsonl", "data.val_file=b.jsonl"]

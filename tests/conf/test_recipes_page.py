@@ -27,6 +27,7 @@ def own_pair(tmp_path_factory):
     return f"hydra.searchpath=[file://{folder.parent}]"
 
 
+@pytest.mark.some(1)
 @pytest.mark.parametrize("pair", ["mine", "own"])
 def test_the_own_pair_runs_through_the_chain(own_pair, pair):
     words = shlex.split(re.search(rf"python -m minillm.chain (pair={pair} .*)", PAGE)[1])

@@ -1,14 +1,11 @@
 """The whole evaluation on tiny models, for several test files: its options, and what a run leaves."""
 
 import json
-import os
-import subprocess
-import sys
 
 import torch
 
 from minillm.models import Checkpoint, pair_of
-from tests.integration.commands import ROOT
+from tests.commands import Command
 
 SAMPLES = 5
 BRIEF = ["seeds=[1]", "~suite.decodings.no_repeat_ngram_1", "limit=4", "suite.exposure.samples=2"]
@@ -49,11 +46,4 @@ def loaded(world, place, name="one"):
 
 
 def command(world, place, run_dir, *more):
-    return subprocess.Popen(
-        [sys.executable, ROOT / "evaluate.py", *options(world, place, run_dir, *more)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        cwd=run_dir.parent,
-    )
+    return Command("evaluate.py", *options(world, place, run_dir, *more), cwd=run_dir.parent)

@@ -171,6 +171,7 @@ def cut(tmp_path_factory, overrides):
     return folder
 
 
+@pytest.mark.some(4)
 @pytest.mark.parametrize(
     ("options", "texts"),
     [

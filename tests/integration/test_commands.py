@@ -2,28 +2,13 @@
 
 import csv
 import json
-import os
-import subprocess
-import sys
 from functools import partial
-from pathlib import Path
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-ROOT = Path(__file__).parents[2]
-
-
-def call(script, *arguments, cwd, **environment):
-    return subprocess.run(
-        [sys.executable, ROOT / script, *map(str, arguments)],
-        cwd=cwd,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "200"} | environment,
-    )
+from tests.commands import call
 
 
 @pytest.fixture(scope="module")
@@ -34,11 +19,11 @@ def place(tmp_path_factory):
 def test_the_commands_in_short(place, world, overrides):
     small = ["start.steps=0", "regime.max_steps=2", "callbacks.validation.every=null", "logger=csv", "run.name=short"]
     done = call("train.py", *overrides, *small, cwd=place)
-    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.poll() == 0, done.stderr[-3000:]
     assert json.loads((place / "runs" / "short" / "metrics.json").read_text())["steps"] == 2
     arguments = ["models=[runs/short/student]", f"data.files=[{world}/val.jsonl]", "seeds=[1]", "max_new_tokens=4"]
     measured = call("evaluate.py", *arguments, "run.name=measured", cwd=place)
-    assert measured.returncode == 0, measured.stderr[-3000:]
+    assert measured.poll() == 0, measured.stderr[-3000:]
     assert (place / "runs" / "measured" / "report" / "index.html").exists()
 
 
@@ -46,7 +31,7 @@ def test_the_commands_in_short(place, world, overrides):
 def test_train_then_evaluate(place, world, overrides):
     run = place / "runs" / "tiny"
     done = call("train.py", *overrides, "preflight=true", "run.name=tiny", cwd=place, WANDB_MODE="offline")
-    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.poll() == 0, done.stderr[-3000:]
     assert "Rouge-L is measured against the references of the validation file" in done.stdout
 
     figures = json.loads((run / "metrics.json").read_text())
@@ -71,7 +56,7 @@ def test_train_then_evaluate(place, world, overrides):
     assert "MiniLLM" in (run / "student" / "README.md").read_text()
 
     again = call("train.py", *overrides, "run.name=tiny", cwd=place)
-    assert again.returncode == 1 and "already holds a run" in again.stderr and "resume=auto" in again.stderr
+    assert again.poll() == 1 and "already holds a run" in again.stderr and "resume=auto" in again.stderr
     assert json.loads((run / "metrics.json").read_text()) == figures
 
     arguments = [
@@ -81,7 +66,7 @@ def test_train_then_evaluate(place, world, overrides):
     ]
     arguments += ["seeds=[1,2]", "max_new_tokens=6", "run.name=eval"]
     measured = call("evaluate.py", *arguments, cwd=place)
-    assert measured.returncode == 0, measured.stderr[-3000:]
+    assert measured.poll() == 0, measured.stderr[-3000:]
     results = json.loads((place / "runs" / "eval" / "metrics.json").read_text())
     assert list(results["answers"]) == ["plain"] and results["exposure"] == results["calibration"] == {}
     mine = results["answers"]["plain"][f"{world}/val.jsonl"][f"{run}/student"]
@@ -105,7 +90,7 @@ slow = partial(pytest.param, marks=pytest.mark.slow)
 )
 def test_mistakes_are_one_message_and_no_traceback(place, script, arguments, text):
     done = call(script, *arguments, "run.name=mistake", cwd=place)
-    assert done.returncode == 1 and text in done.stderr and "Traceback" not in done.stderr
+    assert done.poll() == 1 and text in done.stderr and "Traceback" not in done.stderr
     assert "Error executing job" not in done.stderr  # Hydra's line
     assert not (place / "runs" / "mistake").exists()
 
@@ -115,7 +100,7 @@ def test_a_broken_data_file_is_named_with_its_line(place, world, overrides):
     broken = place / "broken.jsonl"
     broken.write_text('{"instruction": "a"}\n{"instruction": \n{"input": "b"}\n')
     done = call("train.py", *overrides, f"data.train_file={broken}", "run.name=broken", cwd=place)
-    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert done.poll() == 1 and "Traceback" not in done.stderr
     assert not (place / "runs" / "broken").exists()  # the name is free for another try
     assert "broken.jsonl:2: not JSON" in done.stderr and "broken.jsonl:3: key instruction" in done.stderr
 
@@ -124,8 +109,7 @@ def test_a_broken_data_file_is_named_with_its_line(place, world, overrides):
 def test_the_command_makes_a_report_alone_and_leaves_no_other_directory(tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "metrics.csv").write_text("progress/optimizer_step,val/rouge_l\n0,8.5\n5,11.0\n")
-    command = [sys.executable, ROOT / "evaluate.py", "report=mine"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0 and "Wrote mine/report/index.html" in done.stdout
+    done = call("evaluate.py", "report=mine", cwd=tmp_path)
+    assert done.poll() == 0 and "Wrote mine/report/index.html" in done.stdout
     assert (tmp_path / "mine" / "report" / "index.html").exists()
     assert [each.name for each in tmp_path.iterdir()] == ["mine"]

@@ -1,9 +1,6 @@
 """A teacher's answers on disk: stopped and started, by one process and by two, and trained on."""
 
 import json
-import os
-import subprocess
-import sys
 
 import pytest
 from hydra import compose, initialize_config_dir
@@ -14,8 +11,8 @@ from minillm.common.errors import ConfigError
 from minillm.common.ranks import rank, started_processes
 from minillm.data import read_records
 from minillm.evaluation.generation import check_generation, generate
+from tests.commands import ROOT, Command, call
 from tests.conf.test_compose import CONF
-from tests.integration.test_commands import ROOT
 from tests.integration.test_resume import train
 
 
@@ -84,19 +81,8 @@ def test_two_processes_share_the_work(tmp_path, world):
         f"teacher={world}/teacher", f"data.file={world}/train.jsonl", "data.template=paper", "dtype=float64",
         "max_new_tokens=6", "batch_size=2", "chunk=5", "run.name=two",
     ]  # fmt: skip
-    both = [
-        subprocess.Popen(
-            [sys.executable, "-m", "minillm.generate", *options],
-            cwd=tmp_path,
-            env=os.environ | {"RANK": str(rank), "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    texts = [each.communicate(timeout=300)[0] for each in both]
-    assert [each.returncode for each in both] == [0, 0], texts
+    both = [Command("minillm.generate", *options, cwd=tmp_path, RANK=str(rank), WORLD_SIZE="2") for rank in range(2)]
+    assert [each.wait() for each in both] == [0, 0], [each.stderr for each in both]
     assert answers(tmp_path / "runs" / "two") == answers(tmp_path / "one")
 
 
@@ -149,10 +135,8 @@ def test_mistakes_come_in_one_message(tmp_path, world):
 
 @pytest.mark.slow
 def test_the_command_answers_a_mistake_with_one_message():
-    done = subprocess.run(
-        [sys.executable, "-m", "minillm.generate", "taecher=x"], cwd=ROOT, capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 1 and "taecher: no such key; did you mean teacher?" in done.stderr
+    done = call("minillm.generate", "taecher=x", cwd=ROOT)
+    assert done.poll() == 1 and "taecher: no such key; did you mean teacher?" in done.stderr
 
 
 def test_another_jobs_directory_is_left_alone(tmp_path, world):

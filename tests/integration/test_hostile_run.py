@@ -80,6 +80,7 @@ def test_no_class_at_any_place_is_imported(copied, tmp_path):
             read_everywhere(copied)
 
 
+@pytest.mark.some(3)
 @pytest.mark.parametrize(
     ("key", "typed"),
     [
@@ -133,6 +134,7 @@ def test_nothing_in_a_stored_config_is_resolved(copied, tmp_path, monkeypatch):
     assert "${oc.env:HF_TOKEN}" in (tmp_path / "out" / "README.md").read_text()
 
 
+@pytest.mark.some(2)
 @pytest.mark.parametrize(
     "text", ["[" * 5000, "a: &x [1]\nb: [*x, *x]", "a: !!python/object/apply:os.system [ls]", "- 1"]
 )
@@ -162,6 +164,7 @@ def test_text_that_looks_like_an_interpolation_stays_text(tmp_path, overrides):
 HUGE = "9" * 400
 
 
+@pytest.mark.some(6)
 @pytest.mark.parametrize(
     ("file", "text"),
     [

@@ -1,6 +1,5 @@
 """Killed with SIGKILL at any moment, resumed: losses, samples, weights and the student equal an uninterrupted run's."""
 
-import multiprocessing
 import os
 import random
 import signal
@@ -18,7 +17,7 @@ from minillm.train.callbacks import Validation
 from minillm.train.on_policy import OnPolicyDistillation
 from minillm.train.optim import Optim
 from minillm.train.supervised import SupervisedDistillation
-from tests.integration.commands import grown, start
+from tests.commands import SERVER, grown, start
 from tests.integration.test_resume import rows, train
 
 
@@ -80,11 +79,6 @@ SUPERVISED_MOMENTS = MOMENTS | {
     "second micro-batch": lambda: before(SupervisedDistillation, "training_step", 6),
     "update": lambda: before(Optim, "clip", 4),
 }
-
-# Children come from a server that has imported the libraries and computed nothing: a fork of a process whose threads
-# compute may hang.
-SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(["tests.integration.test_resume"])
 
 
 def run(moment, run_dir, overrides, resume):
@@ -165,7 +159,7 @@ def uninterrupted(place, options):
     place = place / "whole"
     place.mkdir()
     done = start(place, options)
-    assert done.wait(timeout=120) == 0, done.stderr.read()
+    assert done.wait(timeout=120) == 0, done.stderr
     return place / "runs" / "cut"
 
 
@@ -181,13 +175,13 @@ def test_the_command_itself_is_killed_three_times_wherever_it_is(tmp_path, optio
         while process.poll() is None:
             if grown(folder / "metrics.csv", size + 1500):
                 time.sleep(0.1 * draw.random())
-                process.kill()
+                process.send_signal(signal.SIGKILL)
                 kills += 1
                 break
             time.sleep(0.002)
-        assert process.wait(timeout=120) in (0, -signal.SIGKILL), process.stderr.read()
+        assert process.wait(timeout=120) in (0, -signal.SIGKILL), process.stderr
     done = start(tmp_path, long, "resume=auto")
-    assert done.wait(timeout=120) == 0, done.stderr.read()
+    assert done.wait(timeout=120) == 0, done.stderr
     assert kills >= 1 and rows(folder) == rows(whole)
     weights = "student/model.safetensors"
     assert (folder / weights).read_bytes() == (whole / weights).read_bytes()
@@ -195,14 +189,15 @@ def test_the_command_itself_is_killed_three_times_wherever_it_is(tmp_path, optio
 
 @pytest.mark.slow
 def test_a_preempted_command_ends_with_75_and_the_same_command_goes_on(tmp_path, options):
-    long = [*options, "regime.max_steps=200", "callbacks.validation.every=50", "resume=auto"]
+    long = [*options, "regime.max_steps=100", "callbacks.validation.every=25", "resume=auto"]
     process, folder = start(tmp_path, long), tmp_path / "runs" / "cut"
     while not grown(folder / "metrics.csv", 1500):
-        assert process.poll() is None, process.stderr.read()
+        assert process.poll() is None, process.stderr
         time.sleep(0.01)
     process.send_signal(signal.SIGUSR1)
-    _, said = process.communicate(timeout=120)
-    assert process.returncode == 75 and "interrupted by SIGUSR1; the same command with resume=auto goes on" in said
+    assert process.wait() == 75
+    said = process.stderr
+    assert "interrupted by SIGUSR1; the same command with resume=auto goes on" in said
     assert "Traceback" not in said and not (folder / "metrics.json").exists()
     done = start(tmp_path, long)
     assert done.wait(timeout=120) == 0 and (folder / "metrics.json").exists()

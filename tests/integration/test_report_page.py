@@ -228,6 +228,7 @@ def test_curves_tell_their_numbers_to_mouse_and_keyboard(opened, page):
     assert not tip.is_displayed() and not plot.find_elements(By.CSS_SELECTOR, ".cursor")
 
 
+@pytest.mark.some(3)
 @pytest.mark.parametrize("width", [320, 360, 1280])
 def test_the_page_never_scrolls_sideways(opened, width):
     dress(opened, width, "light")

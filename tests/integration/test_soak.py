@@ -3,14 +3,15 @@
 import random
 import signal
 import time
+from contextlib import suppress
 
 import psutil
 import pytest
 
-from tests.integration.commands import grown, start
+from tests.commands import grown, start
 from tests.integration.test_resume import rows
 
-STEPS, KILLS, SECONDS = 6000, 8, 900  # of training, at most so many kills, at most so long
+STEPS, KILLS, SECONDS = 2000, 4, 300  # of training, at most so many kills, at most so long
 
 LONG = [
     f"regime.max_steps={STEPS}", "callbacks.validation.every=500", "callbacks.checkpoints.every=50", "resume=auto",
@@ -24,16 +25,17 @@ def test_soak(tmp_path, overrides, record_property):
     process = start(tmp_path / "whole", [*overrides, *LONG])
     memory, files = [], []
     while process.poll() is None:
-        time.sleep(1)
+        time.sleep(0.5)
         if grown(tmp_path / "whole" / "runs" / "cut" / "metrics.csv", 20_000):  # beyond the first hundred rounds
-            watched = psutil.Process(process.pid)  # not waited for yet, so it is there, if only as a zombie
-            rss, n_files = watched.memory_info().rss, watched.num_fds()
-            if n_files:
-                memory.append(rss)
-                files.append(n_files)
-    assert process.wait() == 0, process.stderr.read()
+            with suppress(psutil.NoSuchProcess):  # it may end now
+                watched = psutil.Process(process.pid)
+                rss, n_files = watched.memory_info().rss, watched.num_fds()
+                if n_files:
+                    memory.append(rss)
+                    files.append(n_files)
+    assert process.wait() == 0, process.stderr
     early, late = (sum(part) / len(part) for part in (memory[: len(memory) // 4], memory[-len(memory) // 4 :]))
-    assert len(memory) > 10 and late < 1.05 * early and max(files) - min(files) <= 4
+    assert len(memory) > 5 and late < 1.05 * early and max(files) - min(files) <= 4
 
     place, draw, kills, began = tmp_path / "killed", random.Random(11), 0, time.time()
     place.mkdir()
@@ -50,8 +52,8 @@ def test_soak(tmp_path, overrides, record_property):
         code = process.wait(timeout=600)
         if code == 0:
             break
-        assert code == -signal.SIGKILL, process.stderr.read()
-    assert kills >= 3
+        assert code == -signal.SIGKILL, process.stderr
+    assert kills >= 2
     assert rows(folder) == rows(tmp_path / "whole" / "runs" / "cut")
     weights = "student/model.safetensors"
     assert (folder / weights).read_bytes() == (tmp_path / "whole" / "runs" / "cut" / weights).read_bytes()

@@ -3,14 +3,11 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 
 import pytest
 
-from tests.integration.commands import ROOT, grown
-from tests.integration.test_commands import call
+from tests.commands import Command, call, grown
 from tests.unit.test_secret import TOKEN
 
 
@@ -22,7 +19,7 @@ def sweep(tmp_path, overrides):
         command = ["-m", *fixed, "start.steps=0", "logger=csv", "run.name=rates", *arguments]
         done = call("train.py", *command, cwd=tmp_path, COLUMNS="300")
         assert "Traceback" not in done.stderr
-        return done.returncode, " ".join((done.stdout + done.stderr).split())
+        return done.poll(), " ".join((done.stdout + done.stderr).split())
 
     return run
 
@@ -72,15 +69,14 @@ def test_a_refused_sweep_leaves_no_directory(sweep, tmp_path, wrong):
 def test_ctrl_c_in_a_terminal_saves_the_trial_and_ends_the_sweep(tmp_path, overrides):
     """It goes to the sweep and to its trial; the second trial is not begun."""
     swept = ["optim.learning_rate=1e-3,2e-3", "regime.max_steps=4000", "callbacks.checkpoints.every=null"]
-    command = [sys.executable, ROOT / "train.py", "-m", *overrides, *swept, "logger=csv", "run.name=rates"]
-    text = dict(cwd=tmp_path, env=os.environ | {"OMP_NUM_THREADS": "1"}, text=True)
-    with subprocess.Popen(command, stdout=-3, stderr=subprocess.PIPE, start_new_session=True, **text) as sweep:
-        first, second = (tmp_path / "runs" / "rates" / f"optim.learning_rate-{rate}" for rate in ("0.001", "0.002"))
-        while not grown(first / "metrics.csv", 1500):
-            assert sweep.poll() is None, sweep.stderr.read()
-            time.sleep(0.01)
-        os.killpg(sweep.pid, signal.SIGINT)
-        said = sweep.stderr.read()
-    assert sweep.returncode == 75 and "interrupted by SIGINT; the same command goes on" in said
+    sweep = Command("train.py", "-m", *overrides, *swept, "logger=csv", "run.name=rates", cwd=tmp_path)
+    first, second = (tmp_path / "runs" / "rates" / f"optim.learning_rate-{rate}" for rate in ("0.001", "0.002"))
+    while not grown(first / "metrics.csv", 1500):
+        assert sweep.poll() is None, sweep.stderr
+        time.sleep(0.01)
+    os.killpg(sweep.pid, signal.SIGINT)
+    assert sweep.wait() == 75
+    said = sweep.stderr
+    assert "interrupted by SIGINT; the same command goes on" in said
     assert "Traceback" not in said and "Traceback" not in (first / "train.log").read_text()
     assert (first / "checkpoints" / "last.ckpt").exists() and not (second / "config.yaml").exists()

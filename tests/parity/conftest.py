@@ -1,20 +1,16 @@
 """Runs of one device and of several, several runs in one set of processes, so that libraries are imported once."""
 
 import json
-import os
 import socket
-import subprocess
-import sys
-from contextlib import ExitStack
 from pathlib import Path
 
 import lightning as L
 import pytest
 import torch
 
+from tests.commands import ROOT, Command
 from tests.conftest import make_model, make_tokenizer, write_texts
 
-ROOT = Path(__file__).parents[2]
 STRATEGIES = ("ddp", "fsdp", "fsdp_tp")
 QUICK = ("base",)  # of the scenarios: those of make test
 # And whether the student's head is tied.
@@ -131,24 +127,15 @@ def spawn(jobs: list[dict], n_processes: int, folder: Path) -> None:
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
-    shared = os.environ | {
+    shared = {
         "WORLD_SIZE": str(n_processes), "LOCAL_WORLD_SIZE": str(n_processes), "MASTER_ADDR": "localhost",
-        "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1", "TORCHELASTIC_RUN_ID": "tests",
+        "MASTER_PORT": str(port), "TORCHELASTIC_RUN_ID": "tests",
     }  # fmt: skip
-    logs = [folder / f"rank{rank}.log" for rank in range(n_processes)]
-    with ExitStack() as files:
-        processes = [
-            subprocess.Popen(
-                [sys.executable, "-m", "tests.parity.worker", str(file)],
-                cwd=ROOT,
-                env=shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-                stdout=files.enter_context(open(log, "w")),
-                stderr=subprocess.STDOUT,
-            )
-            for rank, log in enumerate(logs)
-        ]
-        codes = [process.wait(timeout=900) for process in processes]
-    assert codes == [0] * n_processes, "\n".join(log.read_text()[-3000:] for log in logs)
+    ranks = [
+        Command("tests.parity.worker", file, cwd=ROOT, **shared, RANK=str(rank), LOCAL_RANK=str(rank))
+        for rank in range(n_processes)
+    ]
+    assert [each.wait(900) for each in ranks] == [0] * n_processes, "\n".join(each.stderr[-3000:] for each in ranks)
 
 
 @pytest.fixture(scope="session")

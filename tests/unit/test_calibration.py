@@ -96,6 +96,7 @@ def drawn(seed, n, slope):
     return np.stack([confidence_N, 1 - confidence_N], 1), (draw.random(n) > true_N).astype(int), true_N
 
 
+@pytest.mark.some(1)
 @pytest.mark.parametrize("slope", [1.0, 0.9, 0.7, 0.4, 1.6])
 def test_the_interval_of_the_error_holds_the_true_one_95_times_in_100(slope):
     """The percentile interval holds 0 in no case at slope 1, and the true error of slope 0.9 in none of them."""

@@ -140,6 +140,7 @@ def test_mistakes_come_in_one_message(tmp_path):
     assert "seeds=[]: wanted" in text and "/no/file: no such file" in text
 
 
+@pytest.mark.some(3)
 @pytest.mark.parametrize(
     ("given", "text"),
     [
@@ -156,6 +157,7 @@ def test_models_that_are_not_there_are_told_before_the_first_stage(tmp_path, giv
         with_settings(stages_of(plain, data, 8), tmp_path)
 
 
+@pytest.mark.some(4)
 @pytest.mark.parametrize(
     ("given", "override", "text"),
     [

@@ -23,6 +23,7 @@ def check(network, half=False, training=True, seeds=(1, 2, 3, 4)):
         return check_consistency(LanguageModel(network), batch, seeds=list(seeds), **options)
 
 
+@pytest.mark.some(8)
 @pytest.mark.parametrize("half", [False, True], ids=["float32", "bf16-mixed"])
 @pytest.mark.parametrize("family", SIZES)
 def test_healthy_families_pass(family, half):
@@ -31,6 +32,7 @@ def test_healthy_families_pass(family, half):
     assert half or found.largest < 1e-4
 
 
+@pytest.mark.some(4)
 @pytest.mark.parametrize("half", [False, True], ids=["float32", "bf16-mixed"])
 @pytest.mark.parametrize("scale", [1.04, 0.96])
 @pytest.mark.parametrize("family", ["llama", "gemma2", "gpt2"])
@@ -43,6 +45,7 @@ def test_a_scale_on_the_logits_of_decoding_is_named(family, scale, half, monkeyp
         check(family_model(family), half)
 
 
+@pytest.mark.some(2)
 @pytest.mark.parametrize(
     ("family", "dtype", "seed"), [("qwen3_moe", None, 0), ("olmoe", None, 5), ("mixtral", torch.float16, 1)]
 )

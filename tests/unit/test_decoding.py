@@ -127,6 +127,7 @@ def test_the_tokens_of_prompts_that_are_read_at_a_time_have_a_limit(monkeypatch)
     assert all(rows * columns <= 2**14 for rows, columns in read)
 
 
+@pytest.mark.some(8)
 @pytest.mark.parametrize("family", [*FAMILIES, "gemma2"])
 @pytest.mark.parametrize("batch_size", [1, 2, 5])
 def test_a_row_draws_the_same_answer_in_any_batch(family, batch_size):

@@ -39,6 +39,7 @@ def own_logprobs(network, rollout, row):
     return logits.log_softmax(-1)[len(prompt) - 1 : -1].gather(1, ids[len(prompt) :, None]).squeeze(1)
 
 
+@pytest.mark.some(24)
 @pytest.mark.parametrize("family", [*SIZES, *MORE])
 def test_decoding_gives_the_log_probs_of_the_families_own_forward_pass(family):
     """Answers run beyond every window."""
@@ -169,6 +170,7 @@ def test_all_noise_of_the_training_mode_is_turned_off():
     assert nested.text_config.attention_dropout == nested.vision_config.attention_dropout == 0
 
 
+@pytest.mark.some(12)
 @pytest.mark.parametrize("family", [*SIZES, *MORE])
 @torch.no_grad()
 def test_turning_noise_off_leaves_the_eval_mode_as_it_was(family):

@@ -23,6 +23,7 @@ HOSTILE = {  # the pieces, the last one for ever; seconds between them
 }
 
 
+@pytest.mark.some(5)
 @pytest.mark.parametrize(("pieces", "pause"), HOSTILE.values(), ids=HOSTILE)
 def test_the_deadline_holds_whatever_the_endpoint_sends(make, pieces, pause):
     with pouring(*pieces, pause=pause) as (closed, url):

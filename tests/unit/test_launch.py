@@ -46,11 +46,18 @@ def command(tmp_path, worker, number=None):
     ("worker", "number", "status", "said"),
     [
         ("os._exit(75 if rank == '0' else 0)", None, 1, ""),  # one of them has not saved
-        ("sys.exit('bad' if rank == '0' else time.sleep(60))", None, 1, "bad\n"),
+        # These two wait for 3 s.
+        pytest.param("sys.exit('bad' if rank == '0' else time.sleep(60))", None, 1, "bad\n", marks=pytest.mark.slow),
         (SAVES, signal.SIGTERM, 75, ""),
         (SAVES.replace("saved", "lambda *_: os._exit(0)"), signal.SIGTERM, 0, ""),  # while it exported
         (WAITS, signal.SIGTERM, 75, "interrupted by SIGTERM; the same command with resume=auto goes on\n"),
-        (f"os.kill(os.getpid(), 9) if rank == '1' else {WAITS}", None, 1, "rank 1: killed from outside"),
+        pytest.param(
+            f"os.kill(os.getpid(), 9) if rank == '1' else {WAITS}",
+            None,
+            1,
+            "rank 1: killed from outside",
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_the_command_ends_as_its_processes_did(tmp_path, worker, number, status, said):

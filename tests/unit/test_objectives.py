@@ -108,6 +108,7 @@ def test_the_ratio_is_clipped_where_the_advantage_would_push_on():
     assert found.parts["clipped"].tolist() == [1.0, 1.0]
 
 
+@pytest.mark.some(4)
 @pytest.mark.parametrize("name", [*EXACT, *SAMPLED, "adaptive_kl", "topk"])
 def test_each_has_a_config_that_leaves_the_corpus_out(name):
     given = ["objective.weight=0.5", "objective.threshold=1.0"] if name == "entropy_aware" else []

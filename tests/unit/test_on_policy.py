@@ -69,6 +69,7 @@ def assert_same(one, other):
         torch.testing.assert_close(one[0][name], other[0][name], rtol=0, atol=1e-10)
 
 
+@pytest.mark.some(5)
 @pytest.mark.parametrize(
     "objective", [MiniLLM(), MiniLLM(denominator="sequences"), MiniLLM(whitening="masked", **REFERENCE)]
 )

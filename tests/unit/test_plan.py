@@ -47,6 +47,7 @@ def test_a_teacher_in_few_bits_is_planned_on_any_machine():
     assert make_plan(question(*SMALL, "devices=1", "model.teacher.bits=4")).fits
 
 
+@pytest.mark.some(7)
 @pytest.mark.parametrize(
     ("overrides", "texts"),
     [

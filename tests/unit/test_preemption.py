@@ -2,8 +2,6 @@
 
 import os
 import signal
-import subprocess
-import sys
 import threading
 
 import pytest
@@ -11,6 +9,7 @@ import pytest
 from minillm.common.errors import Interrupted
 from minillm.rollout import decode
 from minillm.train.preemption import SIGNALS, Preemption
+from tests.commands import call
 from tests.helpers import prompt_batch
 
 
@@ -45,8 +44,8 @@ def test_nohup_is_respected(handlers):
     assert preemption.requested == "SIGUSR1"
 
 
-def test_a_second_ctrl_c_ends_the_process_at_once():
-    code = """if True:
+def test_a_second_ctrl_c_ends_the_process_at_once(tmp_path):
+    (tmp_path / "code.py").write_text("""if True:
         import os, signal
         from minillm.train.preemption import Preemption
         Preemption().watch()
@@ -54,9 +53,9 @@ def test_a_second_ctrl_c_ends_the_process_at_once():
         print("goes on", flush=True)
         os.kill(os.getpid(), signal.SIGINT)
         print("not reached", flush=True)
-    """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.returncode == -signal.SIGINT and done.stdout == "goes on\n"
+    """)
+    done = call(tmp_path / "code.py", cwd=tmp_path)
+    assert done.poll() == -signal.SIGINT and done.stdout == "goes on\n"
     assert done.stderr == "SIGINT: saving at the next possible place, then exit; Ctrl-C again ends it without saving\n"
 
 

@@ -39,6 +39,7 @@ def assert_same(one, other):
         torch.testing.assert_close(getattr(one, name), getattr(other, name), rtol=0, atol=1e-9)
 
 
+@pytest.mark.some(3)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_steps_for_any_column_give_the_answers_of_steps_for_one(family, monkeypatch, capsys):
     """Rows that end, rows that come in their place, columns that move to the front."""

@@ -21,6 +21,7 @@ def student_rollout(pair, n=9):
     return decode(LanguageModel(pair.student), None, prompt_batch(rows), seeds=list(range(n)), **OPTIONS)
 
 
+@pytest.mark.some(12)
 @pytest.mark.parametrize("road", ROADS, ids=ROAD_NAMES)
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("max_tokens", [1, 40, 10_000])

@@ -53,6 +53,7 @@ def memory_of(fixed, a_row, a_token):
     )
 
 
+@pytest.mark.some(2)
 @pytest.mark.parametrize(
     ("fixed", "a_row", "a_token", "rows", "tokens", "chunk_mb"),
     [

@@ -99,6 +99,7 @@ ROW = json.dumps({"id": "a", "prompt": "b", "answer": "c"})
 BEYOND = "progress/optimizer_step,val/rouge_l\nnan,1\ninf,2\n1,1e308\n2,-1e308\n3,nan\n4,7\n"
 
 
+@pytest.mark.some(6)
 @pytest.mark.parametrize(
     ("name", "content", "note"),
     [

@@ -41,6 +41,7 @@ def by_rows(network, prompts, words, n_vocab=31):
     return torch.tensor(sums, dtype=torch.float64).view(len(prompts), len(words))
 
 
+@pytest.mark.some(15)
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("words", WORDS.values(), ids=WORDS)
 @pytest.mark.parametrize("max_tokens", [1, 25, 4096])
