@@ -14,7 +14,7 @@ from minillm.evaluation.suite.measures import read_measures
 from minillm.models import Architecture
 from minillm.train.loaded import check_lengths
 from minillm.train.settings import check_config
-from tests.conftest import make_pair
+from tests.tiny import make_pair
 
 CONF = Path(__file__).parents[2] / "conf"
 GROUPS = sorted(
@@ -52,7 +52,7 @@ def settings(*overrides):
     return check_config(composed(*overrides))
 
 
-@pytest.mark.some(20)
+@pytest.mark.some(12)
 @pytest.mark.parametrize("choice", GROUPS)
 def test_every_yaml_composes_and_every_key_is_consumed(choice):
     group, name = choice.split("=")
@@ -145,7 +145,7 @@ def test_all_problems_come_in_one_message():
     ]
 
 
-@pytest.mark.some(16)
+@pytest.mark.some(8)
 @pytest.mark.parametrize(
     ("overrides", "text"),
     [

@@ -22,7 +22,7 @@ from minillm.train.build import build
 from minillm.train.regime import OnPolicy, Supervised
 from minillm.train.settings import check_config
 from tests.conf.test_compose import CONF
-from tests.conftest import WORDS, make_tokenizer
+from tests.tiny import WORDS, make_tokenizer
 
 STAGES = ["teacher", "start", "sft", "kd", "seqkd", "minillm", "minillm_nopt"]
 # Student: its learning rate and epochs; the run of its teacher, learning rate and epochs. Those of the published runs;
@@ -61,7 +61,7 @@ def stage_of(pair, recipe, *overrides):
         return compose("train", words)
 
 
-@pytest.mark.some(8)
+@pytest.mark.some(4)
 @pytest.mark.parametrize(("student", "stage"), EXPERIMENTS)
 def test_every_stage_is_what_was_published(student, stage):
     cfg = stage_of(student, stage)
@@ -185,7 +185,6 @@ def data(tmp_path):
     return tmp_path
 
 
-QUICK = ("gpt2_120m", "qwen3_0b6")  # the pairs of make test
 SMALL = {
     "all": ["data.val_file=val.jsonl", "data.corpus_file=corpus.txt", "data.block_size=8", "trainer.precision=32-true",
             "model.dtype=float32", "callbacks.validation.max_new_tokens=4", "callbacks.validation.batch_size=2",
@@ -207,10 +206,8 @@ def let_answer(teacher_run, chat):
     assert generate(check_generation(cfg), "cpu").exists()
 
 
-@pytest.mark.parametrize(
-    "student",
-    [each if each in QUICK else pytest.param(each, marks=pytest.mark.slow) for each in PUBLISHED],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("student", PUBLISHED)
 def test_all_stages_of_a_pair_train_in_a_row(student, data, monkeypatch):
     monkeypatch.chdir(data)
     for stage in STAGES:

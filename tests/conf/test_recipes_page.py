@@ -13,7 +13,7 @@ from minillm.models import Checkpoint, Lora
 from minillm.models.adapter import save_adapter
 from minillm.train.settings import check_config
 from tests.conf.test_compose import CONF
-from tests.conftest import make_model, make_tokenizer
+from tests.tiny import make_model, make_tokenizer
 
 PAGE = (CONF.parent / "docs" / "recipes.md").read_text()
 
@@ -27,7 +27,7 @@ def own_pair(tmp_path_factory):
     return f"hydra.searchpath=[file://{folder.parent}]"
 
 
-@pytest.mark.some(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("pair", ["mine", "own"])
 def test_the_own_pair_runs_through_the_chain(own_pair, pair):
     words = shlex.split(re.search(rf"python -m minillm.chain (pair={pair} .*)", PAGE)[1])

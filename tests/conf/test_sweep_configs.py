@@ -28,6 +28,7 @@ def points(name):
     return BasicSweeper.split_arguments(overrides, None)[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     [
@@ -72,7 +73,7 @@ def master(*overrides, folder):
     return cfg
 
 
-@pytest.mark.some(2)
+@pytest.mark.slow
 @pytest.mark.parametrize(("figure", "direction"), [("val/rouge_l", "maximize"), ("val/reverse_kl", "minimize")])
 def test_the_direction_follows_what_is_optimised_and_may_not_contradict(tmp_path, figure, direction):
     good = master("sweep=optuna", f"optimized_metric={figure}", folder=tmp_path)

@@ -8,8 +8,8 @@ from hydra import compose, initialize_config_dir
 
 from minillm.evaluation.suite import check_suite, run_suite
 from tests.conf.test_compose import CONF
-from tests.conftest import WORDS, make_model, make_tokenizer, write_texts
 from tests.integration.evaluations import BRIEF, command, options
+from tests.tiny import WORDS, make_model, make_tokenizer, write_texts
 
 
 @pytest.fixture(scope="session")

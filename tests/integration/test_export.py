@@ -13,8 +13,8 @@ from minillm.common import cli
 from minillm.common.errors import ConfigError, ModelError
 from minillm.export import export, main
 from minillm.train.settings import made_by
-from tests.conftest import make_model
 from tests.integration.test_resume import train
+from tests.tiny import make_model
 
 
 @pytest.fixture(scope="module")

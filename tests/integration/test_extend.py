@@ -21,9 +21,9 @@ from minillm.models import LanguageModel
 from minillm.objectives import CrossEntropy, MiniLLM, Objective
 from minillm.rollout import Sampler
 from minillm.testing import check_objective
-from tests.conftest import make_model
 from tests.helpers import prompt_batch
 from tests.integration.test_resume import train
+from tests.tiny import make_model
 
 EXTEND = "hydra.searchpath=[file://examples/extend/conf]"
 
@@ -111,6 +111,7 @@ def test_a_figure_of_ones_own_is_in_validation_table_screen_and_report(tmp_path,
     assert "Validation: stutter" in page
 
 
+@pytest.mark.slow
 def test_a_figure_of_ones_own_is_in_an_evaluation_and_its_report(tmp_path, world, capsys):
     suite = {**OmegaConf.to_container(OmegaConf.load("conf/suite/quick.yaml")), "figures": [OWN]}
     options = dict(files=[world / "val.jsonl"], seeds=[1, 2], max_new_tokens=6, run_dir=tmp_path / "own")

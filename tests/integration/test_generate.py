@@ -103,6 +103,7 @@ def test_torchrun_and_srun_say_which_share_is_whose(tmp_path, world, monkeypatch
     assert (rank(), started_processes()) == (1, 2)
 
 
+@pytest.mark.slow
 def test_answers_are_trained_on(tmp_path, world):
     generate(work(world, tmp_path / "answers"), "cpu")
     run = train(

@@ -59,6 +59,7 @@ def read_everywhere(run):
     template_notes([f"{run}/student"], LISTED["data"])
 
 
+@pytest.mark.slow
 def test_no_class_at_any_place_is_imported(copied, tmp_path):
     plain = read_config(copied / "config.yaml")
     places = [*groups(plain), ("model", "lora"), ("model", "student", "architecture"), ("callbacks", "more")]
@@ -134,7 +135,7 @@ def test_nothing_in_a_stored_config_is_resolved(copied, tmp_path, monkeypatch):
     assert "${oc.env:HF_TOKEN}" in (tmp_path / "out" / "README.md").read_text()
 
 
-@pytest.mark.some(2)
+@pytest.mark.some(1)
 @pytest.mark.parametrize(
     "text", ["[" * 5000, "a: &x [1]\nb: [*x, *x]", "a: !!python/object/apply:os.system [ls]", "- 1"]
 )
@@ -150,6 +151,7 @@ def test_a_config_that_cannot_be_read_is_one_message(copied, tmp_path, text):
     assert template_notes([f"{copied}/student"], LISTED["data"]) == []
 
 
+@pytest.mark.slow
 def test_text_that_looks_like_an_interpolation_stays_text(tmp_path, overrides):
     """The user typed it with the backslash that OmegaConf wants; the run goes on and is exported."""
     typed = [*overrides, "start.steps=0", r"data.system='Say \${x}'", "data.template=chat"]
@@ -164,7 +166,7 @@ def test_text_that_looks_like_an_interpolation_stays_text(tmp_path, overrides):
 HUGE = "9" * 400
 
 
-@pytest.mark.some(6)
+@pytest.mark.some(3)
 @pytest.mark.parametrize(
     ("file", "text"),
     [

@@ -90,6 +90,7 @@ def test_a_signal_while_decoding(tmp_path, overrides, whole, monkeypatch, nth, n
     goes_on(tmp_path, overrides, whole)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("hook", "step"),
     [
@@ -113,6 +114,7 @@ def test_a_signal_during_an_update_lets_the_round_end(tmp_path, overrides, whole
     goes_on(tmp_path, overrides, whole)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("hook", "step"),
     [
@@ -155,6 +157,7 @@ def test_a_sigterm_while_processes_wait_to_begin_saves_too(tmp_path, overrides, 
     goes_on(tmp_path, overrides, whole)
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_that_is_interrupted_again_at_once_loses_nothing(tmp_path, overrides, whole, monkeypatch):
     """The validation that is owed, and the row of the round that comes behind it, stay owed."""
     sent_in_decoding(monkeypatch, 6, signal.SIGTERM)

@@ -15,8 +15,8 @@ from minillm.evaluation.prefixes import prefix_kl, sample_answers
 from minillm.evaluation.suite import run_suite
 from minillm.evaluation.zero_shot import label_logprobs, word_tokens
 from minillm.models import LanguageModel
-from tests.conftest import make_model, make_tokenizer
 from tests.integration.evaluations import BRIEF, SAMPLES, lines, loaded, results
+from tests.tiny import make_model, make_tokenizer
 
 
 def test_every_figure_is_there_for_every_row(whole, world, place):

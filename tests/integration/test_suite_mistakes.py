@@ -12,8 +12,8 @@ from minillm.evaluation.suite import run_suite
 from minillm.evaluation.suite.work import Bench
 from minillm.models import Checkpoint
 from tests.chat_server import KEY, failure, reply, serving
-from tests.conftest import make_model, make_tokenizer
 from tests.integration.evaluations import ALONE
+from tests.tiny import make_model, make_tokenizer
 
 
 @pytest.fixture

@@ -13,8 +13,8 @@ import minillm.evaluation.suite.run
 from minillm.common.errors import ConfigError, DataError
 from minillm.evaluation.suite import run_suite
 from minillm.evaluation.suite.units import Store, Unit, file_name, units_of
-from tests.conftest import make_model
 from tests.integration.evaluations import ALONE, BRIEF, command, results, same
+from tests.tiny import make_model
 
 
 @pytest.fixture
@@ -99,7 +99,7 @@ def test_what_is_left_out_and_taken_in_again_is_not_measured_again(brief, checke
     assert same(copy, brief) and made == []
 
 
-@pytest.mark.some(8)
+@pytest.mark.some(4)
 @pytest.mark.parametrize(
     ("change", "kinds"),
     [
@@ -125,6 +125,7 @@ def test_another_value_makes_its_own_units_anew(checked, place, tmp_path, change
     assert new == (kinds or {unit.kind for unit in now.values()})
 
 
+@pytest.mark.slow
 def test_other_content_under_the_same_name_is_measured(checked, place, world, tmp_path, made):
     copy, file = tmp_path / "three" / "student", tmp_path / "text.jsonl"
     shutil.copytree(place / "two" / "student", copy)
@@ -155,6 +156,7 @@ def test_a_data_set_of_the_hub_is_known_by_its_records(checked, place, tmp_path,
     assert name() != before
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_model")
 def test_a_finished_run_shows_its_tables_and_what_is_lost_is_made_again(brief, checked, copy, capsys):
     more = ["devices=1", "device=cpu", "suite.judge.concurrency=2"]  # nothing that is measured
@@ -185,7 +187,7 @@ def test_another_jobs_directory_is_left_alone(checked, tmp_path):
         checked(tmp_path)
 
 
-@pytest.mark.some(3)
+@pytest.mark.some(1)
 @pytest.mark.usefixtures("no_model")
 @pytest.mark.parametrize("fails", ["settings.json", "answers.jsonl", "metrics.json"])
 def test_killed_in_between_no_metrics_pass_for_complete(brief, checked, place, copy, monkeypatch, fails):

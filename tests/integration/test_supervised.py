@@ -118,6 +118,7 @@ def test_validation_measures_the_loss_on_the_references(tmp_path, world, supervi
     assert {"steps": 6}.items() <= figures.items() and "val/loss_start" not in figures
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("monitor", ["loss", "rouge_l", pytest.param("reverse_kl", marks=pytest.mark.slow)])
 def test_the_best_checkpoint_is_that_of_the_monitored_figure(tmp_path, supervised, monitor):
     options = [
@@ -136,6 +137,7 @@ def test_the_best_checkpoint_is_that_of_the_monitored_figure(tmp_path, supervise
 BEST = ["callbacks.checkpoints.monitor=reverse_kl", "callbacks.record.export=best"]
 
 
+@pytest.mark.slow
 def test_fine_tuning_needs_no_teacher(tmp_path, supervised):
     options = ["objective=sft", "callbacks.checkpoints.monitor=loss"]
     alone = train(tmp_path / "alone", [*supervised, *options, "model.teacher=null"])
@@ -159,6 +161,7 @@ def test_fine_tuning_needs_no_teacher(tmp_path, supervised):
         )
 
 
+@pytest.mark.slow
 def test_a_model_from_scratch(tmp_path, world, supervised):
     scratch = [
         "model.student={_target_:minillm.models.FromScratch,architecture:{_target_:minillm.models.Architecture,type:llama,"

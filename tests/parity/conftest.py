@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests.commands import ROOT, Command
-from tests.conftest import make_model, make_tokenizer, write_texts
+from tests.tiny import make_model, make_tokenizer, write_texts
 
 STRATEGIES = ("ddp", "fsdp", "fsdp_tp")
 QUICK = ("base",)  # of the scenarios: those of make test

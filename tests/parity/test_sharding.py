@@ -17,8 +17,8 @@ from minillm.models import Head, LanguageModel
 from minillm.parallel.sharding import DATA, TENSOR, whole_state
 from minillm.rollout import decode
 from minillm.rollout.consistency import check_consistency
-from tests.conftest import make_model
 from tests.helpers import prompt_batch
+from tests.tiny import make_model
 
 pytestmark = pytest.mark.slow
 

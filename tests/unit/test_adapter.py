@@ -9,7 +9,7 @@ from peft import PeftModel
 from minillm.common.errors import ConfigError, ModelError
 from minillm.models import Architecture, Checkpoint, Lora, ModelPair
 from minillm.models.adapter import is_adapted, merge_adapter, same_base, save_adapter
-from tests.conftest import make_model, make_tokenizer
+from tests.tiny import make_model, make_tokenizer
 from tests.unit.test_lora import IDS, adapted
 
 BASE = "owner/base"

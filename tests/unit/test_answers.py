@@ -10,8 +10,8 @@ from minillm.common.types import Rollout
 from minillm.data import PromptSet, Record
 from minillm.evaluation import answer_prompts, is_uniform, reference_loss, reference_losses
 from minillm.models import LanguageModel
-from tests.conftest import make_model, make_tokenizer
 from tests.helpers import PROMPTS
+from tests.tiny import make_model, make_tokenizer
 from tests.tokenizers import byte_level
 
 REFERENCES = [(8, 9, 0), (), (30, 2, 4, 17, 0)]  # the second prompt has none

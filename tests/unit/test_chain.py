@@ -21,6 +21,7 @@ def chain(*overrides):
     return check_chain(cfg)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("pair", "teacher"),
     [
@@ -140,7 +141,7 @@ def test_mistakes_come_in_one_message(tmp_path):
     assert "seeds=[]: wanted" in text and "/no/file: no such file" in text
 
 
-@pytest.mark.some(3)
+@pytest.mark.some(1)
 @pytest.mark.parametrize(
     ("given", "text"),
     [

@@ -5,7 +5,7 @@ import torch
 from transformers import DynamicCache, masking_utils
 
 from minillm.models import LanguageModel
-from tests.conftest import make_model
+from tests.tiny import make_model
 
 
 @pytest.mark.slow

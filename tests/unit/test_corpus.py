@@ -17,7 +17,7 @@ from transformers import ByT5Tokenizer
 from minillm.common.errors import DataError
 from minillm.data import build_corpus, corpus, read_documents, rows_at
 from minillm.data.corpus import Corpus
-from tests.conftest import WORDS
+from tests.tiny import WORDS
 from tests.tokenizers import byte_level, slow
 
 
@@ -145,7 +145,7 @@ def test_ids_are_those_of_the_tokenizer_whatever_its_own_settings(file, tokenize
 _CUT_OFF = """
     import sys, time
     from minillm.data import build_corpus, corpus, read_documents
-    from tests.conftest import make_tokenizer
+    from tests.tiny import make_tokenizer
 
     def slow(*args):
         print("there", flush=True)
@@ -217,7 +217,7 @@ _PEAK = """
     import re, sys, threading, time
     from pathlib import Path
     from minillm.data import build_corpus, read_documents
-    from tests.conftest import make_tokenizer
+    from tests.tiny import make_tokenizer
 
     def own_kb():
         return int(re.search(r"RssAnon:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])

@@ -12,8 +12,8 @@ from minillm.train.on_policy import OnPolicyDistillation
 from minillm.train.optim import Optim
 from minillm.train.regime import OnPolicy
 from minillm.train.start import SupervisedStart
-from tests.conftest import FAMILIES, make_pair
 from tests.helpers import PROMPTS, prompt_batch
+from tests.tiny import FAMILIES, make_pair
 
 
 def gradients(device: str, family: str) -> list[torch.Tensor]:

@@ -11,8 +11,8 @@ from minillm.common.errors import ConfigError
 from minillm.losses import token_logprobs
 from minillm.models import Head, LanguageModel
 from minillm.rollout import Sampler, decode
-from tests.conftest import FAMILIES, make_model, make_pair
 from tests.helpers import PROMPTS, own_logits, prompt_batch
+from tests.tiny import FAMILIES, make_model, make_pair
 
 OPTIONS = dict(stop_ids=(0,), pad_id=0, max_new_tokens=12, batch_size=8)
 
@@ -110,6 +110,7 @@ def same_answers(one, other):
     assert torch.equal(one.response_ids_BR[:, :width], other.response_ids_BR[:, :width])
 
 
+@pytest.mark.slow
 def test_the_tokens_of_prompts_that_are_read_at_a_time_have_a_limit(monkeypatch):
     """Whatever the batch; the answers are those of a smaller batch, whose prompts need no limit."""
     pair, read = make_pair(), []
@@ -145,6 +146,7 @@ def test_a_row_draws_the_same_answer_in_any_batch(family, batch_size):
         torch.testing.assert_close(getattr(together, name)[mask], getattr(apart, name)[mask], rtol=0, atol=close)
 
 
+@pytest.mark.slow
 def test_in_float32_only_a_draw_at_an_edge_may_differ(monkeypatch):
     """Between batches, and from logits that are a little wrong, as if rounded worse: cumulative probabilities move by
     at most 5e-6. A flat distribution over many tokens, so that edges are near; the draws that differ are counted."""

@@ -17,8 +17,8 @@ from minillm.models.pair import pair_of
 from minillm.objectives.linear_loss import LinearLoss
 from minillm.rollout import decode, rollout_reverse_kl
 from minillm.rollout.micro_batch import micro_batches
-from tests.conftest import make_tokenizer
 from tests.families import MORE, REFUSED, ROWS, SIZES, family_config, family_model, longrope, model_of, multimodal
+from tests.tiny import make_tokenizer
 
 PROMPTS = [[7, 9, 12], [5, 10, 8, 11, 30, 6, 10, 3, 4, 20, 21, 22], [14, 15, 16, 17, 18]]
 
@@ -39,7 +39,7 @@ def own_logprobs(network, rollout, row):
     return logits.log_softmax(-1)[len(prompt) - 1 : -1].gather(1, ids[len(prompt) :, None]).squeeze(1)
 
 
-@pytest.mark.some(24)
+@pytest.mark.some(12)
 @pytest.mark.parametrize("family", [*SIZES, *MORE])
 def test_decoding_gives_the_log_probs_of_the_families_own_forward_pass(family):
     """Answers run beyond every window."""

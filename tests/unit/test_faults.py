@@ -8,8 +8,8 @@ from minillm.models import LanguageModel, Lora
 from minillm.objectives import MiniLLM
 from minillm.rollout import decode, prepared
 from minillm.rollout.micro_batch import micro_batches
-from tests.conftest import make_model, make_pair
 from tests.helpers import own_logits, prompt_batch
+from tests.tiny import make_model, make_pair
 
 GENERATOR = torch.Generator()
 OPTIONS = dict(stop_ids=(0,), pad_id=0, max_new_tokens=10, batch_size=8)

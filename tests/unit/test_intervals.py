@@ -65,6 +65,7 @@ def test_a_ratio_is_one_of_sums_over_all_seeds_and_prompts():
     assert found.low == pytest.approx(40 / 30) and found.high == pytest.approx(6 / 3)  # one prompt drawn twice
 
 
+@pytest.mark.slow
 def test_equal_arguments_give_equal_numbers_and_blocks_are_not_repeated():
     values = np.random.default_rng(1).normal(size=(2, 3000))  # several blocks of resamples
     assert over_seeds(values) == over_seeds(values) != over_seeds(values, seed=1)

@@ -261,6 +261,7 @@ def test_ctrl_c_ends_the_questions_on_their_way(make):
         assert make(url).rate(items(9)).counts()["asked"] == 6
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("error")
 def test_no_socket_is_left_open(make):
     script = [failure(500), replace(reply("8 6"), cut=9), replace(reply("8 6"), cut=9, stall=True)]

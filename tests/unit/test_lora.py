@@ -18,9 +18,9 @@ from minillm.train.on_policy import OnPolicyDistillation
 from minillm.train.optim import Optim
 from minillm.train.regime import OnPolicy
 from minillm.train.start import SupervisedStart
-from tests.conftest import FAMILIES, make_model, make_pair, make_tokenizer
 from tests.families import family_model
 from tests.helpers import PROMPTS, ROAD_NAMES, ROADS, prompt_batch
+from tests.tiny import FAMILIES, make_model, make_pair, make_tokenizer
 
 IDS = torch.arange(1, 9)[None]
 LORA = Lora(rank=3, alpha=5.0)

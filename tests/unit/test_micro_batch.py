@@ -10,7 +10,7 @@ from minillm.models import LanguageModel
 from minillm.objectives.linear_loss import LinearLoss
 from minillm.rollout import rollout_divergence, rollout_reverse_kl
 from minillm.rollout.micro_batch import micro_batches
-from tests.conftest import make_model
+from tests.tiny import make_model
 
 
 def rollout(lengths, prompt=3):

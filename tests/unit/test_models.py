@@ -19,7 +19,7 @@ from minillm.models import (
     split_problems,
 )
 from minillm.models.vocabulary import compare_vocabularies, stop_ids
-from tests.conftest import FAMILIES, make_model, make_tokenizer
+from tests.tiny import FAMILIES, make_model, make_tokenizer
 
 
 @pytest.fixture

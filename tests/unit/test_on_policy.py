@@ -14,8 +14,8 @@ from minillm.train.on_policy import OnPolicyDistillation
 from minillm.train.optim import Optim
 from minillm.train.regime import OnPolicy
 from minillm.train.start import SupervisedStart
-from tests.conftest import make_model, make_pair
 from tests.helpers import PROMPTS, ROAD_NAMES, ROADS, prompt_batch
+from tests.tiny import make_model, make_pair
 
 REFERENCE = dict(skip_current=False, gamma=0.95, reward_scaling=0.5, reward_clip=100.0, single_weight=False)
 

@@ -9,7 +9,7 @@ import torch
 from minillm.common.errors import ConfigError
 from minillm.train.optim import Optim, without_decay
 from minillm.train.start import SupervisedStart
-from tests.conftest import make_model
+from tests.tiny import make_model
 
 
 def test_warm_up_then_constant_linear_or_cosine():

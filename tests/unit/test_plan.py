@@ -13,7 +13,7 @@ from minillm.experiments import planned as module
 from minillm.experiments.planned import check_plan, make_plan
 from minillm.parallel import Parallel
 from tests.conf.test_compose import CONF, composed
-from tests.conftest import make_model
+from tests.tiny import make_model
 
 SMALL = [
     "recipe=minillm", "pair=opt_1b3", "data.max_prompt_tokens=6", "sampler.max_new_tokens=6", "data.block_size=8",
@@ -33,6 +33,7 @@ def test_every_key_is_read():
     assert set(keys) - {"defaults", "hydra", "rates"} == set(module._KINDS)
 
 
+@pytest.mark.slow
 def test_the_layouts_that_are_tried():
     assert [each.kind for each in question(*SMALL, "devices=1").layouts] == ["single", "fsdp"]
     split = tuple(Parallel("fsdp_tp", 8, tensor_parallel_size=size) for size in (2, 4))

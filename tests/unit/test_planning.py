@@ -91,6 +91,7 @@ def real_updates(case, shape, change=lambda network: None):
     return lambda: (step(), step())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("family", "rel"),
     [

@@ -44,6 +44,7 @@ def test_nohup_is_respected(handlers):
     assert preemption.requested == "SIGUSR1"
 
 
+@pytest.mark.slow
 def test_a_second_ctrl_c_ends_the_process_at_once(tmp_path):
     (tmp_path / "code.py").write_text("""if True:
         import os, signal

@@ -15,8 +15,8 @@ from minillm.losses import reverse_kl, token_logprobs
 from minillm.models import LanguageModel
 from minillm.objectives.linear_loss import LinearLoss
 from minillm.rollout import rollout_divergence
-from tests.conftest import FAMILIES, make_model, make_pair
 from tests.helpers import PROMPTS, ROAD_NAMES, ROADS, own_logits, prompt_batch
+from tests.tiny import FAMILIES, make_model, make_pair
 
 OPTIONS = dict(seed=3, max_new_tokens=6, batch_size=16, stop_ids=(0, 4, 9, 20, 25))
 
@@ -87,6 +87,7 @@ V, T, END = 4, 3, 0
 PREFIXES = [prefix for n in range(T) for prefix in itertools.product(range(1, V), repeat=n)]
 
 
+@pytest.mark.slow
 def test_exposure_of_models_is_that_of_all_answers():
     """Enumerated over a vocabulary of 4 and 3 tokens; sampled 4,000 times, within five standard errors."""
     student, teacher = (LanguageModel(make_model(vocabulary=V, seed=seed)) for seed in (6, 5))

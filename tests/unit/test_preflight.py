@@ -20,7 +20,7 @@ from minillm.train.preview.second_look import parameters_of
 from minillm.train.preview.work import Work
 from minillm.train.regime import OnPolicy, Supervised
 from minillm.train.start import SupervisedStart
-from tests.conftest import WORDS, make_model, make_tokenizer
+from tests.tiny import WORDS, make_model, make_tokenizer
 
 RECORDS = [
     Record(f"r:{i}", f"{WORDS[i]} {WORDS[i + 3]}", references=(" ".join(WORDS[i : i + 1 + i % 6]),)) for i in range(12)

@@ -14,7 +14,7 @@ from minillm.rollout import Sampler
 from minillm.train.optim import Optim
 from minillm.train.preview.memory import case_of, sizes_of
 from minillm.train.regime import OnPolicy, Supervised
-from tests.conftest import FAMILIES, make_pair
+from tests.tiny import FAMILIES, make_pair
 
 SAMPLER = Sampler(alpha=0.2, max_new_tokens=6, batch_size=8)
 OPTIONS = dict(prompt=10, answer=6, half=False)

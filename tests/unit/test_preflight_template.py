@@ -4,7 +4,7 @@ import pytest
 
 from minillm.models import solo
 from minillm.train.preview.page import write
-from tests.conftest import make_model
+from tests.tiny import make_model
 from tests.tokenizers import byte_level
 from tests.unit.test_preflight import gathered
 

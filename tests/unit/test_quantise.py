@@ -12,7 +12,7 @@ from minillm.models import Checkpoint, LanguageModel, ModelPair, PrunedTeacher
 from minillm.models.checkpoint import quantisation
 from minillm.train.settings import check_config
 from tests.conf.test_compose import composed
-from tests.conftest import make_model, make_tokenizer
+from tests.tiny import make_model, make_tokenizer
 
 
 @pytest.fixture

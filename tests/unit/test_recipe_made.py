@@ -90,6 +90,7 @@ def test_what_was_cut_off_goes_on_with_the_same_settings_or_other_rounding(tmp_p
     assert calls == ["sft-0"]
 
 
+@pytest.mark.slow
 def test_a_chain_grows(tmp_path, calls):
     """By a seed, a method and a test file: what is there stays, the evaluation goes on."""
     run_chain(tmp_path, stages(tmp_path, methods=["sft"]))
@@ -101,6 +102,7 @@ def test_a_chain_grows(tmp_path, calls):
     assert calls == ["test"]
 
 
+@pytest.mark.slow
 def test_what_a_grown_evaluation_would_refuse_is_refused_before_the_first_stage(tmp_path, calls):
     run_chain(tmp_path, stages(tmp_path, methods=["sft"]))
     calls.clear()

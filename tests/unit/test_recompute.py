@@ -7,8 +7,8 @@ from minillm.common.errors import ModelError
 from minillm.models import LanguageModel, Lora
 from minillm.models.pair import recompute_activations
 from minillm.rollout import decode
-from tests.conftest import FAMILIES, make_model
 from tests.helpers import PROMPTS, prompt_batch
+from tests.tiny import FAMILIES, make_model
 
 IDS = torch.tensor([[3, 4, 5, 6, 7], [8, 9, 10, 11, 12]])
 

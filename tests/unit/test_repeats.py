@@ -12,8 +12,8 @@ from minillm.evaluation import answer_prompts
 from minillm.models import LanguageModel
 from minillm.rollout import decode
 from minillm.rollout.repeats import Repeats
-from tests.conftest import make_model, make_pair
 from tests.helpers import PROMPTS, prompt_batch
+from tests.tiny import make_model, make_pair
 
 SIZES = (1, 2, 3)
 # One token, shorter than an n-gram; one that repeats itself; the pad token inside.
@@ -36,7 +36,7 @@ def processed(network, ids: list[int], size: int, temperature: float = 1.0) -> t
     return NoRepeatNGramLogitsProcessor(size)(row, logits).log_softmax(-1)[0]
 
 
-@pytest.mark.some(5)
+@pytest.mark.some(3)
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("batch_size", [1, 4, 6])
 def test_greedy_answers_equal_generate(size, batch_size):
@@ -75,7 +75,7 @@ def test_bans_equal_the_processor_on_random_sequences(size, n_vocab):
     assert n_banned > 15
 
 
-@pytest.mark.some(5)
+@pytest.mark.some(3)
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("batch_size", [1, 2, 5])
 def test_sampled_answers_and_logprobs_follow_the_processor_in_any_batch(size, batch_size):

@@ -6,8 +6,8 @@ import torch
 from minillm.models import LanguageModel, replay
 from minillm.models.replay import ReplayedSteps
 from minillm.rollout import decode
-from tests.conftest import FAMILIES, make_pair
 from tests.helpers import PROMPTS, prompt_batch
+from tests.tiny import FAMILIES, make_pair
 
 N = 28
 OPTIONS = dict(stop_ids=(4,), pad_id=0, max_new_tokens=[24, 9, 13, 24, 3, 24, 17] * 4, batch_size=4, alpha=0.3)
@@ -39,7 +39,7 @@ def assert_same(one, other):
         torch.testing.assert_close(getattr(one, name), getattr(other, name), rtol=0, atol=1e-9)
 
 
-@pytest.mark.some(3)
+@pytest.mark.some(2)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_steps_for_any_column_give_the_answers_of_steps_for_one(family, monkeypatch, capsys):
     """Rows that end, rows that come in their place, columns that move to the front."""

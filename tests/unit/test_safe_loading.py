@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from minillm.common.errors import ModelError
 from minillm.models import Checkpoint
 from minillm.models.adapter import merge_adapter
-from tests.conftest import make_model, make_tokenizer
+from tests.tiny import make_model, make_tokenizer
 
 PACKAGE = Path(__file__).parents[2] / "minillm"
 

@@ -10,8 +10,8 @@ from minillm.models import LanguageModel
 from minillm.objectives import ForwardKL, ReverseKL
 from minillm.rollout import decode, rollout_divergence, rollout_reverse_kl, with_costs, with_teacher
 from minillm.rollout.micro_batch import micro_batches
-from tests.conftest import FAMILIES, make_pair
 from tests.helpers import PROMPTS, ROAD_NAMES, ROADS, own_logits, prompt_batch
+from tests.tiny import FAMILIES, make_pair
 
 OPTIONS = dict(stop_ids=(0, 4, 9, 20, 25), pad_id=0, max_new_tokens=12, batch_size=8)
 

@@ -8,7 +8,7 @@ from minillm.experiments.planned import make_plan
 from minillm.planning import Memory, measure
 from minillm.train.preview.memory import CPU, LEAST, MOST, SHARE, case_of, choose, choose_sizes, sizes_of
 from tests.conf.test_compose import settings
-from tests.conftest import make_pair
+from tests.tiny import make_pair
 from tests.unit.test_plan import SMALL, TRAINED, question
 
 OWN = ["sampler.batch_size=7", "regime.microbatch_tokens=900", "linear_loss.chunk_mb=3"]
@@ -83,6 +83,7 @@ def of_a_run(memory, vocabulary=31, **layout):
     return found, measure(case).total
 
 
+@pytest.mark.slow
 def test_a_run_takes_what_its_gpu_has_room_for():
     assert of_a_run(80.0)[0] == MOST
     found, needs = of_a_run(0.02)

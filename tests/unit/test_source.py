@@ -123,6 +123,7 @@ def test_a_training_run_with_a_hostile_file_is_named_and_reported(tmp_path, caps
     assert re.search(note, " ".join(capsys.readouterr().out.split()) + page)
 
 
+@pytest.mark.slow
 def test_hostile_names_of_an_evaluation_stay_in_the_directory_of_the_report(folder):
     metrics = json.loads((folder / "metrics.json").read_text())
     metrics["calibration"] = {"../../../out": metrics["calibration"]["sst2"]}

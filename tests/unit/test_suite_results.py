@@ -7,7 +7,7 @@ import pytest
 from minillm.evaluation.metrics import exact_match, rouge_l
 from minillm.evaluation.suite.results import answer_figures, length_bins
 from minillm.evaluation.suite.work import pieces
-from tests.conftest import make_tokenizer
+from tests.tiny import make_tokenizer
 
 
 def row(id="a", tokens=(5, 6, 0), answer="the cat", references=("the big cat",), truncated=False, kl=None, length=3):

@@ -9,7 +9,7 @@ from minillm.models import (
     pair_of,
 )
 from minillm.models.vocabulary import compare_vocabularies
-from tests.conftest import make_model, make_tokenizer
+from tests.tiny import make_model, make_tokenizer
 
 
 def test_padded_vocabularies_are_cut_to_the_shared_rows():

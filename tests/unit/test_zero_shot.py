@@ -8,7 +8,7 @@ from minillm.data import Record, build_prompts
 from minillm.evaluation.metrics import calibration_figures, label_probabilities
 from minillm.evaluation.zero_shot import choice_labels, label_logprobs, word_tokens
 from minillm.models import LanguageModel
-from tests.conftest import FAMILIES, make_model, make_tokenizer
+from tests.tiny import FAMILIES, make_model, make_tokenizer
 
 TEXTS = ["the cat is big", "why", "a red fish in the river </s> is it small", "name two"]
 WORDS = {
