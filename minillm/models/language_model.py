@@ -149,6 +149,10 @@ class LanguageModel:
             layer._compiled_call_impl = compiled  # another LanguageModel of this network may not compile
         return self._trunk(input_ids=ids_BS, past_key_values=NoCache(), use_cache=False).last_hidden_state
 
+    def states(self, ids_BS: Tensor, state_N: Tensor) -> Tensor:
+        """Last hidden states [N, H] at these places of [B * S], see `hidden`."""
+        return self.hidden(ids_BS).flatten(0, 1)[state_N]
+
     def check_length(self, n_tokens: int) -> None:
         """Raises ModelError: rows of so many tokens would not be computed each by itself, see `exact_length`."""
         if self.longest is not None and n_tokens > self.longest:

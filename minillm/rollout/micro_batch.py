@@ -37,7 +37,7 @@ class MicroBatch:
 
     def side(self, model: LanguageModel, temperature: float = 1.0) -> Side:
         """By a forward pass of the model."""
-        return Side(model.hidden(self.ids_BS).flatten(0, 1)[self.state_N], model.head(temperature))
+        return Side(model.states(self.ids_BS, self.state_N), model.head(temperature))
 
     def teacher_side(self, teacher: LanguageModel, temperature: float = 1.0) -> Side:
         """By the hidden states of the rollout, or by a forward pass where it has none."""
