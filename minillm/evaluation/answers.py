@@ -17,16 +17,18 @@ from minillm.evaluation.metrics.figures import Answered
 from minillm.models import LanguageModel
 from minillm.objectives.linear_loss import LinearLoss
 from minillm.parallel import ALONE, Group
-from minillm.rollout import decode, rollout_reverse_kl
+from minillm.rollout import decode, rollout_alignment
 from minillm.rollout.micro_batch import micro_batches
 
+_ALIGNED = ("reverse_kl", "entropy", "teacher_entropy", "overlap", "overlap_mass")
 _MAX_TOKENS = 2048  # through the models at a time when answers are scored
 
 
 @dataclass(frozen=True)
 class Answer:
-    """One model's answer to one prompt. `reverse_kl` is summed over its tokens, in nats; None without a teacher.
-    `logprobs`: the smallest and the largest log-prob of its tokens under the model."""
+    """One model's answer to one prompt. `reverse_kl` and what follows it are summed over its tokens, see
+    `minillm.rollout.score.Alignment`; None without a teacher. `logprobs`: the smallest and the largest log-prob of its
+    tokens under the model."""
 
     id: str
     seed: int | None
@@ -35,12 +37,17 @@ class Answer:
     tokens: tuple[int, ...] = field(repr=False)
     truncated: bool
     reverse_kl: float | None = None
+    entropy: float | None = None
+    teacher_entropy: float | None = None
+    overlap: float | None = None
+    overlap_mass: float | None = None
     logprobs: tuple[float, float] | None = field(default=None, repr=False)
 
     def row(self) -> dict:
         """For JSON lines and tables."""
         row = asdict(self)
-        del row["logprobs"]
+        for name in ("logprobs", *_ALIGNED[1:]):
+            del row[name]
         row["n_tokens"] = len(row.pop("tokens"))
         return row
 
@@ -87,9 +94,10 @@ def answer_prompts(
         no_repeat_ngram_size=no_repeat_ngram_size,
         interrupt=interrupt,
     )
-    kl_B = [None] * len(asked)
+    aligned: dict[str, list[float]] = {}
     if teacher:
-        kl_B = rollout_reverse_kl(model, teacher, rollout, LinearLoss(), max_tokens=_MAX_TOKENS).sum(-1).tolist()
+        found = rollout_alignment(model, teacher, rollout, LinearLoss(), max_tokens=_MAX_TOKENS)
+        aligned = {name: getattr(found, f"{name}_BR").sum(-1).tolist() for name in _ALIGNED}
     answers = []
     for at, (seed, row) in enumerate(asked):
         mask_R = rollout.response_mask_BR[at]
@@ -103,8 +111,8 @@ def answer_prompts(
             answer=tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False),
             tokens=tuple(tokens),
             truncated=tokens[-1] not in stop_ids,
-            reverse_kl=kl_B[at],
             logprobs=(min(logprobs), max(logprobs)),
+            **{name: values[at] for name, values in aligned.items()},
         )
         answers.append(answer)
     return group.join(answers)

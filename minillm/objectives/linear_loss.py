@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from minillm.objectives.chunked import Side
 
 torch, chunked = lazy("torch"), lazy("minillm.objectives.chunked")
+divergences = lazy("minillm.divergences")
 
 
 @dataclass(frozen=True)
@@ -86,6 +87,16 @@ class LinearLoss:
             return (objective.costs(logq_NV, logp_NV),)
 
         return self._values(values, student, teacher, ids_N)[0]
+
+    def alignment(self, student: Side, teacher: Side, ids_N: Tensor, k: int) -> tuple[Tensor, ...]:
+        """[N] each: KL[q || p], the entropies of q and p, and `divergences.top_k_overlap`, without a gradient."""
+
+        def values(logq_NV: Tensor, logp_NV: Tensor, _) -> tuple[Tensor, ...]:
+            entropies = map(divergences.entropy, (logq_NV, logp_NV))
+            overlap = divergences.top_k_overlap(logq_NV, logp_NV, k)
+            return (divergences.reverse_kl(logq_NV, logp_NV), *entropies, *overlap)
+
+        return self._values(values, student, teacher, ids_N)
 
     def divergences(self, student: Side, teacher: Side, ids_N: Tensor) -> tuple[Tensor, ...]:
         """[N] each: log q(y), log p(y), KL[q || p], KL[p || q]; the logits of each are made once, no gradient."""

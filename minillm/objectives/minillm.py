@@ -116,6 +116,8 @@ class MiniLLM(Objective):
         with torch.no_grad():
             ratio_N = (logprobs_N - constants["old_logprobs"]).exp() * (constants["long_weights"] if weighted else 1)
             parts = {"long": long_N, "clipped": ((ratio_N - 1).abs() > self.clip).to(long_N.dtype)}
+            if weighted:  # those that the mixture's weights alone clip, before the student has moved
+                parts["clipped_by_weight"] = ((constants["long_weights"] - 1).abs() > self.clip).to(long_N.dtype)
         if not self.single_step:
             return TokenLoss(long_N, parts)
         single_N = constants["single_weights"] * divergences.reverse_kl(student_NV, teacher_NV)

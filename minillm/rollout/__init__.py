@@ -9,6 +9,7 @@ _MODULES = {
         "Divergence",
         "answer_logprobs",
         "prepared",
+        "rollout_alignment",
         "rollout_divergence",
         "rollout_reverse_kl",
         "with_costs",

@@ -17,6 +17,8 @@ from minillm.objectives import COSTS, Objective, ReverseKL
 from minillm.objectives.linear_loss import LinearLoss
 from minillm.rollout.micro_batch import MicroBatch, micro_batches
 
+_TOP = 16  # most probable tokens whose overlap is measured
+
 
 @torch.no_grad()
 def prepared(rollout: Rollout, objective: Objective) -> Experience:
@@ -97,6 +99,31 @@ def rollout_reverse_kl(
         return (linear_loss.costs(ReverseKL(), micro.side(student), micro.side(teacher), ids_N),)
 
     return _for_each_token(rollout, max_tokens, values)[0]
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """How far a student q is from its teacher p at each answered position, T = 1: exact KL[q || p] and entropies in
+    nats; the share of q's 16 most probable tokens that are among p's, and their probability under q. [B, R] each; 0
+    outside the mask."""
+
+    reverse_kl_BR: Tensor
+    entropy_BR: Tensor
+    teacher_entropy_BR: Tensor
+    overlap_BR: Tensor
+    overlap_mass_BR: Tensor
+
+
+def rollout_alignment(
+    student: LanguageModel, teacher: LanguageModel, rollout: Rollout, linear_loss: LinearLoss, *, max_tokens: int
+) -> Alignment:
+    """By one forward pass of each model, `max_tokens` at a time."""
+
+    def values(micro: MicroBatch) -> tuple[Tensor, ...]:
+        ids_N = micro.take(rollout.response_ids_BR)
+        return linear_loss.alignment(micro.side(student), micro.side(teacher), ids_N, _TOP)
+
+    return Alignment(*_for_each_token(rollout, max_tokens, values))
 
 
 @dataclass(frozen=True)

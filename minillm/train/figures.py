@@ -14,12 +14,15 @@ from minillm.common.types import Rollout
 from minillm.objectives import Objective, TokenLoss
 from minillm.parallel import Group
 
+_FROM = (1, 17, 65, 257, 1025)  # positions of an answer
+
 
 def rollout_figures(rollout: Rollout, stop_ids: Sequence[int], seconds: float) -> dict[str, float]:
     """Of the whole rollout, which took so many seconds."""
     mask_BR = rollout.response_mask_BR
     n_tokens = int(mask_BR.sum())
-    gap = (rollout.student_logprobs_BR - rollout.teacher_logprobs_BR)[mask_BR]
+    gap_BR = rollout.student_logprobs_BR - rollout.teacher_logprobs_BR
+    gap = gap_BR[mask_BR]
     last_B = rollout.response_ids_BR.gather(1, mask_BR.sum(-1, keepdim=True) - 1).squeeze(1)
     stops = torch.tensor(stop_ids, device=last_B.device)
     return {
@@ -30,7 +33,19 @@ def rollout_figures(rollout: Rollout, stop_ids: Sequence[int], seconds: float) -
         # Draws that rounding may turn; see Rollout.near_edge_BR.
         "rollout/near_edge": rollout.near_edge_BR[mask_BR].float().mean().item(),
         "time/tokens_per_second": n_tokens / seconds,
+        **_by_position(gap_BR, mask_BR),
     }
+
+
+def _by_position(gap_BR: Tensor, mask_BR: Tensor) -> dict[str, float]:
+    """The sampled reverse KL of the tokens from each position of `_FROM` to the next; those that no answer reaches are
+    absent."""
+    found = {}
+    for first, last in zip(_FROM, (*_FROM[1:], None), strict=True):
+        part = slice(first - 1, last and last - 1)
+        if mask_BR[:, part].any():
+            found[f"rollout/reverse_kl_sampled_from_{first}"] = gap_BR[:, part][mask_BR[:, part]].mean().item()
+    return found
 
 
 class Watched:

@@ -14,7 +14,7 @@ from minillm.evaluation.report.plots import Panel, Series, bin_panel, dot_panel,
 from minillm.evaluation.report.source import LARGEST, Evaluation, Model
 from minillm.evaluation.report.tables import Table, judge_table, last_excess, rows_table, text_of
 
-_VALIDATED = ("rouge_l", "reverse_kl", "loss", "exact_match", "length", "distinct_4")
+_VALIDATED = ("rouge_l", "reverse_kl", "loss", "exact_match", "length", "distinct_4", "entropy", "overlap_mass")
 NAMES = {figure.key: figure.name for figure in FIGURES} | {"loss": "Loss on references, nats a token"}
 CURVES = {f"val/{key}": f"Validation: {NAMES[key]}" for key in _VALIDATED} | {
     "train/loss": "Training: loss",

@@ -6,6 +6,7 @@ import lightning as L
 
 from minillm.common.console import say
 from minillm.common.numbers import count
+from minillm.train.alarms import Alarms
 
 _SHOWN = {
     "start/loss": "loss",
@@ -27,7 +28,10 @@ def _figures(metrics: dict[str, float]) -> str:
 
 
 class Progress(L.Callback):
-    """One line a rollout (supervised: an optimizer step)."""
+    """One line a rollout (supervised: an optimizer step), and warnings where its figures are odd."""
+
+    def __init__(self):
+        self._alarms = Alarms()
 
     def on_train_start(self, trainer, module) -> None:
         shares = "; a/b/c% the share of the time in rollout, scoring and update" if "start" in module.stages else ""
@@ -39,3 +43,5 @@ class Progress(L.Callback):
             if module.step == 0:
                 where = f"start {module.start_step}/{module.start.steps}"
             say(f"{where}  {_figures(module.metrics)}")
+            for text in self._alarms(module.metrics):
+                say(f"WARNING: {text} (docs/troubleshooting.md)")

@@ -178,7 +178,9 @@ def _vocabulary(tokens: Vocabulary, stop_ids: tuple[int, ...]) -> str:
 def _template(sources: Sources, pair: Pair) -> str:
     if sources.template == "paper":
         return f"the paper's, with {sources.front(pair.tokenizer) or 'nothing'} in front (data.bos)"
-    return "the student's own chat template" + (f", dated {sources.date} (data.date)" if sources.date else "")
+    stated = [f"{name}={value}" for name, value in sources.template_arguments.items()]
+    stated += [f"dated {sources.date} (data.date)"] if sources.date else []
+    return ", ".join(["the student's own chat template", *stated])
 
 
 def _prompts(prompts: PromptSet) -> str:
@@ -196,7 +198,8 @@ def _steps(work: Work, n_prompts: int) -> str:
     if work.sampler:
         text += (
             f", in {work.rounds:,} rollouts of {work.round_size:,}: "
-            f"{work.rounds * work.round_size:,} samples of at most {work.answer_tokens:,} tokens"
+            f"{work.rounds * work.round_size:,} samples of at most {work.answer_tokens:,} tokens at T = "
+            f"{work.sampler.temperature:g}"
         )
     return f"{text}; {count(work.prompts_seen / n_prompts)} passes over the prompts"
 

@@ -36,6 +36,12 @@ def warnings_of(
     if sources.template == "chat" and tokens.teacher and not tokens.same_template:
         what = "another chat template" if tokens.teacher.chat_template else "no chat template"
         texts.append(f"The teacher has {what}; prompts are written with the student's, which may be strange to it.")
+    if teacher and (ends := _ends(teacher) - _ends(pair.student) - {pair.tokenizer.eos_token_id}):
+        names = ", ".join(map(pair.tokenizer.convert_ids_to_tokens, sorted(ends)))
+        texts.append(
+            f"The teacher also ends an answer with {names}, the student alone does not: a base student of an instruct "
+            "teacher may never stop. A supervised start (start.steps, or recipe=start) teaches it."
+        )
     if work.sampler and not work.sampler.full_support:
         texts.append(
             f"{type(work.sampler).__name__} does not draw every token that the student can say: importance weights "
@@ -69,6 +75,12 @@ def warnings_of(
             "a data.val_file with them or another monitor."
         )
     return tuple(texts)
+
+
+def _ends(network: PreTrainedModel) -> set[int]:
+    """The tokens that its generation config names."""
+    stated = getattr(network.generation_config, "eos_token_id", None)
+    return set(stated if isinstance(stated, list) else [stated]) - {None}
 
 
 def _lost(prompts: PromptSet) -> str | None:
