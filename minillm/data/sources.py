@@ -29,7 +29,7 @@ class Sources:
 
     val_file null holds `val_size` prompts out of train_file (always the same ones). With a val_file, `val_size` null
     takes all of it and a number its first prompts. No validation prompt is ever trained on. `bos`,
-    `date`: see `prompt_encoder`.
+    `date`: see `prompt_encoder`. `teacher_cache`: see `minillm.models.cached`.
     """
 
     train_file: str = "builtin"
@@ -45,6 +45,7 @@ class Sources:
     max_tokens: int | None = None
     val_size: int | None = None
     block_size: int = 512
+    teacher_cache: str | None = None
 
     def __post_init__(self):
         sizes = {key: getattr(self, key) for key in ("max_prompt_tokens", "max_response_tokens", "val_size")}
@@ -135,5 +136,5 @@ def _is_date(text: str) -> bool:
 
 def training_keys(sources: Sources | None) -> list[str]:
     """Keys that only training reads, given in the config of a job that does not train."""
-    keys = "train_file val_file val_size corpus_file block_size max_response_tokens max_tokens".split()
+    keys = "train_file val_file val_size corpus_file block_size max_response_tokens max_tokens teacher_cache".split()
     return [key for key in keys if sources and getattr(sources, key) != getattr(Sources(), key)]

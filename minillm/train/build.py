@@ -21,6 +21,8 @@ from minillm.common.stored import write_config
 from minillm.data import Corpus, PromptSet, read_documents
 from minillm.data.datamodule import DistillationDataModule, SupervisedDataModule
 from minillm.models import Pair
+from minillm.models.cached import CachedTeacher
+from minillm.models.digest import weights_digest
 from minillm.objectives import START
 from minillm.parallel import agree, barrier, check_shared, environment, lightning_strategy, on_first
 from minillm.train import resume
@@ -81,7 +83,7 @@ def build(settings: Settings, pair: Pair | None = None) -> Run:
     corpus = None if documents is None else settings.data.corpus(documents, pair)
     digests = resume.data_digests(train_prompts, val_prompts, corpus, pair.tokenizer.chat_template)
     if START in settings.objective.needs:
-        digests["model.student"] = resume.weights_digest(pair.student)
+        digests["model.student"] = weights_digest(pair.student)
     module, datamodule = _parts(settings, pair, train_prompts, val_prompts, corpus)
     if ckpt_path:
         resume.compare_data(run_dir, digests)
@@ -140,7 +142,10 @@ def _parts(settings: Settings, pair: Pair, train: PromptSet, validation: PromptS
         microbatches = settings.accumulated * settings.strategy.data_parallel_size
         sizes = dict(minibatch_size=regime.minibatch_size, microbatches=microbatches)
         parts = (pair, settings.objective, settings.linear_loss, settings.optim, regime, regime.steps(len(train)))
-        return SupervisedDistillation(*parts), SupervisedDataModule(train, validation, **sizes, seed=seed)
+        cache = settings.data.teacher_cache
+        teacher = CachedTeacher(pair.teacher, cache) if cache and settings.objective.needs else pair.teacher
+        module = SupervisedDistillation(*parts, teacher=teacher)
+        return module, SupervisedDataModule(train, validation, **sizes, seed=seed)
     datamodule = DistillationDataModule(
         train,
         validation,

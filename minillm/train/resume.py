@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 import minillm
 from minillm.common.changes import ABSENT, changes, flat, within
@@ -104,15 +103,6 @@ def data_digests(
     template = hashlib.sha256(json.dumps(chat_template, sort_keys=True).encode()).hexdigest()[:24]
     found = {"data.train_file": train.digest(), "data.val_file": validation.digest(), _TEMPLATE: template}
     return found | ({} if corpus is None else {"data.corpus_file": corpus.digest()})
-
-
-def weights_digest(network: nn.Module) -> str:
-    """Of the weights as they are: what an objective that needs the student at the start is computed from."""
-    found = hashlib.sha256()
-    for name, weight in sorted(network.state_dict().items()):
-        found.update(name.encode())
-        found.update(weight.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
-    return found.hexdigest()[:24]
 
 
 def compare_data(run_dir: Path, digests: dict[str, str]) -> None:

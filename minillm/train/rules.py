@@ -85,6 +85,11 @@ def rule_problems(built: Mapping[str, Any], plain: Mapping) -> list[str]:
             f"start.minibatch_size={start.minibatch_size} does not divide regime.rollouts={rollouts}; use a divisor",
         ),
         (
+            data.teacher_cache and (on_policy or strategy.sharded),
+            f"data.teacher_cache={data.teacher_cache}: keeps the teacher's states of given answers, of whole weights; "
+            "wanted null, or regime=supervised with strategy=single or ddp",
+        ),
+        (
             not callbacks.get("record"),
             "callbacks.record=null: it writes metrics.json and student/; wanted conf/callbacks/default.yaml's",
         ),

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from minillm.common.machine import peak_memory
 from minillm.common.types import Experience, Rollout, SupervisedBatch
-from minillm.models import Pair
+from minillm.models import LanguageModel, Pair
+from minillm.models.cached import CachedTeacher
 from minillm.objectives import Objective
 from minillm.objectives.linear_loss import LinearLoss
 from minillm.rollout.micro_batch import micro_batches
@@ -28,6 +29,7 @@ class SupervisedDistillation(TrainingModule):
     3.1); automatic optimisation.
 
     `step` counts optimizer steps up to `n_steps`; it is also the `round`, between which a checkpoint can stand.
+    `teacher` is the pair's, or a cache in front of it.
     """
 
     title, stages = "fine-tuning", ("raw", "end")
@@ -41,10 +43,12 @@ class SupervisedDistillation(TrainingModule):
         optim: Optim,
         regime: Supervised,
         n_steps: int,
+        teacher: LanguageModel | CachedTeacher | None = None,
     ):
         super().__init__(pair, linear_loss, optim)
         self.objective, self.regime, self.n_steps = objective, regime, n_steps
         self.at_boundary = True
+        self.teacher = teacher  # a plain object, not a module
         self._norm: Tensor | None = None  # of the gradients of this step
 
     @property
@@ -73,7 +77,7 @@ class SupervisedDistillation(TrainingModule):
         with torch.no_grad():
             answers = Experience(**vars(answers), constants=self.objective.prepare(answers))
         (micro,) = micro_batches(answers, max_tokens=answers.ids_BS.numel())
-        output = micro.loss(self.linear_loss, self.objective, self.model, self.pair.teacher, batch.n_tokens)
+        output = micro.loss(self.linear_loss, self.objective, self.model, self.teacher, batch.n_tokens)
         for name, value in {"loss": output.loss.detach(), **output.parts}.items():
             self._losses[f"train/{name}"] = self._losses[f"train/{name}"] + value
         self._records.append(prompts.records)
