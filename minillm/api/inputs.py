@@ -79,4 +79,4 @@ def sources_of(pair: Pair, data: Mapping[str, Any] | None, **files: Any) -> Sour
 def prompts_of(pair: Pair, prompts: Prompts, data: Mapping[str, Any] | None) -> PromptSet:
     with tempfile.TemporaryDirectory(prefix="minillm-") as folder:
         records = read_records(as_file(prompts, Path(folder)))
-    return sources_of(pair, data).begun(pair.tokenizer).evaluation_prompts(records, pair, "prompts")
+    return sources_of(pair, data).begun(pair.tokenizer).evaluation_prompts(records, pair, "prompts", teacher=True)

@@ -42,7 +42,7 @@ def generate(
     chosen = prompts_of(pair, prompts, data)
     answers = answer_prompts(
         pair.teacher if of == "teacher" else LanguageModel(pair.student, pair.n_vocab),
-        chosen,
+        chosen.for_teacher if of == "teacher" else chosen,
         pair.tokenizer,
         seeds=None if seed is None else [seed],
         max_new_tokens=max_new_tokens,

@@ -38,13 +38,14 @@ def load_pair(
     attention: str = "sdpa",
     lora: Lora | None = None,
     gradient_checkpointing: bool = False,
+    ema_rate: float = 0.02,
     seed: int = 0,
 ) -> Pair:
     """A student to train and its frozen teacher, checked against one another.
 
     Args:
         student, teacher: a directory, a hub id, a .gguf file, or `package:NAME`; without a teacher the student can be
-            fine-tuned only.
+            fine-tuned only. The teacher may also be the student itself: `start`, `ema` (with its `ema_rate`) or `base`.
         dtype: of weights that are not trained; trained ones are float32 with `auto`.
         lora: train adapters of the student. seed: of their initial weights.
 
@@ -52,6 +53,7 @@ def load_pair(
         ConfigError, ModelError: a model cannot be loaded or is not known here, or the two do not share a vocabulary.
     """
     options = dict(dtype=dtype, attention=attention, lora=lora, gradient_checkpointing=gradient_checkpointing)
+    options["ema_rate"] = ema_rate
     settings = ModelPair(student=str(student), teacher=None if teacher is None else str(teacher), **options)
     return settings.load(device_of(device), seed)
 

@@ -32,7 +32,8 @@ class _Rows:
 @dataclass(frozen=True)
 class PromptBatch(_Rows):
     """Prompts, left padded. `records` [B] are row numbers in the prompt set, equal for equal prompts; `references` are
-    the tokenised answers that the data gives (with their end token), empty where it gives none."""
+    the tokenised answers that the data gives (with their end token), empty where it gives none. `teacher_` are the
+    prompts that the teacher sees, None where it sees the same; P is the width of both."""
 
     ids_BP: Tensor
     mask_BP: Tensor
@@ -40,9 +41,24 @@ class PromptBatch(_Rows):
     index: int = 0
     reference_ids_BR: Tensor | None = None
     reference_mask_BR: Tensor | None = None
+    teacher_ids_BP: Tensor | None = None
+    teacher_mask_BP: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.ids_BP)
+
+    @property
+    def for_teacher(self) -> PromptBatch:
+        """As the teacher sees them."""
+        if self.teacher_ids_BP is None:
+            return self
+        own = dict(ids_BP=self.teacher_ids_BP, mask_BP=self.teacher_mask_BP)
+        return replace(self, **own, teacher_ids_BP=None, teacher_mask_BP=None)
+
+    def answered(self, ids_BR: Tensor, mask_BR: Tensor, **values) -> Rollout:
+        """With answers: a rollout that has these other `values`."""
+        teacher = dict(teacher_prompt_ids_BP=self.teacher_ids_BP, teacher_prompt_mask_BP=self.teacher_mask_BP)
+        return Rollout(self.ids_BP, self.mask_BP, ids_BR, mask_BR, **teacher, **values)
 
     def flush_left(self) -> tuple[Tensor, list[int]]:
         """[B, P] prompts moved to begin at column 0 (what follows them is undefined), and their lengths."""
@@ -58,7 +74,8 @@ class Rollout(_Rows):
     `temperature` (if `decode` had a `no_repeat_ngram_size`, without the tokens it banned); those of the `behaviour` are
     under whatever drew the tokens: the student, a mixture, another temperature. `near_edge_BR` marks draws so close to
     the edge of a token's share that rounding in float32 may decide (see `draw`; half types round more). `costs_BR`
-    and `start_logprobs_BR` are there for an objective that needs them."""
+    and `start_logprobs_BR` are there for an objective that needs them. `teacher_prompt` is what the teacher sees in the
+    place of the prompt, None where it sees the same."""
 
     prompt_ids_BP: Tensor
     prompt_mask_BP: Tensor
@@ -71,6 +88,8 @@ class Rollout(_Rows):
     behaviour_logprobs_BR: Tensor | None = None
     costs_BR: Tensor | None = None
     start_logprobs_BR: Tensor | None = None
+    teacher_prompt_ids_BP: Tensor | None = None
+    teacher_prompt_mask_BP: Tensor | None = None
     temperature: float = 1.0
 
     def __len__(self) -> int:
@@ -78,7 +97,8 @@ class Rollout(_Rows):
 
     def trimmed(self):
         """A copy without the leading prompt columns and trailing response columns that no row uses."""
-        first = int(self.prompt_mask_BP.any(0).int().argmax())
+        prompts = [self.prompt_mask_BP, self.for_teacher.prompt_mask_BP]
+        first = int(torch.cat(prompts).any(0).int().argmax())
         used = self.response_mask_BR.any(0).nonzero()
         last = int(used[-1]) + 1 if len(used) else 0
         cut = {f.name: getattr(self, f.name) for f in fields(self)}
@@ -87,6 +107,14 @@ class Rollout(_Rows):
                 # Contiguous: a view would keep what was cut off in memory.
                 cut[name] = (value[:, first:] if name.endswith("_BP") else value[:, :last]).contiguous()
         return replace(self, **cut)
+
+    @property
+    def for_teacher(self) -> Rollout:
+        """As the teacher sees it."""
+        if self.teacher_prompt_ids_BP is None:
+            return self
+        own = dict(prompt_ids_BP=self.teacher_prompt_ids_BP, prompt_mask_BP=self.teacher_prompt_mask_BP)
+        return replace(self, **own, teacher_prompt_ids_BP=None, teacher_prompt_mask_BP=None)
 
     @property
     def ids_BS(self) -> Tensor:

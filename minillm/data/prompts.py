@@ -7,7 +7,7 @@ import json
 import logging
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -50,11 +50,13 @@ def pad(rows: Sequence[Sequence[int]], value: int, *, left: bool) -> tuple[Tenso
 
 @dataclass(frozen=True)
 class PromptSet:
-    """Records with their prompt ids, and reference ids (the first reference with its end token) where there are any."""
+    """Records with their prompt ids, and reference ids (the first reference with its end token) where there are any.
+    `teacher_ids`: the prompts that the teacher sees, None where it sees the same."""
 
     records: tuple[Record, ...]
     prompt_ids: tuple[tuple[int, ...], ...]
     reference_ids: tuple[tuple[int, ...], ...]
+    teacher_ids: tuple[tuple[int, ...], ...] | None = field(kw_only=True, default=None)
     pad_id: int
     dropped: Counter
     references_cut: int = 0  # for their length, so that they have no end token
@@ -64,7 +66,18 @@ class PromptSet:
 
     def digest(self) -> str:
         """Hash of the token ids of prompts and references, order included."""
-        return hashlib.sha256(json.dumps([self.prompt_ids, self.reference_ids]).encode()).hexdigest()[:24]
+        own = [] if self.teacher_ids is None else [self.teacher_ids]
+        return hashlib.sha256(json.dumps([self.prompt_ids, self.reference_ids, *own]).encode()).hexdigest()[:24]
+
+    @property
+    def for_teacher(self) -> PromptSet:
+        """As the teacher sees it."""
+        return self if self.teacher_ids is None else replace(self, prompt_ids=self.teacher_ids, teacher_ids=None)
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest prompt, of the student or the teacher."""
+        return max(map(len, (*self.prompt_ids, *(self.teacher_ids or ()))))
 
     @property
     def has_references(self) -> bool:
@@ -72,11 +85,13 @@ class PromptSet:
 
     def batch(self, rows: Sequence[int], index: int = 0, with_references: bool = False) -> PromptBatch:
         """The chosen prompts, left padded to the longest; with_references also their references, right padded."""
-        ids_BP, mask_BP = pad([self.prompt_ids[row] for row in rows], self.pad_id, left=True)
+        seen = [each for each in (self.prompt_ids, self.teacher_ids) if each is not None]
+        ids, mask = pad([each[row] for each in seen for row in rows], self.pad_id, left=True)  # of one width
+        (ids_BP, *teacher_ids), (mask_BP, *teacher_mask) = (each.split(len(rows)) for each in (ids, mask))
         references = (None, None)
         if with_references:
             references = pad([self.reference_ids[row] for row in rows], self.pad_id, left=False)
-        return PromptBatch(ids_BP, mask_BP, torch.tensor(list(rows)), index, *references)
+        return PromptBatch(ids_BP, mask_BP, torch.tensor(list(rows)), index, *references, *teacher_ids, *teacher_mask)
 
 
 def build_prompts(
@@ -91,10 +106,12 @@ def build_prompts(
     max_tokens: int | None = None,
     exclude: Sequence[Record] = (),
     answered: bool = False,
+    teacher: Encoder | None = None,
     name: str = "prompts",
 ) -> PromptSet:
     """Tokenise; drop and count prompts that are too long (never cut: the end would be lost), that stand in `exclude` or
-    that `encode` drops, and with `answered` those that have no response.
+    that `encode` drops, and with `answered` those that have no response. `teacher` encodes the prompts that the teacher
+    sees; of the two the longer one counts.
 
     References longer than `max_response_tokens`, or than `max_tokens` together with their prompt, are cut there,
     without an end token; nor is there one for those that are truncated already.
@@ -115,30 +132,34 @@ def build_prompts(
             else:
                 used.append(record)
         answers = plain.many([record.references[0] if record.references else "" for record in used])
-        for record, prompt, answer in zip(used, encode(used), answers, strict=True):
-            if refused := next((each for each in (prompt, answer) if isinstance(each, Dropped)), None):
+        prompts = encode(used)
+        theirs = prompts if teacher is None else teacher(used)
+        for record, prompt, own, answer in zip(used, prompts, theirs, answers, strict=True):
+            if refused := next((each for each in (prompt, own, answer) if isinstance(each, Dropped)), None):
                 dropped[first.setdefault(str(refused), f"{refused}, the first at {record.id}")] += 1
                 continue
             whole = (*answer, eos) if record.references and not record.truncated else tuple(answer)
-            room = max_response_tokens if max_tokens is None else min(max_response_tokens, max_tokens - len(prompt))
+            longer = max(len(prompt), len(own))
+            room = max_response_tokens if max_tokens is None else min(max_response_tokens, max_tokens - longer)
             reference = whole[:room]
-            if not prompt:
+            if not prompt or not own:
                 dropped[NO_TOKENS] += 1
-            elif len(prompt) > max_prompt_tokens:
+            elif longer > max_prompt_tokens:
                 dropped[f"{LONGER} {max_prompt_tokens} tokens"] += 1
-            elif max(prompt) >= n_vocab or max(reference, default=0) >= n_vocab:
+            elif max(*prompt, *own, *reference) >= n_vocab:
                 dropped[OUTSIDE] += 1
             elif answered and not reference:  # cut off before its first word
                 dropped[NO_RESPONSE] += 1
             else:
-                kept.append((record, tuple(prompt), reference))
+                kept.append((record, tuple(prompt), reference, tuple(own)))
                 n_cut += record.truncated or len(whole) > len(reference)
     reasons = ", ".join(f"{count} {reason}" for reason, count in dropped.most_common())
     log.info("%s: %d kept of %d%s", name, len(kept), len(records), f" (dropped: {reasons})" if reasons else "")
     if not kept:
         raise DataError(f"{name}: none of {len(records)} prompts is left ({reasons}); change {remedies(dropped)}")
-    columns = (tuple(column) for column in zip(*kept, strict=True))
-    return PromptSet(*columns, pad_id=pad_id, dropped=dropped, references_cut=n_cut)
+    *columns, own = (tuple(column) for column in zip(*kept, strict=True))
+    own = None if own == columns[1] else own
+    return PromptSet(*columns, teacher_ids=own, pad_id=pad_id, dropped=dropped, references_cut=n_cut)
 
 
 def _question(record: Record) -> tuple:

@@ -11,6 +11,7 @@ from minillm.common.errors import DataError, first_line
 
 BUILTIN = {"builtin": "train.jsonl", "builtin:validation": "validation.jsonl"}
 _SHOWN = 10  # problems in one message
+TEACHER_KEYS = ("teacher_system", "teacher_context")
 _ROLES = ("system", "developer", "user", "assistant", "tool")
 
 
@@ -29,11 +30,22 @@ class Record:
     references: tuple[str, ...] = ()
     history: tuple[tuple[str, str], ...] = ()
     truncated: bool = False  # the first reference was cut off: there is no end to learn
+    teacher_system: str | None = None  # a system turn that the teacher alone sees
+    teacher_context: str | None = None  # text before the question that the teacher alone sees
 
     @property
     def question(self) -> str:
         """Instruction and input as one user turn."""
         return f"{self.instruction}\n\n{self.input}" if self.input.strip() else self.instruction
+
+    def for_teacher(self, *, system_turn: bool) -> Record:
+        """As the teacher sees it: its system turn in the place of the record's own, and its context before the
+        question. Without `system_turn`, in a template that has none, that text stands before the context."""
+        before, history = [self.teacher_system, self.teacher_context], self.history
+        if system_turn and self.teacher_system is not None:
+            history = (("system", before.pop(0)), *history[bool(history) and history[0][0] == "system" :])
+        instruction = "\n\n".join([*(text for text in before if text), self.instruction])
+        return replace(self, instruction=instruction, history=history)
 
     @property
     def conversation(self) -> str:
@@ -143,8 +155,9 @@ def _record(where: str, row: dict) -> Record:
     truncated = row.get("truncated", False)
     if not isinstance(truncated, bool):
         raise DataError(f"{where}: key truncated: wanted true or false, got {truncated!r}")
+    own = {key: text_of(where, key, row[key]) for key in TEACHER_KEYS if row.get(key) is not None}
     if "messages" in row:
-        return replace(_chat_record(where, row["messages"]), truncated=truncated)
+        return replace(_chat_record(where, row["messages"]), truncated=truncated, **own)
     if "instruction" not in row:
         raise DataError(f"{where}: key instruction (or messages) is missing; got {', '.join(row) or 'no keys'}")
     instruction = text_of(where, "instruction", row["instruction"])
@@ -154,7 +167,7 @@ def _record(where: str, row: dict) -> Record:
     outputs = [] if output is None else output if isinstance(output, list) else [output]
     references = tuple(text_of(where, "output", text) for text in outputs)
     question = text_of(where, "input", row.get("input", ""))
-    return Record(where, instruction, question, tuple(filter(str.strip, references)), truncated=truncated)
+    return Record(where, instruction, question, tuple(filter(str.strip, references)), truncated=truncated, **own)
 
 
 def _chat_record(where: str, messages: object) -> Record:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import datetime
 import random
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from minillm.common.errors import check
+from minillm.common.errors import DataError, check
 from minillm.common.lazy import lazy
-from minillm.data.records import Record, read_records
+from minillm.data.records import TEACHER_KEYS, Dropped, Record, read_records
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -29,7 +32,10 @@ class Sources:
 
     val_file null holds `val_size` prompts out of train_file (always the same ones). With a val_file, `val_size` null
     takes all of it and a number its first prompts. No validation prompt is ever trained on. `bos`,
-    `date`: see `prompt_encoder`. `teacher_cache`: see `minillm.models.cached`.
+    `date`: see `prompt_encoder`. `teacher_system`, `teacher_context`: texts, or names of .txt or .md files, for records
+    without a key of that name, see `Record.for_teacher`; `{reference}` in the context is the record's first reference,
+    and records without one are dropped. `teacher_template_arguments` None: those of the student. `teacher_cache`: see
+    `minillm.models.cached`.
     """
 
     train_file: str = "builtin"
@@ -38,6 +44,9 @@ class Sources:
     template: Literal["paper", "chat"] = "paper"
     system: str | None = None
     template_arguments: dict[str, Any] = field(default_factory=dict)
+    teacher_system: str | None = None
+    teacher_context: str | None = None
+    teacher_template_arguments: dict[str, Any] | None = None
     date: str | None = None
     bos: bool | None = None
     max_prompt_tokens: int = 256
@@ -61,8 +70,17 @@ class Sources:
                 "val_size=null with val_file=null: wanted the number of training prompts to hold out",
             ),
             (
-                self.template == "chat" or (self.system is None and not self.template_arguments),
+                self.template == "chat"
+                or (self.system is None and not self.template_arguments and not self.teacher_template_arguments),
                 "system/template_arguments: only the chat template takes them; set data.template=chat",
+            ),
+            *(
+                (
+                    not _is_file(text) or Path(text).is_file(),
+                    f"{key}={text}: wanted a text, or a .txt or .md file that is there",
+                )
+                for key in TEACHER_KEYS
+                if (text := getattr(self, key))
             ),
             (
                 self.date is None or _is_date(self.date),
@@ -105,26 +123,54 @@ class Sources:
         """(train, validation) of what `records` has read; with `answered` training prompts without a response are
         dropped. Raises DataError, ConfigError: see `build_prompts` and `prompt_encoder`."""
         used = validation[: self.val_size]
-        train_prompts = self._build(train, pair, "training prompts", exclude=used, answered=answered)
-        val_prompts = self._build(used, pair, "validation prompts")
+        train_prompts = self._build(train, pair, "training prompts", exclude=used, answered=answered, teacher=True)
+        val_prompts = self._build(used, pair, "validation prompts", teacher=True)
         beyond = Counter({prompts.BEYOND: len(validation) - len(used)})
         return train_prompts, replace(val_prompts, dropped=val_prompts.dropped + beyond)
 
-    def evaluation_prompts(self, records: list[Record], pair: Pair, name: str) -> PromptSet:
-        return self._build(records, pair, name)
+    def evaluation_prompts(self, records: list[Record], pair: Pair, name: str, *, teacher: bool = False) -> PromptSet:
+        """`teacher`: also those that the teacher sees."""
+        return self._build(records, pair, name, teacher=teacher)
 
     def corpus(self, documents: Documents, pair: Pair) -> Corpus:
         """The packed corpus of L_PT. Raises DataError, see `build_corpus`."""
         return corpus.build_corpus(documents, pair.tokenizer, block_size=self.block_size, n_vocab=pair.n_vocab)
 
-    def _build(self, records: list[Record], pair: Pair, name: str, **options: Any) -> PromptSet:
-        encode = templates.prompt_encoder(
-            pair.tokenizer, self.template, self.system, self.template_arguments, bos=self.bos, date=self.date
-        )
+    def _build(
+        self, records: list[Record], pair: Pair, name: str, *, teacher: bool = False, **options: Any
+    ) -> PromptSet:
+        def encoder(arguments: dict[str, Any]) -> templates.Encoder:
+            how = dict(bos=self.bos, date=self.date)
+            return templates.prompt_encoder(pair.tokenizer, self.template, self.system, arguments, **how)
+
+        texts = {key: _text(getattr(self, key)) for key in TEACHER_KEYS}
+        given = [*texts.values(), self.teacher_template_arguments]
+        given += [getattr(record, key) for record in records for key in TEACHER_KEYS]
+        theirs = None
+        if teacher and any(each is not None for each in given):
+            arguments = self.teacher_template_arguments
+            plain = encoder(self.template_arguments if arguments is None else arguments)
+            theirs = partial(self._for_teacher, texts, plain)
         lengths = {key: getattr(self, key) for key in ("max_prompt_tokens", "max_response_tokens", "max_tokens")}
-        return prompts.build_prompts(
-            records, encode, pair.tokenizer, pad_id=pair.pad_id, n_vocab=pair.n_vocab, name=name, **lengths, **options
-        )
+        options |= dict(pad_id=pair.pad_id, n_vocab=pair.n_vocab, name=name, teacher=theirs)
+        encode = encoder(self.template_arguments)
+        return prompts.build_prompts(records, encode, pair.tokenizer, **lengths, **options)
+
+    def _for_teacher(
+        self, texts: dict[str, str | None], encode: templates.Encoder, records: Sequence[Record]
+    ) -> list[list[int] | Dropped]:
+        """An Encoder of what the teacher sees."""
+        made: list[Record | Dropped] = []
+        for record in records:
+            own = {key: text for key, text in texts.items() if getattr(record, key) is None and text is not None}
+            if "{reference}" in own.get("teacher_context", ""):
+                if not record.references:
+                    made.append(Dropped(prompts.NO_RESPONSE))
+                    continue
+                own["teacher_context"] = own["teacher_context"].replace("{reference}", record.references[0])
+            made.append(replace(record, **own).for_teacher(system_turn=self.template == "chat"))
+        ids = iter(encode([each for each in made if isinstance(each, Record)]))
+        return [next(ids) if isinstance(each, Record) else each for each in made]
 
 
 def _is_date(text: str) -> bool:
@@ -134,7 +180,22 @@ def _is_date(text: str) -> bool:
         return False
 
 
+def _is_file(text: str) -> bool:
+    return text.endswith((".txt", ".md")) and "\n" not in text
+
+
+def _text(given: str | None) -> str | None:
+    """Itself, or what the file holds that it names. Raises DataError: the file cannot be read."""
+    if given is None or not _is_file(given):
+        return given
+    try:
+        return Path(given).read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{given}: cannot be read ({error})") from error
+
+
 def training_keys(sources: Sources | None) -> list[str]:
     """Keys that only training reads, given in the config of a job that does not train."""
     keys = "train_file val_file val_size corpus_file block_size max_response_tokens max_tokens teacher_cache".split()
+    keys += [*TEACHER_KEYS, "teacher_template_arguments"]
     return [key for key in keys if sources and getattr(sources, key) != getattr(Sources(), key)]

@@ -66,7 +66,8 @@ def check_generation(cfg: DictConfig) -> Generation:
     data = {key: value for key, value in plain["data"].items() if key != "file"}
     file, run_dir, problems = plain["data"]["file"], Path(plain["run"]["dir"]), []
     sources = collect(problems, "data", data)
-    problems += [f"data.{key}: is for training; generate answers data.file" for key in training_keys(sources)]
+    keys = [key for key in training_keys(sources) if not key.startswith("teacher_")]  # which it sees here too
+    problems += [f"data.{key}: is for training; generate answers data.file" for key in keys]
     problems += option_problems(plain, _Options)
     if plain["teacher"] == "???":
         problems.append(
@@ -120,7 +121,7 @@ def generate(work: Generation, device: str, rank: int = 0, world_size: int = 1) 
     settings = settings | {"data": settings["data"] | {"date": sources.date}}
     pair = solo(network.to(place), tokenizer)
     model = LanguageModel(pair.student, pair.n_vocab)
-    prompts = sources.evaluation_prompts(work.records, pair, "prompts")
+    prompts = sources.evaluation_prompts(work.records, pair, "prompts", teacher=True).for_teacher
     work.part(0).parent.mkdir(parents=True, exist_ok=True)
     write_whole(work.run_dir / SETTINGS, json.dumps(settings, indent=2) + "\n")
     size = settings["chunk"]

@@ -123,7 +123,7 @@ def _accepted(layout: Parallel, settings: Settings, shapes: dict[str, Architectu
 
 def _maker(settings: Settings, found: dict) -> Callable[..., Case]:
     model, data, on_policy = settings.model, settings.data, isinstance(settings.regime, OnPolicy)
-    auto = {"student": "float32", "teacher": "bfloat16"}  # on the GPUs this is for
+    auto = {"student": "float32", "teacher": "float32" if model.own_teacher == "ema" else "bfloat16"}  # on GPUs
     types = {side: getattr(torch, auto[side] if model.dtype == "auto" else model.dtype) for side in found}
     sizes = {"teacher": None} | {
         side: Sizes.planned(config, types[side], model.attention, trained=side == "student", lora=model.lora)

@@ -9,7 +9,7 @@ _MODULES = {
     "kv_cache": ("RollingCache",),
     "language_model": ("LanguageModel",),
     "lora": ("Lora",),
-    "pair": ("ModelPair", "Pair", "PrunedTeacher", "pair_of", "solo"),
+    "pair": ("OWN_TEACHERS", "ModelPair", "Pair", "PrunedTeacher", "pair_of", "solo"),
     "prune": ("keep_layers",),
 }
 __getattr__ = lazily(__name__, _MODULES)

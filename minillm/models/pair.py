@@ -24,6 +24,14 @@ else:
     torch = lazy("torch")
 
 
+# `teacher` of a pair whose teacher is the student itself; a directory of that name is ./start.
+OWN_TEACHERS = {
+    "start": "the student at the start",
+    "ema": "the student's moving average",
+    "base": "the student's base (adapters off)",
+}
+
+
 @dataclass(frozen=True)
 class PrunedTeacher:
     """A student that is the teacher with some layers left out: name those to keep, or those to drop (0-based)."""
@@ -76,8 +84,9 @@ class Pair:
 @dataclass(frozen=True)
 class ModelPair:
     """Settings of the pair; `student` and `teacher` may be plain strings, see `Checkpoint.source`; fine-tuning needs no
-    teacher. `compile`: see `LanguageModel`. `lora`: train adapters of the student only. `gradient_checkpointing`: its
-    layers keep their inputs only and are computed again in the backward pass."""
+    teacher, and one of OWN_TEACHERS is the student itself. `ema_rate`: see `MovingAverage`. `compile`: see
+    `LanguageModel`. `lora`: train adapters of the student only. `gradient_checkpointing`: its layers keep their inputs
+    only and are computed again in the backward pass."""
 
     student: Checkpoint | FromScratch | PrunedTeacher | str
     teacher: Checkpoint | str | None = None
@@ -86,6 +95,7 @@ class ModelPair:
     compile: bool = False
     lora: Lora | None = None
     gradient_checkpointing: bool = False
+    ema_rate: float = 0.02
 
     def __post_init__(self):
         for name in ("student", "teacher"):
@@ -101,11 +111,30 @@ class ModelPair:
                 f"teacher.bits={teacher_bits}: the student is made of its weights; remove bits",
             ),
             (not (scratch and self.lora), "lora: adapters of random weights that stay as they are; wanted lora=none"),
+            (0 < self.ema_rate < 1, f"ema_rate={self.ema_rate}: wanted a number between 0 and 1"),
+            *self._own_teacher_rules(pruned),
         )
+
+    def _own_teacher_rules(self, pruned: bool) -> list[tuple[bool, str]]:
+        if not (own := self.own_teacher):
+            return []
+        given = [key for key in ("offload", "adapter", "bits") if getattr(self.teacher, key)]
+        return [
+            (not pruned, f"teacher={own}: the student is made of a teacher's layers; wanted another model.student"),
+            (not given, f"teacher={own}: the student itself, which has no {', '.join(given)} of its own; remove it"),
+            (own != "base" or self.lora is not None, "teacher=base: the student without adapters; wanted lora"),
+        ]
+
+    @property
+    def own_teacher(self) -> str | None:
+        """Which of OWN_TEACHERS the teacher is."""
+        source = getattr(self.teacher, "source", None)
+        return source if source in OWN_TEACHERS else None
 
     def load(self, device: torch.device, seed: int = 0, *, keep_on_cpu: bool = False) -> Pair:
         """Load both, compare their vocabularies, cut them to the shared rows. `seed` is of new adapters. keep_on_cpu:
         the device gets the weights later. Raises ConfigError or ModelError for what cannot be loaded or paired."""
+        from minillm.models.own_teacher import Unadapted, copy_of
         from minillm.models.prune import keep_layers
 
         dtypes = self.dtypes(device)
@@ -119,8 +148,9 @@ class ModelPair:
                 parameter.data = parameter.data.to(dtypes["teacher"])
             base = f"{self.teacher.name}, layers {kept}"
         else:
-            if self.teacher is not None:
-                teacher, teacher_tokenizer = self._load("teacher", dtypes["teacher"])
+            if self.teacher is not None and self.own_teacher in (None, "start"):
+                side = "student" if self.own_teacher else "teacher"
+                teacher, teacher_tokenizer = self._load(side, dtypes["teacher"])
             student, tokenizer = self._load("student", dtypes["student"])
             base = getattr(self.student, "name", "random weights")
         _freeze_unused(student)
@@ -129,8 +159,13 @@ class ModelPair:
         student.to(device)
         if teacher is not None and not self.teacher.bits:  # else it is there already
             teacher.to(device)
+        if self.own_teacher:
+            teacher_tokenizer = tokenizer
+            teacher = copy_of(student) if self.own_teacher == "ema" else teacher
         pair = pair_of(student, teacher, tokenizer, teacher_tokenizer, compile=self.compile)
-        if teacher is not None:
+        if self.own_teacher == "base":
+            pair = replace(pair, teacher=Unadapted(student, pair.n_vocab))
+        elif teacher is not None:
             pair.teacher.offload = self.teacher.offload
         if self.gradient_checkpointing:
             recompute_activations(student)
@@ -147,6 +182,8 @@ class ModelPair:
         if self.teacher is None or isinstance(self.student, PrunedTeacher):
             return replace(self.load(device), teacher=None)
         pair = replace(self, teacher=None).load(device)
+        if self.own_teacher:
+            return pair
         try:
             stated, rows = self.teacher.ends()
         except (ConfigError, ModelError) as error:

@@ -29,6 +29,7 @@ class Case:
         rollouts: rows of a round, 0 where the data gives the answers; `decoded` of them at a time.
         chunk_mb: MiB of a chunk of logits, None for the plain loss.
         reads_teacher: whether the objective needs the teacher's distribution; `corpus_teacher`: the regulariser.
+        shares_base: whether the teacher's weights are the student's own.
         keeps_start: whether a copy of the student at the start is kept.
         keep_states: whether the teacher's hidden states are kept from the rollout to its updates.
         teacher_decodes: whether the teacher takes part in decoding; else it scores the answers.
@@ -49,6 +50,7 @@ class Case:
     chunk_mb: float | None = 64.0
     reads_teacher: bool = True
     corpus_teacher: bool = False
+    shares_base: bool = False
     keeps_start: bool = False
     keep_states: bool = True
     teacher_decodes: bool = True
@@ -264,7 +266,7 @@ def _resident(case: Case, update: bool = False) -> Peak:
     found = {"student": (case.body(student) + student.ends) / shards, "optimizer": 2 * case.trained / shards}
     if case.keeps_start:
         found["student at the start"] = found["student"]
-    if teacher is not None:
+    if teacher is not None and not case.shares_base:
         away = update and case.offload and case.rollouts
         found["teacher"] = teacher.head * teacher.itemsize if away else case.body(teacher) / shards + teacher.ends
     return found

@@ -157,7 +157,7 @@ def configs(model: ModelPair) -> tuple[dict[str, PretrainedConfig], list[str]]:
     not known or not supported."""
     found, problems = {}, []
     for side in ("teacher", "student"):
-        spec = getattr(model, side)
+        spec = model.student if model.own_teacher else getattr(model, side)
         if isinstance(spec, PrunedTeacher) and "teacher" in found:
             n_layers = text_config(found["teacher"]).num_hidden_layers
             from minillm.models.prune import kept_config

@@ -28,14 +28,19 @@ _PREFILL = 2**14  # tokens of prompts, padding included, that are read in one pa
 class _Stream:
     """One model's side of decoding: its cache, and the hidden states that predict the next tokens."""
 
-    def __init__(self, model: LanguageModel, cache: RollingCache, temperature: float):
-        self.model, self.cache, self.head = model, cache, model.head(temperature).ready()
+    def __init__(self, model: LanguageModel, prompts: PromptBatch, limits: list[int], n_slots: int, temperature: float):
+        self.ids_NP, self.lengths = prompts.flush_left()
+        model.check_length(max(map(sum, zip(self.lengths, limits, strict=True))))
+        self.model, self.head = model, model.head(temperature).ready()
+        self.cache = cache = RollingCache(n_slots, max(self.lengths), max(limits), refills=n_slots < len(prompts))
         self.step = model.steps(cache)
         self.hidden_BH: Tensor | None = None
         self.starts_B: Tensor | None = None
 
-    def admit(self, ids_BP: Tensor, lengths: list[int], records: list[int]) -> None:
+    def admit(self, rows: list[int], records: list[int]) -> None:
         """Prefill new rows; rows with the same record share a prompt, which is read once."""
+        lengths = [self.lengths[row] for row in rows]
+        ids_BP = self.ids_NP[rows, : max(lengths)]
         place = {record: at for at, record in enumerate(dict.fromkeys(records))}
         once = [records.index(record) for record in place]
         of_B, last_B = torch.tensor([[place[record] for record in records], lengths], device=ids_BP.device)
@@ -147,20 +152,18 @@ def decode(
     longest = max(limits)
     uniforms_NR = None if seeds is None else row_uniforms(seeds, longest).to(device)
     stops = torch.tensor(stop_ids, device=device)
-    (ids_NP, lengths), numbers = prompts.flush_left(), prompts.records.tolist()
-    n_slots = min(batch_size, n_rows)
-    for model in filter(None, (student, teacher)):
-        model.check_length(max(map(sum, zip(lengths, limits, strict=True))))
+    numbers, n_slots = prompts.records.tolist(), min(batch_size, n_rows)
+    sides = (("student", student, prompts), ("teacher", teacher, prompts.for_teacher))
     streams = {
-        name: _Stream(model, RollingCache(n_slots, max(lengths), longest, refills=n_slots < n_rows), temperature)
-        for name, model in (("student", student), ("teacher", teacher))
-        if model is not None
+        name: _Stream(model, seen, limits, n_slots, temperature) for name, model, seen in sides if model is not None
     }
+    first = next(iter(streams.values()))
+    lengths = list(map(max, *(stream.lengths for stream in (first, *streams.values()))))
     shares = [1 - alpha, alpha] if len(streams) == 2 else [1.0]
     # Devices that share the layers round differently. If one drew another token, the others would wait for it forever.
     split = (student or teacher).split
 
-    places, repeats = _Places(n_slots, device), Repeats(no_repeat_ngram_size, ids_NP, lengths, longest)
+    places, repeats = _Places(n_slots, device), Repeats(no_repeat_ngram_size, first.ids_NP, first.lengths, longest)
     out = {"ids": torch.full((n_rows, longest), pad_id, device=device)}
     answered_N = torch.zeros(n_rows, dtype=torch.long, device=device)
 
@@ -180,10 +183,10 @@ def decode(
             if new := places.take(waiting):
                 n_read = max(1, _PREFILL // max(lengths[row] for row in new))
                 for rows in (new[at : at + n_read] for at in range(0, len(new), n_read)):
-                    some, records = ([of[row] for row in rows] for of in (lengths, numbers))
+                    records = [numbers[row] for row in rows]
                     for name, stream in streams.items():
                         with record_function(f"rollout: prompts, {name}"):
-                            stream.admit(ids_NP[rows, : max(some)], some, records)
+                            stream.admit(rows, records)
 
             with record_function("rollout: heads"):
                 logits = {name: repeats.ban(stream.logits(), places.rows_B) for name, stream in streams.items()}
@@ -226,11 +229,9 @@ def decode(
 
     mask_NR = torch.arange(longest, device=device) < answered_N.unsqueeze(-1)
     own = [out[name] for name in ("student", "teacher") if name in out]
-    return Rollout(
-        prompt_ids_BP=prompts.ids_BP,
-        prompt_mask_BP=prompts.mask_BP,
-        response_ids_BR=out["ids"],
-        response_mask_BR=mask_NR,
+    return prompts.answered(
+        out["ids"],
+        mask_NR,
         student_logprobs_BR=out.get("student"),
         teacher_logprobs_BR=out.get("teacher"),
         teacher_hidden_BRH=out.get("hidden"),

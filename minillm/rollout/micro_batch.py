@@ -5,7 +5,7 @@ Axes: B rows of a micro-batch, S its columns, N its counted response tokens, H h
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -27,6 +27,7 @@ class MicroBatch:
     ids_BS: Tensor
     state_N: Tensor  # where in [B * S] the state is that predicts each counted token
     token_N: Tensor  # where in [rows * R] of the rollout that token is
+    teacher: MicroBatch | None = None  # the same answers after the teacher's own prompts
 
     def __len__(self) -> int:
         return len(self.token_N)
@@ -44,7 +45,12 @@ class MicroBatch:
         if self.rollout.teacher_hidden_BRH is not None:
             return Side(self.take(self.rollout.teacher_hidden_BRH), teacher.head(temperature))
         with torch.no_grad():
-            return self.side(teacher, temperature)
+            return self.for_teacher.side(teacher, temperature)
+
+    @property
+    def for_teacher(self) -> MicroBatch:
+        """As the teacher sees it."""
+        return self if self.teacher is None else self.teacher
 
     def loss(
         self,
@@ -72,10 +78,11 @@ def micro_batches(
     """All rows of a rollout that have an answer, the shortest first; at most `max_rows` of them, and at most
     `max_tokens` in rows times columns where a single row allows it. shares: number of devices that share the
     micro-batches; each is then small enough that no device waits."""
-    prompt = rollout.prompt_mask_BP.sum(-1).tolist()
+    prompt, teacher_prompt = (each.prompt_mask_BP.sum(-1).tolist() for each in (rollout, rollout.for_teacher))
     # By the mask itself: a token that does not count may stand before one that does.
     counted = [[place for place, counts in enumerate(row) if counts] for row in rollout.response_mask_BR.tolist()]
-    lengths = [p + places[-1] if places else 0 for p, places in zip(prompt, counted, strict=True)]
+    longer = map(max, prompt, teacher_prompt)
+    lengths = [p + places[-1] if places else 0 for p, places in zip(longer, counted, strict=True)]
     rows = sorted(filter(counted.__getitem__, range(len(rollout))), key=lengths.__getitem__)
     groups = _groups(rows, lengths, max_tokens, max_rows)
     if shares > 1:
@@ -86,7 +93,13 @@ def micro_batches(
             fits = len(_groups(rows, lengths, middle, max_rows)) <= rounds * shares
             too_few, enough = (too_few, middle) if fits else (middle, enough)
         groups = _groups(rows, lengths, enough, max_rows)
-    return [_micro_batch(rollout, rows, prompt, counted) for rows in groups]
+    micros = [_micro_batch(rollout, rows, prompt, counted) for rows in groups]
+    if (seen := rollout.for_teacher) is rollout:
+        return micros
+    return [
+        replace(micro, teacher=_micro_batch(seen, rows, teacher_prompt, counted))
+        for micro, rows in zip(micros, groups, strict=True)
+    ]
 
 
 def _groups(rows: list[int], lengths: list[int], max_tokens: int, max_rows: int | None) -> list[list[int]]:

@@ -17,6 +17,7 @@ from minillm.objectives import COSTS, Objective, ReverseKL
 from minillm.objectives.linear_loss import LinearLoss
 from minillm.rollout.micro_batch import MicroBatch, micro_batches
 
+_REVERSE_KL = ReverseKL()
 _TOP = 16  # most probable tokens whose overlap is measured
 
 
@@ -64,7 +65,8 @@ def with_teacher(
     left none. `max_tokens` go through the teacher at a time."""
     if rollout.teacher_logprobs_BR is not None:
         return rollout
-    logprobs, hidden = answer_logprobs(teacher, rollout, linear_loss, max_tokens=max_tokens, keep_hidden=keep_hidden)
+    limits = dict(max_tokens=max_tokens, keep_hidden=keep_hidden)
+    logprobs, hidden = answer_logprobs(teacher, rollout.for_teacher, linear_loss, **limits)
     return replace(rollout, teacher_logprobs_BR=logprobs, teacher_hidden_BRH=hidden)
 
 
@@ -90,13 +92,20 @@ def with_costs(
 
 
 def rollout_reverse_kl(
-    student: LanguageModel, teacher: LanguageModel, rollout: Rollout, linear_loss: LinearLoss, *, max_tokens: int
+    student: LanguageModel,
+    teacher: LanguageModel,
+    rollout: Rollout,
+    linear_loss: LinearLoss,
+    *,
+    max_tokens: int,
+    objective: Objective = _REVERSE_KL,
 ) -> Tensor:
-    """[B, R]: exact KL[q || p] over the whole vocabulary at each answered position, T = 1; 0 outside the mask."""
+    """[B, R]: exact KL[q || p], or another divergence, over the whole vocabulary at each answered position, T = 1; 0
+    outside the mask."""
 
     def values(micro: MicroBatch) -> tuple[Tensor]:
         ids_N = micro.take(rollout.response_ids_BR)
-        return (linear_loss.costs(ReverseKL(), micro.side(student), micro.side(teacher), ids_N),)
+        return (linear_loss.costs(objective, micro.side(student), micro.for_teacher.side(teacher), ids_N),)
 
     return _for_each_token(rollout, max_tokens, values)[0]
 
@@ -121,7 +130,7 @@ def rollout_alignment(
 
     def values(micro: MicroBatch) -> tuple[Tensor, ...]:
         ids_N = micro.take(rollout.response_ids_BR)
-        return linear_loss.alignment(micro.side(student), micro.side(teacher), ids_N, _TOP)
+        return linear_loss.alignment(micro.side(student), micro.for_teacher.side(teacher), ids_N, _TOP)
 
     return Alignment(*_for_each_token(rollout, max_tokens, values))
 
@@ -144,6 +153,6 @@ def rollout_divergence(
 
     def values(micro: MicroBatch) -> tuple[Tensor, ...]:
         ids_N = micro.take(rollout.response_ids_BR)
-        return linear_loss.divergences(micro.side(student), micro.side(teacher), ids_N)
+        return linear_loss.divergences(micro.side(student), micro.for_teacher.side(teacher), ids_N)
 
     return Divergence(*_for_each_token(rollout, max_tokens, values))

@@ -82,7 +82,7 @@ def build(settings: Settings, pair: Pair | None = None) -> Run:
     trainer.accumulate_grad_batches = settings.accumulated
     corpus = None if documents is None else settings.data.corpus(documents, pair)
     digests = resume.data_digests(train_prompts, val_prompts, corpus, pair.tokenizer.chat_template)
-    if START in settings.objective.needs:
+    if START in settings.objective.needs or settings.model.own_teacher:
         digests["model.student"] = weights_digest(pair.student)
     module, datamodule = _parts(settings, pair, train_prompts, val_prompts, corpus)
     if ckpt_path:

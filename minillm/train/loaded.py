@@ -42,12 +42,21 @@ def check_lengths(settings: Settings, pair: Pair) -> None:
 
 
 def check_references(settings: Settings, pair: Pair, train: PromptSet, validation: PromptSet) -> None:
-    """Raise ConfigError where the supervised start, or the choice of the best checkpoint, lacks references."""
+    """Raise ConfigError where the supervised start, or the choice of the best checkpoint, lacks references, or the
+    student is its own teacher on the same prompts."""
     start, checkpoints = settings.start, settings.callbacks.get("checkpoints")
     references, teacher = validation.has_references, pair.teacher is not None
     measured = {"rouge_l": references or teacher, "loss": references, "reverse_kl": teacher}
     chooses = checkpoints is not None and settings.callbacks["record"].export == "best"
+    own = settings.model.own_teacher
+    others = settings.regulariser.on or start.steps or getattr(settings.objective, "kd_ratio", 1) < 1
     check(
+        (
+            not own or others or train.teacher_ids is not None,
+            f"model.teacher={own}: the student itself, on the same prompts, so that the gradient is 0. Let the teacher "
+            "see more: data.teacher_system, data.teacher_context, data.teacher_template_arguments, or the keys "
+            "teacher_system and teacher_context of the records",
+        ),
         (
             not start.steps or start.responses == "teacher" or train.has_references,
             "start.responses=reference: not every training prompt has a reference; use start.responses=teacher",

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 from torch.profiler import record_function
 
+from minillm.common.errors import ConfigError
 from minillm.common.machine import Phases
 from minillm.common.seeding import seed_for
 from minillm.common.types import Experience, LossOutput, PromptBatch, Rollout, TrainBatch
@@ -37,7 +38,8 @@ from minillm.train.student import TrainingModule
 class OnPolicyDistillation(TrainingModule):
     """Student rollout, teacher logits, reverse KL with the pre-training regulariser (paper, Algorithm 1).
 
-    The student is the only child module: the teacher is a plain object and never lands in a checkpoint. `round` counts
+    The student is the only child module: the teacher is a plain object and lands in no checkpoint, but for the moving
+    average of the student. `round` counts
     training batches, `start_step` and `step` the optimizer steps of the supervised start and of MiniLLM.
     """
 
@@ -83,9 +85,11 @@ class OnPolicyDistillation(TrainingModule):
         return {"steps": self.step, "start_steps": self.start_step, "rollouts": self.round}
 
     def on_save_checkpoint(self, checkpoint: dict) -> None:
+        super().on_save_checkpoint(checkpoint)
         checkpoint["minillm"] = {"round": self.round, "start_step": self.start_step, "step": self.step}
 
     def on_load_checkpoint(self, checkpoint: dict) -> None:
+        super().on_load_checkpoint(checkpoint)
         for name, value in checkpoint["minillm"].items():
             setattr(self, name, value)
 
@@ -145,6 +149,9 @@ class OnPolicyDistillation(TrainingModule):
             with self.phases("rollout"):
                 prompts = batch.prompts.rows(mine)
                 rollout = self.sampler.rollout(self.model, self.pair.teacher, prompts, seeds, **ends, **options)
+                if (rollout.for_teacher is rollout) != (prompts.for_teacher is prompts):
+                    name = type(self.sampler).__name__
+                    raise ConfigError(f"sampler {name}: loses the teacher's prompts; make rollouts by prompts.answered")
             with self.phases("score"):
                 rollout = self._with_teacher(rollout)
                 models, limit = (self.model, self.pair.teacher), dict(max_tokens=self.regime.microbatch_tokens)
@@ -242,6 +249,8 @@ class OnPolicyDistillation(TrainingModule):
             if norm is None:
                 return
             self.optim.step(optimizer, norm, rate)
+            if self.average is not None:
+                self.average.follow()
         _add(self._losses, losses)
         _add(self._same, {"optim/grad_norm": norm, **(figures or {})})
         self._n_made += 1
@@ -259,7 +268,8 @@ def joined(mine: Rollout, prompts: PromptBatch, group: Group) -> Rollout:
             short = longest - value.shape[1]
             whole[field.name] = group.join_rows(pad(value, (0, 0) * (value.dim() - 2) + (0, short)))
     # Padding of ids is never looked at: the mask, made once, says what counts.
-    return replace(mine, prompt_ids_BP=prompts.ids_BP, prompt_mask_BP=prompts.mask_BP, **whole).trimmed()
+    seen = dict(teacher_prompt_ids_BP=prompts.teacher_ids_BP, teacher_prompt_mask_BP=prompts.teacher_mask_BP)
+    return replace(mine, prompt_ids_BP=prompts.ids_BP, prompt_mask_BP=prompts.mask_BP, **seen, **whole).trimmed()
 
 
 def _add(sums: dict, values: dict) -> None:

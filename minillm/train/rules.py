@@ -50,13 +50,14 @@ def rule_problems(built: Mapping[str, Any], plain: Mapping) -> list[str]:
     """What does not go together in groups whose own values are right. `built` has the object of each of SETTINGS."""
     model, data, _, regulariser, objective, _, regime, _, start, strategy = (built[name] for name in SETTINGS)
     teacher, kind, on_policy = model.teacher, strategy.kind, regime.name == "on_policy"
+    own = model.own_teacher
     offload, bits = (teacher is not None and getattr(teacher, name) for name in ("offload", "bits"))
     half, precision = model.dtype in ("bfloat16", "float16"), plain["trainer"].get("precision")
     callbacks = plain["callbacks"]
     best = (callbacks.get("record") or {}).get("export") == "best"
     body_needed = strategy.sharded or (regulariser.on and regulariser.kd_ratio > 0)
     body_needed |= not on_policy or regime.teacher_states == "recompute"
-    rollouts = regime.rollouts if on_policy else 0
+    rollouts, steps = (regime.rollouts, regime.steps_per_rollout) if on_policy else (0, 1)
     rules = (
         (
             regulariser.on and data.corpus_file is None,
@@ -65,6 +66,17 @@ def rule_problems(built: Mapping[str, Any], plain: Mapping) -> list[str]:
         (
             teacher is None and (on_policy or objective.needs),
             "model.teacher=null with an objective that needs it: wanted a teacher, or regime=supervised objective=sft",
+        ),
+        (
+            strategy.sharded and own in ("ema", "base"),
+            f"model.teacher={own} with strategy={kind}: its weights are not sharded as the student's; wanted start, "
+            "strategy=single or ddp",
+        ),
+        (
+            own == "ema" and on_policy and regime.teacher_states == "keep" and (start.steps or steps > 1),
+            "regime.teacher_states=keep with model.teacher=ema: the average moves at each of several steps on a "
+            "rollout, and kept states would stay; wanted recompute, or one step (minibatch_size=rollouts, "
+            "inner_epochs=1, start.steps=0)",
         ),
         (
             offload and body_needed,
@@ -85,9 +97,9 @@ def rule_problems(built: Mapping[str, Any], plain: Mapping) -> list[str]:
             f"start.minibatch_size={start.minibatch_size} does not divide regime.rollouts={rollouts}; use a divisor",
         ),
         (
-            data.teacher_cache and (on_policy or strategy.sharded),
+            data.teacher_cache and (on_policy or strategy.sharded or own),
             f"data.teacher_cache={data.teacher_cache}: keeps the teacher's states of given answers, of whole weights; "
-            "wanted null, or regime=supervised with strategy=single or ddp",
+            "wanted null, or regime=supervised with strategy=single or ddp and a teacher that is not the student",
         ),
         (
             not callbacks.get("record"),

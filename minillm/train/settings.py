@@ -19,7 +19,7 @@ from minillm.common.errors import ConfigError
 from minillm.common.secret import secret_problems
 from minillm.common.stored import resolved
 from minillm.data import Sources
-from minillm.models import ModelPair
+from minillm.models import OWN_TEACHERS, ModelPair
 from minillm.objectives import Objective, PretrainLoss
 from minillm.objectives.linear_loss import LinearLoss
 from minillm.parallel import Parallel
@@ -127,9 +127,10 @@ def made_by(plain: dict) -> str:
     """One sentence for the model card."""
     teacher, objective = plain["model"].get("teacher"), plain["objective"]
     teacher = teacher.get("source") if isinstance(teacher, dict) else teacher
+    teacher = OWN_TEACHERS.get(teacher, f"`{teacher}`")
     if "kd_ratio" not in objective:
         name = str(objective.get("_target_", "MiniLLM")).rpartition(".")[2]
         ours = "MiniLLM (reverse KL on its own samples, arXiv 2306.08543)"
-        return f"A student distilled from `{teacher}` by {ours if name == 'MiniLLM' else f'the objective {name}'}."
-    soft = f", with the soft targets of `{teacher}` (word-level KD)" if objective["kd_ratio"] else ""
+        return f"A student distilled from {teacher} by {ours if name == 'MiniLLM' else f'the objective {name}'}."
+    soft = f", with the soft targets of {teacher} (word-level KD)" if objective["kd_ratio"] else ""
     return f"Fine-tuned on the responses of `{plain['data'].get('train_file')}`{soft}."

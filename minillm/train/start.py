@@ -58,7 +58,6 @@ class SupervisedStart:
     ) -> Rollout:
         """Answers to learn from, to all prompts or these rows of them; with `keep_hidden` a teacher's come with its
         hidden states."""
-        from minillm.common.types import Rollout
         from minillm.rollout import decode
 
         rows = list(range(len(prompts))) if rows is None else rows
@@ -78,4 +77,4 @@ class SupervisedStart:
                 keep_hidden=keep_hidden and self.kd_ratio > 0,
                 interrupt=interrupt,
             )
-        return Rollout(prompts.ids_BP, prompts.mask_BP, prompts.reference_ids_BR, prompts.reference_mask_BR)
+        return prompts.answered(prompts.reference_ids_BR, prompts.reference_mask_BR)

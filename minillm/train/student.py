@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from minillm.common.errors import Interrupted
 from minillm.models import LanguageModel, Pair
+from minillm.models.own_teacher import MovingAverage
 from minillm.objectives.linear_loss import LinearLoss
 from minillm.parallel import ALONE, Replicated, Sharded, group_of
 from minillm.train.finite import Finite
@@ -55,10 +56,21 @@ class TrainingModule(StudentModule):
         self.pair, self.linear_loss, self.optim = pair, linear_loss, optim
         self.model = LanguageModel(pair.student, pair.n_vocab, pair.compile)
         self.reference: LanguageModel | None = None  # the student at the start, for an objective that needs it
+        model, self.average = pair.loaded_by, None  # the teacher, where it is the moving average of the student
+        if model is not None and model.own_teacher == "ema":
+            self.average = MovingAverage(pair.student, pair.teacher.network, model.ema_rate)
         self.preemption, self.finite = Preemption(), Finite()
         self.step = 0
         self.metrics: dict[str, float] = {}
         self.group = ALONE
+
+    def on_save_checkpoint(self, checkpoint: dict) -> None:
+        if self.average is not None:
+            checkpoint["teacher"] = self.average.state_dict()
+
+    def on_load_checkpoint(self, checkpoint: dict) -> None:
+        if self.average is not None:
+            self.average.load_state_dict(checkpoint["teacher"])
 
     def configure_model(self) -> None:
         """Called by the trainer once it knows the devices; again for a module that has been there."""

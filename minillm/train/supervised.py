@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from minillm.common.machine import peak_memory
-from minillm.common.types import Experience, Rollout, SupervisedBatch
+from minillm.common.types import Experience, SupervisedBatch
 from minillm.models import LanguageModel, Pair
 from minillm.models.cached import CachedTeacher
 from minillm.objectives import Objective
@@ -60,9 +60,11 @@ class SupervisedDistillation(TrainingModule):
         return {"steps": self.step}
 
     def on_save_checkpoint(self, checkpoint: dict) -> None:
+        super().on_save_checkpoint(checkpoint)
         checkpoint["minillm"] = {"step": self.step}
 
     def on_load_checkpoint(self, checkpoint: dict) -> None:
+        super().on_load_checkpoint(checkpoint)
         self.step = checkpoint["minillm"]["step"]
 
     def training_step(self, batch: SupervisedBatch, batch_idx: int) -> Tensor:
@@ -73,7 +75,7 @@ class SupervisedDistillation(TrainingModule):
             self._n_tokens, self._began = batch.n_tokens, time.perf_counter()
         self.at_boundary = False
         prompts = batch.prompts
-        answers = Rollout(prompts.ids_BP, prompts.mask_BP, prompts.reference_ids_BR, prompts.reference_mask_BR)
+        answers = prompts.answered(prompts.reference_ids_BR, prompts.reference_mask_BR)
         with torch.no_grad():
             answers = Experience(**vars(answers), constants=self.objective.prepare(answers))
         (micro,) = micro_batches(answers, max_tokens=answers.ids_BS.numel())
@@ -96,6 +98,8 @@ class SupervisedDistillation(TrainingModule):
         rate = self.optim.rate(self.step, self.n_steps)
         set_rate(optimizer, rate)
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        if self.average is not None and self._norm is not None:
+            self.average.follow()
         self.step += 1
         self.at_boundary = True
         seconds = time.perf_counter() - self._began

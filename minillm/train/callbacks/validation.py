@@ -12,6 +12,7 @@ from lightning.pytorch.loggers import WandbLogger
 from minillm.common.console import say, show_figures, show_samples
 from minillm.common.errors import Interrupted, StorageError, check
 from minillm.common.files import write_whole
+from minillm.data import PromptSet
 from minillm.evaluation import Answer, answer_prompts, is_uniform, reference_loss, summarise
 from minillm.evaluation.metrics import figures_at
 from minillm.models import LanguageModel
@@ -102,13 +103,16 @@ class Validation(BoundaryCallback):
             sizes = dict(max_new_tokens=self.max_new_tokens, batch_size=self.batch_size)
             around = dict(stop_ids=self._pair.stop_ids, group=self._module.group, interrupt=self._module.interrupt)
             models = dict(seeds=seeds, teacher=teacher)
-            return answer_prompts(model, self._prompts, self._pair.tokenizer, **models, **sizes, **around)
+            return answer_prompts(model, self._seen_by(model), self._pair.tokenizer, **models, **sizes, **around)
+
+    def _seen_by(self, model: LanguageModel) -> PromptSet:
+        return self._prompts.for_teacher if model is self._pair.teacher else self._prompts
 
     def _figures(self, model: LanguageModel, answers: list[Answer]) -> dict[str, float]:
         figures = summarise(answers, self._references, self.figures)
         if self._prompts.has_references:
             with self._module.whole_weights():
-                figures["loss"] = reference_loss(model, self._prompts, self._module.group)
+                figures["loss"] = reference_loss(model, self._seen_by(model), self._module.group)
         return figures
 
     @cached_property
@@ -142,6 +146,10 @@ class Validation(BoundaryCallback):
     def measure(self, trainer, module, stage: str) -> None:
         """Answer, summarise, log, write samples/<stage>.jsonl. Raises StorageError where that cannot be written."""
         say(f"Validation, {stage}: {len(self._prompts)} held-out prompts ...")
+        if module.average is not None:  # another teacher each time
+            stale = ("teacher_answers", "_teacher_figures", *(() if self._prompts.has_references else ("_references",)))
+            for name in stale:
+                vars(self).pop(name, None)
         answers = self._answer(module.model, [self.seed], self._pair.teacher)
         figures = self._figures(module.model, answers)
         if is_uniform(answers, self._pair.n_vocab):

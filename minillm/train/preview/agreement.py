@@ -12,6 +12,7 @@ from minillm.common.types import PromptBatch
 from minillm.data import PromptSet, rows_at
 from minillm.data.prompts import pad
 from minillm.models import LanguageModel, Pair
+from minillm.objectives import ForwardKL, ReverseKL
 from minillm.objectives.linear_loss import LinearLoss
 from minillm.rollout import decode, rollout_reverse_kl
 from minillm.rollout.consistency import Consistency, check_consistency
@@ -58,9 +59,10 @@ def agreement(
         max_new_tokens=min(TOKENS, max_new_tokens),
     )
     n_tokens = int(rollout.response_mask_BR.sum())
+    parts = (student, teacher, rollout, LinearLoss())
     reverse, forward = (
-        rollout_reverse_kl(*models, rollout, LinearLoss(), max_tokens=max_tokens).sum().item() / n_tokens
-        for models in ((student, teacher), (teacher, student))  # the forward KL is the reverse one of the other
+        rollout_reverse_kl(*parts, max_tokens=max_tokens, objective=each).sum().item() / n_tokens
+        for each in (ReverseKL(), ForwardKL())
     )
     return Agreement(reverse, forward, len(rows), n_tokens)
 
@@ -85,11 +87,12 @@ def consistency(
     rows = rows_at(seed_for(seed, "consistency"), 0, min(_ROWS - 1, len(prompts)), len(prompts))
     found = {}
     for side, model in models.items():
+        seen = prompts.for_teacher if side == "teacher" else prompts
         reachable = [window + _ANSWER for window in model.windows if window < longest]
         n_long = max(1, min(longest - n_new, max([_LONG, *reachable])))
-        text = max(prompts.prompt_ids, key=len)
+        text = max(seen.prompt_ids, key=len)
         long = (text * -(-n_long // len(text)))[:n_long]
-        ids_BP, mask_BP = pad([*(prompts.prompt_ids[row] for row in rows), long], pair.pad_id, left=True)
+        ids_BP, mask_BP = pad([*(seen.prompt_ids[row] for row in rows), long], pair.pad_id, left=True)
         found[side] = check_consistency(
             model,
             PromptBatch(ids_BP, mask_BP, torch.arange(len(ids_BP))).to(model.device),

@@ -35,7 +35,7 @@ def begin(
     """The callback that shows the page of a run that begins; with preflight=false None, and the page's warnings are
     logged."""
     work, optim = work_of(settings, len(train)), settings.optim
-    longest, half = max(map(len, train.prompt_ids)), precision == "bf16-mixed"
+    longest, half = train.longest, precision == "bf16-mixed"
     case = case_of(settings, *sizes_of(pair), prompt=longest, answer=work.answer_tokens, half=half)
     chooses = settings.callbacks["record"].export == "best"
     page = page_of(
@@ -84,7 +84,7 @@ class Preview(L.Callback):
         """Raises ModelError: see `check_consistency`. The run's name is free again then."""
         models = {"student": module.model} | ({} if self.pair.teacher is None else {"teacher": self.pair.teacher})
         if not self.settings.strategy.sharded:  # compiling for these few shapes would change those that follow
-            models = {side: LanguageModel(each.network, self.pair.n_vocab) for side, each in models.items()}
+            models = {side: type(each)(each.network, self.pair.n_vocab) for side, each in models.items()}
         half = trainer.precision == "bf16-mixed"
         try:
             with module.whole_weights(), torch.autocast(module.device.type, torch.bfloat16, enabled=half):
@@ -102,7 +102,7 @@ class Preview(L.Callback):
         """Put on the page how far apart the models are."""
         settings, regime = self.settings, self.settings.regime
         work = work_of(settings, len(self.train))
-        reach = max(map(len, self.train.prompt_ids)) + work.answer_tokens
+        reach = self.train.longest + work.answer_tokens
         reach = reach if work.sampler else min(reach, settings.data.longest)
         temperature = work.sampler.temperature if work.sampler else 1.0
         tokens = regime.microbatch_tokens if isinstance(regime, OnPolicy) else regime.microbatch_size * reach

@@ -16,7 +16,7 @@ from minillm.common.files import write_whole
 from minillm.common.machine import usable_memory
 from minillm.common.numbers import count, millions
 from minillm.data import Corpus, PromptSet, Sources
-from minillm.models import ModelPair, Pair, PrunedTeacher
+from minillm.models import OWN_TEACHERS, ModelPair, Pair, PrunedTeacher
 from minillm.models.families import text_config
 from minillm.models.vocabulary import Tokens, Vocabulary
 from minillm.planning import Memory
@@ -94,7 +94,10 @@ def page_of(
     sides = {
         "source": [_source(getattr(model, side)) for side in networks],
         "model": [_model(network) for network in networks.values()],
-        "parameters": [_parameters(network) for network in networks.values()],
+        "parameters": [
+            "the student's" if side == "teacher" and network is pair.student else _parameters(network)
+            for side, network in networks.items()
+        ],
         "tokens": [_tokens(each, vocabulary.shared) for each in tokens],
         "end": [f"{each.eos} (id {each.eos_id})" for each in tokens],
     }
@@ -149,7 +152,8 @@ def _escaped(text: str) -> str:
 
 
 def _source(spec: object) -> str:
-    return "layers of the teacher" if isinstance(spec, PrunedTeacher) else getattr(spec, "source", "random weights")
+    source = getattr(spec, "source", "random weights")
+    return "layers of the teacher" if isinstance(spec, PrunedTeacher) else OWN_TEACHERS.get(source, source)
 
 
 def _model(network: PreTrainedModel) -> str:
@@ -186,6 +190,8 @@ def _template(sources: Sources, pair: Pair) -> str:
 def _prompts(prompts: PromptSet) -> str:
     longest, references = max(map(len, prompts.prompt_ids)), references_in(prompts)
     text = f"{len(prompts):,} of {len(prompts) + prompts.dropped.total():,} prompts, the longest {longest:,} tokens"
+    if prompts.teacher_ids is not None:
+        text += f" (the teacher's own: {max(map(len, prompts.teacher_ids)):,})"
     if reasons := ", ".join(f"{n:,} {reason}" for reason, n in prompts.dropped.items() if n):
         text += f"; dropped: {reasons}"
     cut = f", {prompts.references_cut:,} of them too long and cut" if prompts.references_cut else ""
