@@ -19,7 +19,7 @@ SECTIONS = {
     "Train, answer, measure": ("load_pair", "distill", "finetune", "generate", "evaluate", "Run", "Student", "Pair"),
     "Your own loop": ("rollouts", "backward", "Rollout", "LinearLoss"),
     "Objectives": ("MiniLLM", "CrossEntropy", "PretrainLoss"),
-    "Sampling, regimes, optimizer": ("Sampler", "OnPolicy", "Supervised", "SupervisedStart", "Optim", "Lora"),
+    "Sampling, regimes, optimizer": ("Sampler", "OnPolicy", "Supervised", "SupervisedStart", "Reward", "Optim", "Lora"),
 }
 
 

@@ -10,6 +10,7 @@ _PUBLIC = {
     "objectives.linear_loss": ["LinearLoss"],
     "models": ["Lora", "Pair"],
     "train.regime": ["OnPolicy", "Supervised"],
+    "train.reward": ["Reward"],
     "train.start": ["SupervisedStart"],
     "objectives": ["CrossEntropy", "MiniLLM", "PretrainLoss"],
     "train.optim": ["Optim"],

@@ -42,6 +42,7 @@ def check_objective(objective: Objective, *, seed: int = 0, close: float = 1e-10
             **dict(zip(names, values, strict=True)),
             costs_BR=random(rows, length).abs(),
             start_logprobs_BR=-random(rows, length).abs(),
+            given_B=torch.tensor([False, True, False]),
         )
         constants = {name: each.flatten() for name, each in prepared(rollout, objective).constants.items()}
 

@@ -31,14 +31,14 @@ def rollouts(
     data: Mapping[str, Any] | None = None,
     seed: int = 0,
 ) -> Iterator[Rollout]:
-    """Rollouts of `size` prompts without end, for one's own loop: each answered by the student as it is then (or its
+    """Rollouts of `size` answers without end, for one's own loop: drawn by the student as it is then (or its
     mixture with the teacher), with the log-probs of both models and the teacher's hidden states. The same prompts and
     answers as those of `distill` with the same seed."""
     chosen = prompts_of(pair, prompts, data)
     sampler = sampler or Sampler()
     model = LanguageModel(pair.student, pair.n_vocab, pair.compile)
     for index in itertools.count():
-        rows = rows_at(seed_for(seed, "prompts"), index * size, size, len(chosen))
+        rows = rows_at(seed_for(seed, "prompts"), index * size, size, len(chosen), sampler.answers_per_prompt)
         batch = chosen.batch(rows, index=index).to(model.device)
         seeds = [seed_for(seed, "rollout", index, row) for row in range(size)]
         ends = dict(stop_ids=pair.stop_ids, pad_id=pair.pad_id)

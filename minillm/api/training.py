@@ -23,6 +23,7 @@ from minillm.train.fit import train
 from minillm.train.optim import Optim
 from minillm.train.preemption import kept_handlers
 from minillm.train.regime import OnPolicy, Supervised
+from minillm.train.reward import Reward
 from minillm.train.settings import assemble
 from minillm.train.start import SupervisedStart
 
@@ -69,6 +70,7 @@ def distill(
     corpus: str | Path | None = None,
     regulariser: PretrainLoss | None = None,
     start: SupervisedStart | None = None,
+    reward: Reward | None = None,
     **options: Any,
 ) -> Run:
     """Train `pair.student` in place on its own answers, by default with MiniLLM's objective.
@@ -79,6 +81,7 @@ def distill(
             rollout, 64 a step).
         corpus: text for the regulariser L_PT (a file, a hub data set, `pydoc_topics`); None does without.
         start: supervised steps before the first rollout.
+        reward: of a function of your own, added to the long part of the objective.
 
     Options:
         optim: the optimizer, its learning rate (5e-6 by default) and schedule.
@@ -106,6 +109,7 @@ def distill(
         regime=regime if steps is None else replace(regime, max_steps=steps),
         regulariser=regulariser or (PretrainLoss() if corpus else _NO_CORPUS),
         start=start or SupervisedStart(),
+        reward=reward or Reward(),
     )
     return _train(pair, prompts, groups, corpus, **options)
 
@@ -129,6 +133,7 @@ def finetune(
         regime=regime if steps is None else replace(regime, epochs=None, max_steps=steps),
         regulariser=_NO_CORPUS,
         start=SupervisedStart(),
+        reward=Reward(),
     )
     return _train(pair, prompts, groups, None, **options)
 

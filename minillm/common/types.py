@@ -75,7 +75,9 @@ class Rollout(_Rows):
     under whatever drew the tokens: the student, a mixture, another temperature. `near_edge_BR` marks draws so close to
     the edge of a token's share that rounding in float32 may decide (see `draw`; half types round more). `costs_BR`
     and `start_logprobs_BR` are there for an objective that needs them. `teacher_prompt` is what the teacher sees in the
-    place of the prompt, None where it sees the same."""
+    place of the prompt, None where it sees the same. `given_B` marks answers of the data: they
+    have no behaviour policy, so that their weight is 1 and they have no policy gradient; None where all are sampled.
+    `records_B`: see `PromptBatch`. `rewards_B`, and what they add to the advantages, `gains_B`: see `train.reward`."""
 
     prompt_ids_BP: Tensor
     prompt_mask_BP: Tensor
@@ -90,6 +92,10 @@ class Rollout(_Rows):
     start_logprobs_BR: Tensor | None = None
     teacher_prompt_ids_BP: Tensor | None = None
     teacher_prompt_mask_BP: Tensor | None = None
+    given_B: Tensor | None = None
+    records_B: Tensor | None = None
+    rewards_B: Tensor | None = None
+    gains_B: Tensor | None = None
     temperature: float = 1.0
 
     def __len__(self) -> int:
@@ -115,6 +121,12 @@ class Rollout(_Rows):
             return self
         own = dict(prompt_ids_BP=self.teacher_prompt_ids_BP, prompt_mask_BP=self.teacher_prompt_mask_BP)
         return replace(self, **own, teacher_prompt_ids_BP=None, teacher_prompt_mask_BP=None)
+
+    @property
+    def sampled_mask_BR(self) -> Tensor:
+        """The response mask without the given answers."""
+        mask_BR = self.response_mask_BR
+        return mask_BR if self.given_B is None else mask_BR & ~self.given_B.unsqueeze(-1)
 
     @property
     def ids_BS(self) -> Tensor:

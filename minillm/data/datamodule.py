@@ -25,7 +25,7 @@ class _EndlessDataModule(L.LightningDataModule):
     batches; else all of them.
     """
 
-    shared_out, microbatches = False, 1
+    shared_out, microbatches, answers_per_prompt = False, 1, 1
     train_prompts: PromptSet
     val_prompts: PromptSet
     _: KW_ONLY
@@ -41,7 +41,7 @@ class _EndlessDataModule(L.LightningDataModule):
         return batch.to(device)
 
     def rows(self, position: int, size: int) -> list[int]:
-        return rows_at(seed_for(self.seed, "prompts"), position, size, len(self.train_prompts))
+        return rows_at(seed_for(self.seed, "prompts"), position, size, len(self.train_prompts), self.answers_per_prompt)
 
 
 class _Batches(IterableDataset):
@@ -60,6 +60,7 @@ class DistillationDataModule(_EndlessDataModule):
     corpus: Corpus | None
     _: KW_ONLY
     rollouts: int
+    answers_per_prompt: int = 1
     steps_per_rollout: int
     corpus_batch_size: int
 

@@ -16,7 +16,7 @@ def _permutation(seed: int, epoch: int, n_rows: int) -> Tensor:
     return torch.randperm(n_rows, generator=generator)
 
 
-def rows_at(seed: int, position: int, count: int, n_rows: int) -> list[int]:
-    """`count` rows from `position` on, in an endless stream of passes over n_rows, each in an order of its own."""
-    places = [divmod(place, n_rows) for place in range(position, position + count)]
+def rows_at(seed: int, position: int, count: int, n_rows: int, times: int = 1) -> list[int]:
+    """`count` rows from `position` on, each `times` times, in an endless stream of passes in orders of their own."""
+    places = [divmod(place // times, n_rows) for place in range(position, position + count)]
     return [int(_permutation(seed, epoch, n_rows)[place]) for epoch, place in places]

@@ -36,6 +36,10 @@ class Sources:
     without a key of that name, see `Record.for_teacher`; `{reference}` in the context is the record's first reference,
     and records without one are dropped. `teacher_template_arguments` None: those of the student. `teacher_cache`: see
     `minillm.models.cached`.
+
+    On-policy the student answers the share `on_policy` of the prompts; the others have the answers of the data (lambda
+    of GKD, arXiv 2306.13649). The share `replay` gives way to prompts of the last `replay_size` rollouts with their
+    answers (DistiLLM, arXiv 2402.03898).
     """
 
     train_file: str = "builtin"
@@ -55,6 +59,9 @@ class Sources:
     val_size: int | None = None
     block_size: int = 512
     teacher_cache: str | None = None
+    on_policy: float = 1.0
+    replay: float = 0.0
+    replay_size: int = 4
 
     def __post_init__(self):
         sizes = {key: getattr(self, key) for key in ("max_prompt_tokens", "max_response_tokens", "val_size")}
@@ -64,6 +71,12 @@ class Sources:
                 self.max_tokens is None or self.max_tokens > self.max_prompt_tokens,
                 f"max_tokens={self.max_tokens}: wanted more than max_prompt_tokens={self.max_prompt_tokens}, or null",
             ),
+            (0 <= self.on_policy <= 1, f"on_policy={self.on_policy}: wanted a share of the prompts in [0, 1]"),
+            (
+                self.replay == 0 or 0 < self.replay < self.on_policy,
+                f"replay={self.replay}: wanted 0, or a share of the prompts below on_policy={self.on_policy}",
+            ),
+            (self.replay_size > 0, f"replay_size={self.replay_size}: wanted a positive number of rollouts"),
             (self.block_size > 1, f"block_size={self.block_size}: wanted at least 2 tokens"),
             (
                 self.val_file is not None or self.val_size is not None,
@@ -198,4 +211,5 @@ def training_keys(sources: Sources | None) -> list[str]:
     """Keys that only training reads, given in the config of a job that does not train."""
     keys = "train_file val_file val_size corpus_file block_size max_response_tokens max_tokens teacher_cache".split()
     keys += [*TEACHER_KEYS, "teacher_template_arguments"]
+    keys += ["on_policy", "replay", "replay_size"]
     return [key for key in keys if sources and getattr(sources, key) != getattr(Sources(), key)]

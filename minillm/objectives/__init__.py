@@ -4,6 +4,7 @@ from minillm.objectives.contract import COSTS, START, TEACHER, Objective, TokenL
 from minillm.objectives.cross_entropy import CrossEntropy, PretrainLoss
 from minillm.objectives.exact import (
     AdaptiveKL,
+    DistiLLM2,
     Divergence,
     EntropyAware,
     ForwardKL,
@@ -23,6 +24,7 @@ __all__ = [
     "TEACHER",
     "AdaptiveKL",
     "CrossEntropy",
+    "DistiLLM2",
     "Divergence",
     "EntropyAware",
     "Extrapolated",

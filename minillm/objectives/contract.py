@@ -32,12 +32,22 @@ class Objective:
 
     needs: frozenset[str] = frozenset({TEACHER})
     regimes: ClassVar[tuple[str, ...]] = ("on_policy", "supervised")  # whose answers it is for
+    sampled_only: bool = False  # all of the loss is a policy gradient: a given answer has nothing to teach
+    long_part: bool = False  # it has a policy gradient with later rewards, to which `with_gains` adds a reward
     per_micro_batch = False  # divide by the tokens of a micro-batch; its size then changes the numbers
 
     def prepare(self, rollout: Rollout) -> dict[str, Tensor]:
         """[B, R] each: constants of every token, computed once a rollout, without a gradient. The log-probs that the
-        rollout carries are of the student that sampled it; in the supervised regime it carries none."""
+        rollout carries are of the student that sampled it; in the supervised regime it carries none. A policy gradient
+        is 0 outside `rollout.sampled_mask_BR`."""
         return {}
+
+    @staticmethod
+    def with_gains(advantages_BR: Tensor, rollout: Rollout, factor: Tensor | float = 1.0) -> Tensor:
+        """The advantages plus what the reward of the whole answer adds at each of its tokens, times a factor."""
+        if rollout.gains_B is None:
+            return advantages_BR
+        return advantages_BR + rollout.sampled_mask_BR * (factor * rollout.gains_B.unsqueeze(-1))
 
     def token_loss(
         self, student_NV: Tensor, teacher_NV: Tensor | None, ids_N: Tensor, constants: Mapping[str, Tensor]

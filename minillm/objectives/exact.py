@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from minillm.common.errors import check
 from minillm.common.lazy import lazy
@@ -54,9 +54,9 @@ class Divergence(Objective):
         if not self.long_part:
             return {}
         sizes = dict(gamma=1.0, length_norm=False, skip_current=True)
-        advantages = losses.discounted_returns(-self.sampled_costs(rollout), rollout.response_mask_BR, **sizes)
+        advantages = losses.discounted_returns(-self.sampled_costs(rollout), rollout.sampled_mask_BR, **sizes)
         weights = (rollout.student_logprobs_BR - rollout.behaviour_logprobs_BR).exp()
-        return {"advantages": advantages, "weights": weights}
+        return {"advantages": self.with_gains(advantages, rollout), "weights": weights}
 
     def sampled_costs(self, rollout: Rollout) -> Tensor:
         """[B, R], 0 outside the mask."""
@@ -139,6 +139,39 @@ class SkewReverse(Divergence):
 
     def costs(self, student_NV: Tensor, teacher_NV: Tensor) -> Tensor:
         return divergences.skew_reverse(student_NV, teacher_NV, self.alpha)
+
+
+@dataclass(frozen=True)
+class DistiLLM2(Divergence):
+    """DistiLLM-2 (arXiv 2503.07067): (2 - balance) `SkewForward` on answers of the data, which are to be the teacher's,
+    plus balance `SkewReverse` on the student's. `data.on_policy` is the share of the student's."""
+
+    balance: float = 1.0
+    alpha: float = 0.1
+
+    regimes: ClassVar = ("on_policy",)
+
+    def __post_init__(self):
+        super().__post_init__()
+        check(
+            (0 <= self.balance <= 2, f"balance={self.balance}: wanted a number in [0, 2]"),
+            (0 < self.alpha < 1, f"alpha={self.alpha}: wanted a number between 0 and 1"),
+        )
+
+    def prepare(self, rollout: Rollout) -> dict[str, Tensor]:
+        return super().prepare(rollout) | {"given": rollout.response_mask_BR & ~rollout.sampled_mask_BR}
+
+    def costs(self, student_NV: Tensor, teacher_NV: Tensor) -> Tensor:
+        return self.balance * divergences.skew_reverse(student_NV, teacher_NV, self.alpha)
+
+    def token_loss(
+        self, student_NV: Tensor, teacher_NV: Tensor | None, ids_N: Tensor, constants: Mapping[str, Tensor]
+    ) -> TokenLoss:
+        values_N, parts = super().token_loss(student_NV, teacher_NV, ids_N, constants)
+        forward_N = (2 - self.balance) * divergences.skew_forward(student_NV, teacher_NV, self.alpha)
+        given_N = constants["given"]  # both divergences are finite, so that the one left out adds no gradient
+        values_N, divergence_N = (torch.where(given_N, forward_N, each) for each in (values_N, parts["divergence"]))
+        return TokenLoss(values_N, parts | {"divergence": divergence_N})
 
 
 @dataclass(frozen=True)

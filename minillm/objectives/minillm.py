@@ -49,6 +49,7 @@ class MiniLLM(Objective):
     denominator: Literal["tokens", "sequences", "micro_batch"] = "tokens"
 
     regimes: ClassVar = ("on_policy",)
+    long_part: ClassVar = True
 
     def __post_init__(self):
         positive = "wanted a number above 0, or null for none"
@@ -72,27 +73,34 @@ class MiniLLM(Objective):
         return frozenset({TEACHER} if self.single_step else ())
 
     @property
+    def sampled_only(self) -> bool:
+        return not self.single_step
+
+    @property
     def per_micro_batch(self) -> bool:
         return self.denominator == "micro_batch"
 
     def prepare(self, rollout: Rollout) -> dict[str, Tensor]:
         """Weights, rewards and advantages."""
-        mask = rollout.response_mask_BR
+        mask = rollout.sampled_mask_BR
         student, teacher = rollout.student_logprobs_BR, rollout.teacher_logprobs_BR
         weights = (student - rollout.behaviour_logprobs_BR).exp()
         rewards = losses.token_rewards(student, teacher, mask, scaling=self.reward_scaling, clip=self.reward_clip)
-        long_weights = single_weights = weights
+        long_weights, single_weights, whole = weights, weights, 1.0
         if self.importance == "exact":
             # Rewards are weighted before they are summed; the long part's own weight is then 1.
             single_weights, reward_weights = losses.prefix_weights(weights, mask)
             rewards, long_weights = rewards * reward_weights, torch.ones_like(weights)
+            whole = reward_weights[:, -1:]
         advantages = losses.discounted_returns(
             rewards, mask, gamma=self.gamma, length_norm=self.length_norm, skip_current=self.skip_current
         )
         if self.whitening != "none":
             advantages = losses.whiten(advantages, mask if self.whitening == "masked" else None)
+        if rollout.given_B is not None:  # whitening over all cells moves theirs too
+            advantages = advantages.masked_fill(rollout.given_B.unsqueeze(-1), 0.0)
         return {
-            "advantages": advantages,
+            "advantages": self.with_gains(advantages, rollout, whole),
             "single_weights": single_weights if self.single_weight else torch.ones_like(weights),
             "long_weights": long_weights,
         }

@@ -37,6 +37,7 @@ class Sampled(Objective):
 
     needs: ClassVar[frozenset[str]] = frozenset()
     regimes: ClassVar = ("on_policy",)
+    sampled_only: ClassVar = True
 
     def __post_init__(self):
         check((self.clip is None or self.clip > 0, f"clip={self.clip}: wanted a number above 0, or null for none"))

@@ -17,12 +17,13 @@ if TYPE_CHECKING:
 class Sampler:
     """The config group `sampler`. `alpha` is the teacher's share in p~ = alpha p + (1 - alpha) q (paper, section 2.2;
     0 samples from the student alone); lengths in tokens; `batch_size` rows are decoded at a time (in a config `auto`
-    stands for a number, see `train.preview.memory`)."""
+    stands for a number, see `train.preview.memory`); `answers_per_prompt` of `regime.rollouts` have one prompt."""
 
     alpha: float = 0.2
     temperature: float = 1.0
     max_new_tokens: int = 256
     batch_size: int | Literal["auto"] = 32
+    answers_per_prompt: int = 1
 
     full_support: ClassVar[bool] = True  # every token that the student can say can be drawn; else weights are biased
 
@@ -31,6 +32,7 @@ class Sampler:
             (0 <= self.alpha < 1, f"alpha={self.alpha}: wanted a number in [0, 1); 0 samples from the student alone"),
             (self.temperature > 0, f"temperature={self.temperature}: wanted a number above 0"),
             (self.max_new_tokens > 0, f"max_new_tokens={self.max_new_tokens}: wanted a positive number of tokens"),
+            (self.answers_per_prompt > 0, f"answers_per_prompt={self.answers_per_prompt}: wanted 1 or more"),
             (
                 self.batch_size == "auto" or self.batch_size > 0,
                 f"batch_size={self.batch_size}: wanted a positive number of rows, or auto",

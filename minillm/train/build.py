@@ -25,6 +25,7 @@ from minillm.models.cached import CachedTeacher
 from minillm.models.digest import weights_digest
 from minillm.objectives import START
 from minillm.parallel import agree, barrier, check_shared, environment, lightning_strategy, on_first
+from minillm.rollout.stored import Stored
 from minillm.train import resume
 from minillm.train.callbacks import Interruption
 from minillm.train.directory import CheckpointFile
@@ -151,9 +152,13 @@ def _parts(settings: Settings, pair: Pair, train: PromptSet, validation: PromptS
         validation,
         corpus,
         rollouts=regime.rollouts,
+        answers_per_prompt=settings.sampler.answers_per_prompt,
         steps_per_rollout=regime.steps_per_rollout,
         corpus_batch_size=settings.regulariser.batch_size,
         seed=seed,
     )
     names = ("objective", "sampler", "regulariser", "linear_loss", "optim", "regime", "start")
-    return OnPolicyDistillation(pair, *(getattr(settings, name) for name in names), seed), datamodule
+    data = settings.data
+    stored = Stored(data.on_policy, data.replay, data.replay_size, settings.sampler.answers_per_prompt, seed)
+    groups = (getattr(settings, name) for name in names)
+    return OnPolicyDistillation(pair, *groups, seed, settings.reward, stored), datamodule

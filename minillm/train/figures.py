@@ -6,6 +6,7 @@ Axes: B rows, R response positions, N counted tokens.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -18,14 +19,19 @@ _FROM = (1, 17, 65, 257, 1025)  # positions of an answer
 
 
 def rollout_figures(rollout: Rollout, stop_ids: Sequence[int], seconds: float) -> dict[str, float]:
-    """Of the whole rollout, which took so many seconds."""
+    """Of the sampled answers of a rollout, which took so many seconds; and the share of given ones if there are any."""
+    if rollout.given_B is not None:
+        share = {"rollout/given": rollout.given_B.float().mean().item()}
+        drawn = replace(rollout.rows(~rollout.given_B), given_B=None)
+        return share | (rollout_figures(drawn, stop_ids, seconds) if len(drawn) else {})
     mask_BR = rollout.response_mask_BR
     n_tokens = int(mask_BR.sum())
     gap_BR = rollout.student_logprobs_BR - rollout.teacher_logprobs_BR
     gap = gap_BR[mask_BR]
     last_B = rollout.response_ids_BR.gather(1, mask_BR.sum(-1, keepdim=True) - 1).squeeze(1)
     stops = torch.tensor(stop_ids, device=last_B.device)
-    return {
+    reward = {} if rollout.rewards_B is None else {"train/reward": rollout.rewards_B.mean().item()}
+    return reward | {
         "rollout/length": n_tokens / len(rollout),
         "rollout/truncated": (~torch.isin(last_B, stops)).float().mean().item(),
         # log q - log p of tokens drawn from the mixture: an estimate that alpha > 0 biases; val/ has the exact one.

@@ -20,7 +20,8 @@ def check_lengths(settings: Settings, pair: Pair) -> None:
         longest[f"{prompt} + callbacks.validation.max_new_tokens"] = n_prompt + validation.max_new_tokens
     if on_policy:
         longest[f"{prompt} + sampler.max_new_tokens"] = n_prompt + settings.sampler.max_new_tokens
-    if not on_policy or (settings.start.steps and settings.start.responses == "reference"):
+    start_given = settings.start.steps and settings.start.responses == "reference"
+    if not on_policy or settings.data.on_policy < 1 or start_given:
         longest["data.max_tokens (null: max_prompt_tokens + max_response_tokens)"] = settings.data.longest
     if settings.regulariser.on:
         longest["data.block_size"] = settings.data.block_size
@@ -42,7 +43,7 @@ def check_lengths(settings: Settings, pair: Pair) -> None:
 
 
 def check_references(settings: Settings, pair: Pair, train: PromptSet, validation: PromptSet) -> None:
-    """Raise ConfigError where the supervised start, or the choice of the best checkpoint, lacks references, or the
+    """Raise ConfigError where the supervised start, data.on_policy or the choice of the best lacks references, or the
     student is its own teacher on the same prompts."""
     start, checkpoints = settings.start, settings.callbacks.get("checkpoints")
     references, teacher = validation.has_references, pair.teacher is not None
@@ -60,6 +61,11 @@ def check_references(settings: Settings, pair: Pair, train: PromptSet, validatio
         (
             not start.steps or start.responses == "teacher" or train.has_references,
             "start.responses=reference: not every training prompt has a reference; use start.responses=teacher",
+        ),
+        (
+            settings.data.on_policy == 1 or train.has_references,
+            f"data.on_policy={settings.data.on_policy}: not every training prompt has a reference to learn from; "
+            "wanted 1, or a data.train_file with answers",
         ),
         (
             not chooses or measured[checkpoints.monitor],

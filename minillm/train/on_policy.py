@@ -10,27 +10,27 @@ from __future__ import annotations
 
 import copy
 from collections import defaultdict
-from dataclasses import fields, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 from torch.profiler import record_function
 
-from minillm.common.errors import ConfigError
+from minillm.common.errors import ConfigError, check
 from minillm.common.machine import Phases
 from minillm.common.seeding import seed_for
-from minillm.common.types import Experience, LossOutput, PromptBatch, Rollout, TrainBatch
+from minillm.common.types import Experience, LossOutput, Rollout, TrainBatch
 from minillm.models import LanguageModel, Pair
 from minillm.objectives import START, CrossEntropy, Objective, PretrainLoss
 from minillm.objectives.chunked import Side
 from minillm.objectives.linear_loss import LinearLoss
-from minillm.parallel import Group
 from minillm.rollout import Sampler, answer_logprobs, prepared, with_costs, with_teacher
 from minillm.rollout.micro_batch import MicroBatch, micro_batches
+from minillm.rollout.stored import Stored, joined
 from minillm.train.figures import Watched, log_ratio, rollout_figures
 from minillm.train.optim import Optim
 from minillm.train.regime import OnPolicy
+from minillm.train.reward import Reward
 from minillm.train.start import SupervisedStart
 from minillm.train.student import TrainingModule
 
@@ -56,11 +56,14 @@ class OnPolicyDistillation(TrainingModule):
         regime: OnPolicy,
         start: SupervisedStart,
         seed: int,
+        reward: Reward | None = None,
+        stored: Stored | None = None,
     ):
         super().__init__(pair, linear_loss, optim)
         self.automatic_optimization = False
         self.objective, self.sampler, self.regulariser = objective, sampler, regulariser
         self.regime, self.start, self.seed = regime, start, seed
+        self.reward, self.stored = reward or Reward(), stored or Stored(seed=seed)
         self.round = self.start_step = 0
         if START in objective.needs:  # before a checkpoint is loaded
             self.reference = LanguageModel(copy.deepcopy(pair.student), pair.n_vocab).frozen()
@@ -87,11 +90,13 @@ class OnPolicyDistillation(TrainingModule):
     def on_save_checkpoint(self, checkpoint: dict) -> None:
         super().on_save_checkpoint(checkpoint)
         checkpoint["minillm"] = {"round": self.round, "start_step": self.start_step, "step": self.step}
+        checkpoint["replay"] = [vars(each) for each in self.stored.earlier]
 
     def on_load_checkpoint(self, checkpoint: dict) -> None:
         super().on_load_checkpoint(checkpoint)
         for name, value in checkpoint["minillm"].items():
             setattr(self, name, value)
+        self.stored.earlier = [Rollout(**each) for each in checkpoint.get("replay", [])]
 
     def training_step(self, batch: TrainBatch, batch_idx: int) -> None:
         self.student.train()  # dropout is off in the config
@@ -116,7 +121,7 @@ class OnPolicyDistillation(TrainingModule):
                 if self.start.kd_ratio > 0:
                     answers = self._with_teacher(answers)
         self.stop_if_asked()  # nothing has changed since the round began
-        answers = joined(answers, batch.prompts, self.group)
+        answers = joined(answers, self.group)
         for rows in torch.arange(len(answers)).split(self.start.minibatch_size):
             if not self.in_start:
                 break
@@ -141,30 +146,51 @@ class OnPolicyDistillation(TrainingModule):
 
     def rollout(self, batch: TrainBatch) -> Rollout:
         """Answers from p~ = alpha p + (1 - alpha) q, with both models' log-probs and the teacher's hidden states."""
-        mine = self.group.share(range(len(batch.prompts)))
-        seeds = [seed_for(self.seed, "rollout", batch.prompts.index, row) for row in mine]
+        stored, prompts = self.stored.choose(batch.prompts), batch.prompts
+        mine = self.group.share(range(len(prompts)))
+        # A rank without a prompt to answer answers one in vain: the answer says what types and temperature are.
+        drawn = [row for row in mine if row not in self.stored.rows] or mine[:1]
+        seeds = [seed_for(self.seed, "rollout", prompts.index, row) for row in drawn]
         ends = dict(stop_ids=self.pair.stop_ids, pad_id=self.pair.pad_id)
         options = dict(keep_hidden=self.keep_hidden, interrupt=self.interrupt)
         with self.whole_weights():
             with self.phases("rollout"):
-                prompts = batch.prompts.rows(mine)
-                rollout = self.sampler.rollout(self.model, self.pair.teacher, prompts, seeds, **ends, **options)
-                if (rollout.for_teacher is rollout) != (prompts.for_teacher is prompts):
+                asked = prompts.rows(drawn)
+                rollout = self.sampler.rollout(self.model, self.pair.teacher, asked, seeds, **ends, **options)
+                if (rollout.for_teacher is rollout) != (asked.for_teacher is asked):
                     name = type(self.sampler).__name__
                     raise ConfigError(f"sampler {name}: loses the teacher's prompts; make rollouts by prompts.answered")
+                rollout = replace(rollout, records_B=asked.records)
             with self.phases("score"):
                 rollout = self._with_teacher(rollout)
                 models, limit = (self.model, self.pair.teacher), dict(max_tokens=self.regime.microbatch_tokens)
+                if stored is not None:
+                    rollout = self.stored.among(rollout, drawn, stored, mine, self._scored)
                 rollout = with_costs(rollout, *models, self.objective, self.linear_loss, **limit)
                 if self.reference is not None:
                     start_BR, _ = answer_logprobs(self.reference, rollout, self.linear_loss, **limit)
                     rollout = replace(rollout, start_logprobs_BR=start_BR)
-        return joined(rollout, batch.prompts, self.group)
+        rollout = joined(rollout, self.group)
+        return rollout if self.reward.function is None else self._rewarded(rollout)
+
+    def _rewarded(self, rollout: Rollout) -> Rollout:
+        """With the reward of each answer; each rank asks for its share. Raises ConfigError: there is none."""
+        records, decode, found = self.trainer.datamodule.train_prompts.records, self.pair.tokenizer.decode, []
+        for row in self.group.share(range(len(rollout))):
+            ids = rollout.response_ids_BR[row][rollout.response_mask_BR[row]]
+            text = decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+            found.append(self.reward.of(records[int(rollout.records_B[row])], text))
+        found = self.group.join(found)
+        check(*((False, each) for each in found if isinstance(each, str)))
+        rewards_B = rollout.student_logprobs_BR.new_tensor(found)
+        gains_B = self.reward.gains(rewards_B, self.stored.answers_per_prompt)
+        return replace(rollout, rewards_B=rewards_B, gains_B=gains_B)
 
     def _distill_round(self, batch: TrainBatch) -> dict[str, float]:
         rollout = self.rollout(batch)
         self.stop_if_asked()  # nothing has changed since the round began
-        experience, records_B = prepared(rollout, self.objective), batch.prompts.records
+        self.stored.keep(rollout)
+        experience, records_B = prepared(rollout, self.objective), rollout.records_B
         self.finite.check_rollout(self, experience, records_B)
         gaps: list[Tensor] = []
         first = self.step
@@ -221,6 +247,10 @@ class OnPolicyDistillation(TrainingModule):
         limits = dict(max_tokens=self.regime.microbatch_tokens, keep_hidden=self.keep_hidden)
         return with_teacher(rollout, self.pair.teacher, self.linear_loss, **limits)
 
+    def _scored(self, answers: Rollout) -> Rollout:
+        own_BR, _ = answer_logprobs(self.model, answers, self.linear_loss, max_tokens=self.regime.microbatch_tokens)
+        return self._with_teacher(replace(answers, student_logprobs_BR=own_BR))
+
     def _micro_batches(self, minibatch: Rollout, balanced: bool = True) -> list[MicroBatch]:
         """Micro-batches of the whole mini-batch, the same on every rank."""
         limits = (self.regime.microbatch_tokens, self.regime.microbatch_size)
@@ -254,22 +284,6 @@ class OnPolicyDistillation(TrainingModule):
         _add(self._losses, losses)
         _add(self._same, {"optim/grad_norm": norm, **(figures or {})})
         self._n_made += 1
-
-
-def joined(mine: Rollout, prompts: PromptBatch, group: Group) -> Rollout:
-    """The whole rollout on every rank; `mine` answers this rank's share of the `prompts`, equally many on each rank."""
-    if group.size == 1:
-        return mine
-    longest = group.largest(mine.response_ids_BR.shape[1])
-    whole: dict[str, Tensor] = {}
-    for field in fields(mine):
-        value = getattr(mine, field.name)
-        if isinstance(value, Tensor) and not field.name.endswith("_BP"):
-            short = longest - value.shape[1]
-            whole[field.name] = group.join_rows(pad(value, (0, 0) * (value.dim() - 2) + (0, short)))
-    # Padding of ids is never looked at: the mask, made once, says what counts.
-    seen = dict(teacher_prompt_ids_BP=prompts.teacher_ids_BP, teacher_prompt_mask_BP=prompts.teacher_mask_BP)
-    return replace(mine, prompt_ids_BP=prompts.ids_BP, prompt_mask_BP=prompts.mask_BP, **seen, **whole).trimmed()
 
 
 def _add(sums: dict, values: dict) -> None:

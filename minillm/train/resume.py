@@ -64,7 +64,8 @@ def compare_settings(run_dir: Path, plain: dict, numbers: dict[str, str]) -> Non
     known = begun(run_dir)
     made = known.get("numbers", {})
     found = [each for each in changes(before, now) if each.key not in made]
-    classes = [each for each in found if each.key.endswith("_target_") and each.was not in (None, ABSENT)]
+    code = ("_target_", "reward.function")
+    classes = [each for each in found if each.key.endswith(code) and each.was not in (None, ABSENT)]
     check(
         *(
             (

@@ -13,7 +13,8 @@ from minillm.common.labels import name_problems
 from minillm.common.read import SETTINGS as JOB_SETTINGS
 
 SETTINGS = (
-    "model", "data", "sampler", "regulariser", "objective", "linear_loss", "regime", "optim", "start", "strategy",
+    "model", "data", "sampler", "regulariser", "objective", "linear_loss", "regime", "optim", "start", "reward",
+    "strategy",
 )  # fmt: skip
 GROUPS = ("run", "trainer", "callbacks", "logger")
 _KINDS = {
@@ -48,7 +49,7 @@ def root_problems(plain: dict) -> list[str]:
 
 def rule_problems(built: Mapping[str, Any], plain: Mapping) -> list[str]:
     """What does not go together in groups whose own values are right. `built` has the object of each of SETTINGS."""
-    model, data, _, regulariser, objective, _, regime, _, start, strategy = (built[name] for name in SETTINGS)
+    model, data, sampler, regulariser, objective, _, regime, _, start, reward, strategy = map(built.get, SETTINGS)
     teacher, kind, on_policy = model.teacher, strategy.kind, regime.name == "on_policy"
     own = model.own_teacher
     offload, bits = (teacher is not None and getattr(teacher, name) for name in ("offload", "bits"))
@@ -91,6 +92,25 @@ def rule_problems(built: Mapping[str, Any], plain: Mapping) -> list[str]:
         (
             regime.name not in objective.regimes,
             f"objective {type(objective).__name__} with regime={regime.name}: wanted regime={objective.regimes[0]}",
+        ),
+        (
+            not on_policy and (data.on_policy < 1 or data.replay),
+            "data.on_policy, data.replay with regime=supervised: all answers are the data's; wanted 1 and 0",
+        ),
+        (
+            on_policy and data.on_policy < 1 and objective.sampled_only,
+            f"data.on_policy={data.on_policy}: objective {type(objective).__name__} is a policy gradient alone, and "
+            "answers of the data have no log-probs of a policy that drew them; wanted 1, or a loss at each position",
+        ),
+        (
+            reward.function and (not objective.long_part or sampler.answers_per_prompt == 1),
+            f"reward.function with objective {type(objective).__name__}, sampler.answers_per_prompt="
+            f"{sampler.answers_per_prompt}: wanted a long part (objective=paper, or objective.long_part=true), and 2 "
+            "or more answers, which are compared",
+        ),
+        (
+            rollouts % sampler.answers_per_prompt,
+            f"sampler.answers_per_prompt={sampler.answers_per_prompt} does not divide regime.rollouts; use a divisor",
         ),
         (
             start.steps and rollouts % start.minibatch_size,

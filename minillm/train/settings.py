@@ -26,6 +26,7 @@ from minillm.parallel import Parallel
 from minillm.rollout import Sampler
 from minillm.train.optim import Optim
 from minillm.train.regime import OnPolicy, Supervised
+from minillm.train.reward import Reward
 from minillm.train.rules import GROUPS, SETTINGS, root_problems, rule_problems
 from minillm.train.start import SupervisedStart
 
@@ -46,6 +47,7 @@ class Settings:
     regime: OnPolicy | Supervised
     optim: Optim
     start: SupervisedStart
+    reward: Reward
     strategy: Parallel
     callbacks: dict[str, L.Callback]
     plain: dict  # of config.yaml: the objects as plain values, and what is not theirs (seeds, trainer, logger, ...)
@@ -53,6 +55,14 @@ class Settings:
     @property
     def run_dir(self) -> Path:
         return Path(self.plain["run"]["dir"])
+
+    @property
+    def answer_tokens(self) -> int:
+        """Of the longest answer that is trained on."""
+        given, drawn = min(self.data.longest, self.data.max_response_tokens), self.sampler.max_new_tokens
+        if isinstance(self.regime, Supervised):
+            return given
+        return max(given, drawn) if self.data.on_policy < 1 else drawn
 
     @property
     def accumulated(self) -> int:

@@ -135,6 +135,15 @@ def test_nothing_in_a_stored_config_is_resolved(copied, tmp_path, monkeypatch):
     assert "${oc.env:HF_TOKEN}" in (tmp_path / "out" / "README.md").read_text()
 
 
+def test_a_reward_function_in_a_stored_config_is_not_imported(copied, tmp_path):
+    plain = read_config(copied / "config.yaml")
+    (copied / "config.yaml").write_text(yaml.safe_dump(plain | {"reward": {"function": "evil.call"}}))
+    export(copied, tmp_path / "out")
+    read_everywhere(copied)
+    with pytest.raises(ConfigError, match="reward.function: the run was made with 'evil.call', which is not of"):
+        compare_settings(copied, plain, {})
+
+
 @pytest.mark.some(1)
 @pytest.mark.parametrize(
     "text", ["[" * 5000, "a: &x [1]\nb: [*x, *x]", "a: !!python/object/apply:os.system [ls]", "- 1"]

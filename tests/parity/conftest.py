@@ -72,6 +72,15 @@ def scenarios(world: Path) -> dict[str, list[str]]:
         "lean": [*base, *lean],
         "extrapolated": [*base, "objective=extrapolated"],
         "jsd": [*base, "objective=jsd", "objective.long_part=true"],
+        "stored": [
+            *base,
+            "data.on_policy=0.5",
+            "data.replay=0.25",
+            "sampler.answers_per_prompt=2",
+            "regime.rollouts=8",
+            "reward.function=tests.integration.test_stored_run.short",
+            "regime.max_steps=12",
+        ],
         "kd": [*settings(world), *kd],
         "qwen3": on_policy(world, "qwen3"),
         "opt": on_policy(world, "opt"),
@@ -87,7 +96,7 @@ def other_families(world: Path) -> dict[str, list[str]]:
 def more(strategy: str) -> list[str]:
     """The scenarios of make test-all. gpt2's fused projections cannot be split; what only matters there is run there
     only."""
-    return ["float32", "lora", "reference", "lean", "extrapolated", "jsd", "kd"] + {
+    return ["float32", "lora", "reference", "lean", "extrapolated", "jsd", "stored", "kd"] + {
         "ddp": [],
         "fsdp": ["gpt2", "offload"],
         "fsdp_tp": ["opt"],

@@ -16,7 +16,8 @@ from minillm.objectives import CrossEntropy, ForwardKL, MiniLLM, PretrainLoss, R
 from minillm.parallel import ALONE
 from minillm.rollout import Sampler, decode, prepared, rollout_reverse_kl
 from minillm.rollout.micro_batch import micro_batches
-from minillm.train.on_policy import OnPolicyDistillation, joined
+from minillm.rollout.stored import Stored, joined
+from minillm.train.on_policy import OnPolicyDistillation
 from minillm.train.optim import Optim
 from minillm.train.regime import OnPolicy
 from minillm.train.start import SupervisedStart
@@ -110,6 +111,24 @@ def test_kd_on_given_answers_takes_the_own_prompt():
     torch.testing.assert_close(loss, divergences.cross_entropy(logq_NV, logp_NV).mean(), rtol=0, atol=1e-10)
 
 
+@pytest.mark.parametrize("alpha", [0.0, 0.4])
+def test_stored_answers_keep_the_teachers_prompt(alpha):
+    """Given ones and those of an earlier rollout."""
+    pair = make_pair()
+    module = module_of(pair, alpha=alpha)
+    ids, mask = pad([[5, 6, 0], [7, 0], [8, 9, 10, 0]], 0, left=False)
+    prompts = replace(batch(), reference_ids_BR=ids, reference_mask_BR=mask)
+    module.stored = Stored(on_policy=0.7, replay=0.3, seed=3)
+    module.stored.keep(module.rollout(TrainBatch(prompts)))
+    rollout = module.rollout(TrainBatch(replace(prompts, index=1)))
+    assert len(module.stored.rows) > rollout.given_B.sum() == 1
+    order = rollout.records_B.tolist()
+    logp_NV = plain_logits(pair.teacher.network, [OWN[at] for at in order], rollout).detach().log_softmax(-1)
+    counted = rollout.response_mask_BR
+    chosen = logp_NV.gather(-1, rollout.response_ids_BR[counted].unsqueeze(-1)).squeeze(-1)
+    torch.testing.assert_close(rollout.teacher_logprobs_BR[counted], chosen, rtol=0, atol=1e-10)
+
+
 def test_two_processes_put_the_prompts_together():
     prompts = batch()
 
@@ -121,9 +140,9 @@ def test_two_processes_put_the_prompts_together():
             return torch.cat([rows, rows])[:3]
 
     mine = module_of(make_pair()).rollout(TrainBatch(prompts.rows([0, 1])))
-    whole = joined(mine, prompts, Second(1, 2))
+    whole = joined(mine, Second(1, 2))
     lengths = [whole.prompt_mask_BP.sum(-1).tolist(), whole.for_teacher.prompt_mask_BP.sum(-1).tolist()]
-    assert lengths == [list(map(len, PROMPTS)), list(map(len, OWN))]
+    assert lengths == [[len(rows[at]) for at in (0, 1, 0)] for rows in (PROMPTS, OWN)]
 
 
 def test_a_sampler_that_loses_the_teachers_prompts_is_refused():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 
 import lightning as L
 import torch
@@ -36,7 +37,7 @@ def begin(
     logged."""
     work, optim = work_of(settings, len(train)), settings.optim
     longest, half = train.longest, precision == "bf16-mixed"
-    case = case_of(settings, *sizes_of(pair), prompt=longest, answer=work.answer_tokens, half=half)
+    case = case_of(settings, *sizes_of(pair), prompt=longest, answer=settings.answer_tokens, half=half)
     chooses = settings.callbacks["record"].export == "best"
     page = page_of(
         pair,
@@ -68,10 +69,10 @@ def begin(
 def work_of(settings: Settings, n_prompts: int) -> Work:
     """What the run will do with so many training prompts."""
     if isinstance(settings.regime, Supervised):
-        answer = min(settings.data.longest, settings.data.max_response_tokens)
-        return Work.supervised(settings.regime, n_prompts, answer)
+        return Work.supervised(settings.regime, n_prompts, settings.answer_tokens)
     rows = settings.regulariser.batch_size
-    return Work.on_policy(settings.regime, settings.start, settings.sampler, corpus_rows=rows)
+    work = Work.on_policy(settings.regime, settings.start, settings.sampler, corpus_rows=rows)
+    return replace(work, learns_references=work.learns_references or settings.data.on_policy < 1)
 
 
 class Preview(L.Callback):

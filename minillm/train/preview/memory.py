@@ -143,14 +143,13 @@ def choose_sizes(settings: Settings, pair: Pair, train: PromptSet, precision: st
     fixed sizes."""
     if memory is None:
         return CPU
-    on_policy, data = isinstance(settings.regime, OnPolicy), settings.data
     student, teacher = sizes_of(pair)
     make = partial(
         case_of,
         student=student,
         teacher=teacher,
         prompt=train.longest,
-        answer=settings.sampler.max_new_tokens if on_policy else min(data.longest, data.max_response_tokens),
+        answer=settings.answer_tokens,
         half=precision == "bf16-mixed",
         layout=settings.strategy,
     )

@@ -202,10 +202,10 @@ def _steps(work: Work, n_prompts: int) -> str:
     text = f"{work.start_steps:,} supervised, then " if work.start_steps else ""
     text += f"{work.steps:,} optimizer steps of {work.minibatch_size:,} answers"
     if work.sampler:
+        size = work.round_size * work.sampler.answers_per_prompt
         text += (
-            f", in {work.rounds:,} rollouts of {work.round_size:,}: "
-            f"{work.rounds * work.round_size:,} samples of at most {work.answer_tokens:,} tokens at T = "
-            f"{work.sampler.temperature:g}"
+            f", in {work.rounds:,} rollouts of {size:,}: {work.rounds * size:,} samples of at most "
+            f"{work.answer_tokens:,} tokens at T = {work.sampler.temperature:g}"
         )
     return f"{text}; {count(work.prompts_seen / n_prompts)} passes over the prompts"
 

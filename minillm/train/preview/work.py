@@ -37,7 +37,7 @@ class Work:
     def on_policy(cls, regime: OnPolicy, start: SupervisedStart, sampler: Sampler, corpus_rows: int = 0) -> Work:
         return cls(
             steps=regime.max_steps,
-            round_size=regime.rollouts,
+            round_size=regime.rollouts // sampler.answers_per_prompt,
             minibatch_size=regime.minibatch_size,
             answer_tokens=sampler.max_new_tokens,
             rounds=math.ceil(regime.max_steps / regime.steps_per_rollout),

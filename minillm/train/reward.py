@@ -1,0 +1,57 @@
+"""The config node `reward`: a number for each answer, from a function of one's own."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from hydra.utils import get_object
+
+from minillm.common.errors import check, first_line
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from minillm.data import Record
+
+
+@dataclass(frozen=True)
+class Reward:
+    """`function`: import path of a function (record: minillm.data.Record, answer: str) -> number; None is no reward.
+    `weight`: the loss is the objective's minus weight times the expected reward (KDRL, arXiv 2506.02208)."""
+
+    function: str | None = None
+    weight: float = 1.0
+
+    def __post_init__(self):
+        if self.function is not None:
+            self._load()
+
+    def _load(self) -> Callable[[Record, str], float]:
+        try:
+            found = get_object(self.function)
+        except (ImportError, ValueError, AttributeError) as error:
+            found = first_line(error.__cause__ or error)
+        wanted = f"function={self.function!r}: wanted the import path of a function (record, answer) -> number"
+        check((callable(found), f"{wanted}, got {found!r}"))
+        return found
+
+    def of(self, record: Record, answer: str) -> float | str:
+        """The reward, or what is wrong with it."""
+        try:
+            value = self._load()(record, answer)
+            if math.isfinite(value):
+                return float(value)
+            what = f"gave {value!r}"
+        except Exception as error:  # what a function of others may raise is open
+            what = f"raised {type(error).__name__}: {first_line(error)}"
+        return f"reward.function={self.function} {what} for the answer {answer[:200]!r} to {record.id}; wanted a number"
+
+    def gains(self, rewards_B: Tensor, answers_per_prompt: int) -> Tensor:
+        """[B]: weight times (reward - mean reward of the other answers to the prompt), of neighbouring rows. The mean
+        does not depend on the answer itself, so that the gradient stays unbiased."""
+        rewards_PA = rewards_B.view(-1, answers_per_prompt)
+        others_PA = (rewards_PA.sum(-1, keepdim=True) - rewards_PA) / (answers_per_prompt - 1)
+        return self.weight * (rewards_PA - others_PA).flatten()
