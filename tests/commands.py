@@ -18,7 +18,7 @@ import torch
 ROOT = Path(__file__).parents[1]
 SERVER = multiprocessing.get_context("forkserver")
 _COMMANDS = ["minillm.train.fit", "minillm.evaluation.suite.run", "minillm.evaluation.report", "minillm.generate"]
-SERVER.set_forkserver_preload(["tests.parity.worker", *_COMMANDS])
+SERVER.set_forkserver_preload(["tests.parity.worker", "minillm.serve", *_COMMANDS])
 
 
 def _become(script: str, arguments: list[str], place: str, variables: dict[str, str], files: list[str]) -> None:

@@ -46,7 +46,8 @@ def load_pair(
 
     Args:
         student, teacher: a directory, a hub id, a .gguf file, or `package:NAME`; without a teacher the student can be
-            fine-tuned only. The teacher may also be the student itself: `start`, `ema` (with its `ema_rate`) or `base`.
+            fine-tuned only. The teacher may also be the address of `minillm.serve`, http://HOST:PORT, or the student
+            itself: `start`, `ema` (with its `ema_rate`) or `base`.
         dtype: of weights that are not trained; trained ones are float32 with `auto`.
         lora: train adapters of the student. seed: of their initial weights.
 

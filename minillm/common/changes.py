@@ -11,6 +11,7 @@ NOTHING = (
     "resume", "run", "logger", "preflight", "optimized_metric", "recipe", "callbacks.progress",
     "callbacks.checkpoints.every", "callbacks.record",
     "trainer.enable_model_summary", "optim.on_nonfinite", "optim.skip_limit",
+    "model.teacher.patience", "model.teacher.timeout",
 )  # fmt: skip
 ROUNDING = (
     "strategy", "linear_loss", "model.compile", "model.attention", "model.gradient_checkpointing",
@@ -66,6 +67,8 @@ def _effect(key: str, was: Any, now: Any, before: Mapping[str, Any]) -> str | No
     on_policy = "regime.rollouts" in before
     if within(key, NOTHING) or (key == "data.date" and now is None):  # the run keeps its date
         return "the same numbers"
+    if key == "model.teacher.url" and was and now:  # of the same model: its digest is compared
+        return "other rounding"
     if key in _MICRO_BATCH and (before.get("objective.denominator") == "micro_batch" or not on_policy):
         return None
     if within(key, ROUNDING):

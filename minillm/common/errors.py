@@ -59,6 +59,10 @@ class Interrupted(MinillmError):
         super().__init__(f"interrupted by {signal}; {then}")
 
 
+class Unanswered(Interrupted):
+    """A teacher's server gave no answer: nothing is wrong with the run, which goes on once there is one again."""
+
+
 def check(*rules: tuple[bool, str]) -> None:
     """Raise one ConfigError with every message whose condition is false."""
     problems = [message for holds, message in rules if not holds]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
 
 import torch
@@ -67,19 +68,22 @@ def answer_prompts(
     no_repeat_ngram_size: int = 0,
     group: Group = ALONE,
     interrupt: Callable[[], None] | None = None,
+    asking: Callable[[], AbstractContextManager] = nullcontext,
 ) -> list[Answer]:
     """One answer a prompt and seed, seed by seed in the order of the prompts; greedy ones where `seeds` is None.
 
     `rows` chooses some of the prompts. The ranks of `group` share the work, and each gets all answers.
-    `no_repeat_ngram_size`, `interrupt`: see `decode`. The reverse KL is that of the models' own distributions at T = 1,
-    whatever temperature and n-gram limit the answers were drawn with.
+    `no_repeat_ngram_size`, `interrupt`: see `decode`; `asking`: around the teacher's passes, on every rank. The reverse
+    KL is that of the models' own distributions at T = 1, whatever temperature and n-gram limit the answers were drawn
+    with.
 
     A prompt's random stream depends on seed and prompt number only: not on the batch, nor on what was trained.
     """
     rows = range(len(prompts)) if rows is None else rows
     asked = group.share([(seed, row) for seed in ((None,) if seeds is None else seeds) for row in rows])
     if not asked:
-        return group.join([])
+        with asking():
+            return group.join([])
     batch = prompts.batch([row for _, row in asked]).to(model.device)
     rollout = decode(
         model,
@@ -95,9 +99,10 @@ def answer_prompts(
         interrupt=interrupt,
     )
     aligned: dict[str, list[float]] = {}
-    if teacher:
-        found = rollout_alignment(model, teacher, rollout, LinearLoss(), max_tokens=_MAX_TOKENS)
-        aligned = {name: getattr(found, f"{name}_BR").sum(-1).tolist() for name in _ALIGNED}
+    with asking():
+        if teacher:
+            found = rollout_alignment(model, teacher, rollout, LinearLoss(), max_tokens=_MAX_TOKENS)
+            aligned = {name: getattr(found, f"{name}_BR").sum(-1).tolist() for name in _ALIGNED}
     answers = []
     for at, (seed, row) in enumerate(asked):
         mask_R = rollout.response_mask_BR[at]

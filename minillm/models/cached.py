@@ -17,7 +17,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from minillm.common.errors import DataError
-from minillm.models.digest import weights_digest
+from minillm.models.digest import model_digest
 from minillm.models.language_model import LanguageModel
 
 
@@ -31,9 +31,7 @@ class CachedTeacher:
 
     def __init__(self, teacher: LanguageModel, folder: str | Path):
         self._teacher = teacher
-        network = teacher.network
-        name = hashlib.sha256(f"{weights_digest(network)} {network.dtype} {network.config.to_json_string()}".encode())
-        self._folder = Path(folder).expanduser() / name.hexdigest()[:24]
+        self._folder = Path(folder).expanduser() / (teacher.digest if teacher.served else model_digest(teacher.network))
         self.made = 0  # rows that the teacher was run for
 
     def __getattr__(self, name: str) -> Any:

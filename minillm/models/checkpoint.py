@@ -66,24 +66,40 @@ class Checkpoint:
     `architecture`, where given, must be what is found, so that a plan made from it stays true. `offload` is for a
     teacher on a GPU: its body waits on the CPU during updates, its head stays. `adapter` is the directory of a
     PEFT adapter of this source, which is merged in. `bits` of the weights of its body are for a teacher on a GPU too.
+
+    `url` of one or several `minillm.serve` is for a teacher in other processes, in place of `source`; `patience` and
+    `timeout`: see `Server`.
     """
 
-    source: str
+    source: str | None = None
     architecture: Architecture | None = None
     offload: bool = False
     adapter: str | None = None
     bits: Bits | None = None
+    url: str | list[str] | None = None
+    patience: float = 30.0
+    timeout: float = 300.0
 
     def __post_init__(self):
         usable = isinstance(self.source, str) and self.source.strip() not in ("", "???")
+        urls = [self.url] if isinstance(self.url, str) else self.url or []
+        here = [name for name in ("offload", "adapter", "bits") if getattr(self, name)]
         check(
-            (usable, f"source={self.source!r}: wanted a hub id, a directory, a .gguf file or package:NAME"),
+            (usable or urls, f"source={self.source!r}: wanted a hub id, a directory, a .gguf file or package:NAME"),
             (not (self.bits and self.offload), f"bits={self.bits} with offload=true: such weights stay on the GPU"),
+            (
+                self.url is None or (urls and all(re.fullmatch(r"https?://[^/\s]+/?", each) for each in urls)),
+                f"url={self.url!r}: wanted http://HOST:PORT of python -m minillm.serve, or a list of them",
+            ),
+            (not (urls and here), f"{', '.join(here)} with url: wanted null, the weights are the server's"),
+            (self.patience >= 0 < self.timeout, f"patience={self.patience}, timeout={self.timeout}: wanted seconds"),
         )
 
     @property
     def name(self) -> str:
         """Name of the weights that `load` gives, for a person."""
+        if self.url:
+            return f"served at {self.url}"
         return f"{self.source} with {self.adapter}" if self.adapter else self.source
 
     def resolve(self) -> tuple[str, str | None]:
@@ -120,6 +136,8 @@ class Checkpoint:
     def ends(self) -> tuple[GenerationConfig, int]:
         """The generation config, which states tokens that end an answer, and the rows of the head, without the weights.
         Raises as `load`."""
+        if self.url:
+            raise ModelError(f"url={self.url}: a teacher's server is asked in training only")
         config, _ = self.peek()
         path, revision = self.resolve()
         try:
@@ -131,8 +149,14 @@ class Checkpoint:
     def load(
         self, dtype: torch.dtype | None = None, attention: Attention = "sdpa"
     ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-        """The model, on the CPU (with `bits` on the GPU) and with dropout and other noise off, and its tokenizer.
+        """The model, on the CPU (with `bits` on the GPU) and with dropout and other noise off, and its tokenizer; with
+        `url` a ServedTeacher and its ServedTokenizer.
         Raises ConfigError or ModelError for what cannot be loaded."""
+        if self.url:
+            from minillm.models.served import connect
+
+            urls = [self.url] if isinstance(self.url, str) else self.url
+            return connect(urls, self.patience, self.timeout)
         dtype = dtype or torch.float32
         if missing := missing_for(self.bits):
             raise ConfigError(missing)

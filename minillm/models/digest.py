@@ -1,17 +1,28 @@
-"""What tells one model's weights from another's."""
+"""What tells one model from another: hashes of its weights, its types and its config."""
 
 from __future__ import annotations
 
 import hashlib
+import json
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
+
+_ELSEWHERE = ("_name_or_path", "transformers_version", "dtype")  # of a config, not of the model
 
 
 def weights_digest(network: nn.Module) -> str:
-    """Hash of all weights as they are, by name."""
+    """Of all weights as they are, by name."""
     found = hashlib.sha256()
     for name, weight in sorted(network.state_dict().items()):
         found.update(name.encode())
         found.update(weight.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
     return found.hexdigest()[:24]
+
+
+def model_digest(network: PreTrainedModel) -> str:
+    """Of weights, type and config: what hidden states depend on."""
+    config = json.loads(network.config.to_json_string(use_diff=False))
+    shape = json.dumps({name: value for name, value in config.items() if name not in _ELSEWHERE}, sort_keys=True)
+    return hashlib.sha256(f"{shape} {network.dtype} {weights_digest(network)}".encode()).hexdigest()[:24]

@@ -43,6 +43,8 @@ class LanguageModel:
     needs a C++ compiler, and time for every new shape.
     """
 
+    served = False  # its body is in another process, see `ServedTeacher`
+
     def __init__(self, network: PreTrainedModel, n_vocab: int | None = None, compile: bool = False):
         self.network = network
         self._trunk, self._body = _Trunk(network), body_of(network)

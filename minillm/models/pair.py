@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from minillm.models.language_model import LanguageModel
+    from minillm.models.served import ServedTokenizer
 else:
     torch = lazy("torch")
 
@@ -75,6 +76,11 @@ class Pair:
     loaded_by: ModelPair | None = None
 
     @property
+    def teacher_here(self) -> LanguageModel | None:
+        """The teacher if its weights are in this process; a served one scores answers only."""
+        return None if self.teacher is None or self.teacher.served else self.teacher
+
+    @property
     def pad_id(self) -> int:
         """What fills padding. Its value never matters: masks are explicit."""
         pad = self.tokenizer.pad_token_id
@@ -100,7 +106,8 @@ class ModelPair:
     def __post_init__(self):
         for name in ("student", "teacher"):
             if isinstance(getattr(self, name), str):
-                object.__setattr__(self, name, Checkpoint(getattr(self, name)))
+                place = "url" if getattr(self, name).startswith(("http://", "https://")) else "source"
+                object.__setattr__(self, name, Checkpoint(**{place: getattr(self, name)}))
         pruned, scratch = (isinstance(self.student, kind) for kind in (PrunedTeacher, FromScratch))
         bits, teacher_bits = (getattr(side, "bits", None) for side in (self.student, self.teacher))
         check(
@@ -109,6 +116,11 @@ class ModelPair:
             (
                 not (pruned and teacher_bits),
                 f"teacher.bits={teacher_bits}: the student is made of its weights; remove bits",
+            ),
+            (not getattr(self.student, "url", None), "student.url: only a teacher can be served; wanted source"),
+            (
+                not (pruned and self.teacher and self.teacher.url),
+                "teacher.url: the student is made of the teacher's weights; wanted teacher.source, or another student",
             ),
             (not (scratch and self.lora), "lora: adapters of random weights that stay as they are; wanted lora=none"),
             (0 < self.ema_rate < 1, f"ema_rate={self.ema_rate}: wanted a number between 0 and 1"),
@@ -226,24 +238,29 @@ def recompute_activations(network: PreTrainedModel) -> None:
 
 def pair_of(
     student: PreTrainedModel,
-    teacher: PreTrainedModel | None,
+    teacher: PreTrainedModel | LanguageModel | None,
     tokenizer: PreTrainedTokenizerBase,
-    teacher_tokenizer: PreTrainedTokenizerBase | None,
+    teacher_tokenizer: PreTrainedTokenizerBase | ServedTokenizer | None,
     compile: bool = False,
 ) -> Pair:
-    """Check that two loaded models can be distilled into one another and freeze the teacher. Raises ModelError, see
-    `compare_vocabularies`, `LanguageModel.verify`."""
+    """Check that two loaded models can be distilled into one another and freeze the teacher, or a teacher that is
+    served and verified elsewhere. Raises ModelError, see `compare_vocabularies`, `LanguageModel.verify`."""
     from minillm.models.language_model import LanguageModel
 
-    networks = [each for each in (student, teacher) if each is not None]
+    served = teacher if isinstance(teacher, LanguageModel) else None
+    networks = [each for each in (student, served.network if served else teacher) if each is not None]
     rows = [each.get_output_embeddings().weight.shape[0] for each in networks]
     vocabulary = compare_vocabularies(tokenizer, teacher_tokenizer, rows[0], rows[-1])
     n_vocab = vocabulary.shared
-    for network in networks:
+    for network in networks[:1] if served else networks:
         LanguageModel(network, n_vocab).verify()
+    if served:
+        served.n_vocab = n_vocab
+    elif teacher is not None:
+        teacher = LanguageModel(teacher, n_vocab, compile).frozen()
     return Pair(
         student=student,
-        teacher=None if teacher is None else LanguageModel(teacher, n_vocab, compile).frozen(),
+        teacher=teacher,
         tokenizer=tokenizer,
         n_vocab=n_vocab,
         stop_ids=stop_ids(tokenizer, *(each.generation_config for each in networks), n_vocab=n_vocab),

@@ -177,7 +177,7 @@ def _stated(spec: Checkpoint | FromScratch) -> tuple[PretrainedConfig | None, st
     if isinstance(spec, FromScratch) or (stated and not n_experts(stated)):
         return stated, None
     try:
-        return transformers.AutoConfig.from_pretrained(Path(spec.source).expanduser(), local_files_only=True), None
+        return transformers.AutoConfig.from_pretrained(Path(str(spec.source)).expanduser(), local_files_only=True), None
     except (ValueError, OSError) as error:
         if stated:
             what = f"`architecture` does not say what experts {stated.model_type} has"

@@ -57,19 +57,20 @@ class MicroBatch:
         linear_loss: LinearLoss,
         objective: Objective,
         student: LanguageModel,
-        teacher: LanguageModel | None,
+        teacher: LanguageModel | Side | None,
         normaliser: int | Tensor,
         temperature: float = 1.0,
     ) -> LossOutput:
         """The objective over the counted tokens, divided by the normaliser, with a gradient to the student. The teacher
-        runs only where the rollout does not have its hidden states."""
-        teacher_side = self.teacher_side(teacher, temperature) if TEACHER in objective.needs else None
+        runs only where the rollout does not have its hidden states, and where it is not a Side already."""
+        if not isinstance(teacher, Side):
+            teacher = self.teacher_side(teacher, temperature) if TEACHER in objective.needs else None
         ids_N = self.take(self.rollout.response_ids_BR)
         constants = {name: self.take(each) for name, each in getattr(self.rollout, "constants", {}).items()}
         with record_function("update: student"):
             student_side = self.side(student, temperature)
         with record_function("update: heads and loss"):
-            return linear_loss(objective, student_side, teacher_side, ids_N, constants, normaliser=normaliser)
+            return linear_loss(objective, student_side, teacher, ids_N, constants, normaliser=normaliser)
 
 
 def micro_batches(

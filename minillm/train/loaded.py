@@ -26,8 +26,12 @@ def check_lengths(settings: Settings, pair: Pair) -> None:
     if settings.regulariser.on:
         longest["data.block_size"] = settings.data.block_size
     networks = {"student": pair.student} | ({} if pair.teacher is None else {"teacher": pair.teacher.network})
-    size = settings.strategy.tensor_parallel_size
+    size, most = settings.strategy.tensor_parallel_size, getattr(pair.teacher, "max_length", float("inf"))
     check(
+        *(
+            (length <= most, f"{name}={length}: the teacher's server takes {most} tokens; give it max_length={length}")
+            for name, length in longest.items()
+        ),
         *(
             (why is None, f"{name}={length}: {why}")
             for name, length in longest.items()
@@ -47,7 +51,7 @@ def check_references(settings: Settings, pair: Pair, train: PromptSet, validatio
     student is its own teacher on the same prompts."""
     start, checkpoints = settings.start, settings.callbacks.get("checkpoints")
     references, teacher = validation.has_references, pair.teacher is not None
-    measured = {"rouge_l": references or teacher, "loss": references, "reverse_kl": teacher}
+    measured = {"rouge_l": references or pair.teacher_here is not None, "loss": references, "reverse_kl": teacher}
     chooses = checkpoints is not None and settings.callbacks["record"].export == "best"
     own = settings.model.own_teacher
     others = settings.regulariser.on or start.steps or getattr(settings.objective, "kd_ratio", 1) < 1
@@ -71,6 +75,6 @@ def check_references(settings: Settings, pair: Pair, train: PromptSet, validatio
             not chooses or measured[checkpoints.monitor],
             f"callbacks.checkpoints.monitor={chooses and checkpoints.monitor}: the validation of this run measures "
             f"{', '.join(name for name in measured if measured[name]) or 'none of them'}; loss needs a reference in "
-            "every row of data.val_file, reverse_kl a teacher, rouge_l one of the two",
+            "every row of data.val_file, reverse_kl a teacher, rouge_l either (a served teacher writes no answers)",
         ),
     )

@@ -117,7 +117,7 @@ class OnPolicyDistillation(TrainingModule):
         with self.whole_weights():
             with self.phases("rollout"):
                 answers = self.start.answers(batch.prompts, self.pair, self.sampler, self.seed, **options)
-            with self.phases("score"):
+            with self.phases("score"), self.asking():
                 if self.start.kd_ratio > 0:
                     answers = self._with_teacher(answers)
         self.stop_if_asked()  # nothing has changed since the round began
@@ -161,7 +161,7 @@ class OnPolicyDistillation(TrainingModule):
                     name = type(self.sampler).__name__
                     raise ConfigError(f"sampler {name}: loses the teacher's prompts; make rollouts by prompts.answered")
                 rollout = replace(rollout, records_B=asked.records)
-            with self.phases("score"):
+            with self.phases("score"), self.asking():
                 rollout = self._with_teacher(rollout)
                 models, limit = (self.model, self.pair.teacher), dict(max_tokens=self.regime.microbatch_tokens)
                 if stored is not None:
@@ -193,7 +193,7 @@ class OnPolicyDistillation(TrainingModule):
         experience, records_B = prepared(rollout, self.objective), rollout.records_B
         self.finite.check_rollout(self, experience, records_B)
         gaps: list[Tensor] = []
-        first = self.step
+        first, self.whole = self.step, False
         with self.phases("update"), self.pair.teacher.body_away():
             for epoch in range(self.regime.inner_epochs):
                 generator = torch.Generator().manual_seed(seed_for(self.seed, "inner", batch.prompts.index, epoch))
@@ -207,6 +207,7 @@ class OnPolicyDistillation(TrainingModule):
                     rate = self.optim.rate(self.step, self.regime.max_steps)
                     self._update(losses, rate, records_B, rows, {"optim/learning_rate": rate})
                     self.step += 1
+        self.whole = True
         figures = rollout_figures(rollout, self.pair.stop_ids, self.phases.seconds["rollout"])
         return figures | log_ratio(gaps, self.group)
 
@@ -229,13 +230,12 @@ class OnPolicyDistillation(TrainingModule):
         at_once = max(1, self.regime.microbatch_tokens // blocks_ML.shape[1])
         at_once = min(at_once, -(-len(blocks_ML) // self.group.size))
         for ids_ML, factor in self.my_share(blocks_ML.split(at_once)):
-
-            def side(model: LanguageModel, ids_ML=ids_ML) -> Side:
-                return Side(model.hidden(ids_ML[:, :-1]).flatten(0, 1), model.head())
-
-            with torch.no_grad():
-                teacher = side(self.pair.teacher) if self.regulariser.needs else None
-            student, ids_N = side(self.model), ids_ML[:, 1:].flatten()
+            inputs_ML, ids_N, teacher = ids_ML[:, :-1], ids_ML[:, 1:].flatten(), None
+            if self.regulariser.needs:
+                with torch.no_grad(), self.asking():
+                    states_NH = self.pair.teacher.states(inputs_ML, torch.arange(len(ids_N), device=ids_N.device))
+                    teacher = Side(states_NH, self.pair.teacher.head())
+            student = Side(self.model.hidden(inputs_ML).flatten(0, 1), self.model.head())
             with record_function("update: heads and loss"):
                 output = self.linear_loss(self.regulariser, student, teacher, ids_N, normaliser=n_tokens)
             _add(sums, {"train/pretrain": self._backward(output, factor)["loss"]})

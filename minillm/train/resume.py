@@ -108,7 +108,7 @@ def data_digests(
 
 def compare_data(run_dir: Path, digests: dict[str, str]) -> None:
     """Raises ConfigError: a file that the run was begun with holds other rows now, another template writes them, or the
-    student at the start has other weights."""
+    student at the start or a served teacher has other weights."""
     before = begun(run_dir).get("data", {})
     other = [key for key, digest in digests.items() if before.get(key, digest) != digest]
     what = "another chat template than" if _TEMPLATE in other else "other content than"

@@ -54,7 +54,7 @@ def rule_problems(built: Mapping[str, Any], plain: Mapping) -> list[str]:
     own = model.own_teacher
     offload, bits = (teacher is not None and getattr(teacher, name) for name in ("offload", "bits"))
     half, precision = model.dtype in ("bfloat16", "float16"), plain["trainer"].get("precision")
-    callbacks = plain["callbacks"]
+    callbacks, served = plain["callbacks"], teacher is not None and teacher.url is not None
     best = (callbacks.get("record") or {}).get("export") == "best"
     body_needed = strategy.sharded or (regulariser.on and regulariser.kd_ratio > 0)
     body_needed |= not on_policy or regime.teacher_states == "recompute"
@@ -84,6 +84,16 @@ def rule_problems(built: Mapping[str, Any], plain: Mapping) -> list[str]:
             "model.teacher.offload=true: its body is away during updates, where regime=supervised, "
             "regime.teacher_states=recompute, regulariser.kd_ratio > 0 and sharded strategies need it; wanted false",
         ),
+        (served and on_policy and sampler.alpha > 0, f"sampler.alpha={sampler.alpha} with model.teacher.url: wanted 0"),
+        (
+            served and start.steps > 0 and start.responses == "teacher",
+            "start.responses=teacher with model.teacher.url: a served teacher writes no answers; wanted reference",
+        ),
+        (
+            served and on_policy and regime.teacher_states == "recompute",
+            "regime.teacher_states=recompute with model.teacher.url: would ask again in each inner epoch; wanted keep",
+        ),
+        (served and strategy.sharded, f"strategy={kind} with model.teacher.url: wanted single or ddp"),
         (start.steps > 0 and not on_policy, "start.steps > 0 with regime=supervised: wanted 0"),
         (
             regulariser.on and not on_policy,

@@ -136,7 +136,7 @@ def assemble(plain: dict, built: Mapping[str, Any], *, command: str = "", began:
 def made_by(plain: dict) -> str:
     """One sentence for the model card."""
     teacher, objective = plain["model"].get("teacher"), plain["objective"]
-    teacher = teacher.get("source") if isinstance(teacher, dict) else teacher
+    teacher = (teacher.get("url") or teacher.get("source")) if isinstance(teacher, dict) else teacher
     teacher = OWN_TEACHERS.get(teacher, f"`{teacher}`")
     if "kd_ratio" not in objective:
         name = str(objective.get("_target_", "MiniLLM")).rpartition(".")[2]

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import Parameter
 from transformers import PreTrainedModel
 
-from minillm.common.errors import Interrupted
+from minillm.common.errors import Interrupted, Unanswered
 from minillm.models import LanguageModel, Pair
 from minillm.models.own_teacher import MovingAverage
 from minillm.objectives.linear_loss import LinearLoss
@@ -50,6 +50,7 @@ class TrainingModule(StudentModule):
 
     n_steps: int
     _is_sharded = _replicated = _reduce_late = False
+    whole = True  # whether weights and counters are those of a checkpoint: nothing has changed since a boundary
 
     def __init__(self, pair: Pair, linear_loss: LinearLoss, optim: Optim):
         super().__init__(pair.student)
@@ -134,6 +135,19 @@ class TrainingModule(StudentModule):
         asked = self.preemption.requested
         if self.trainer.strategy.reduce_boolean_decision(asked is not None, all=False):
             raise Interrupted(asked or "a signal to another process")
+
+    @contextmanager
+    def asking(self) -> Iterator[None]:
+        """Around passes of the teacher, by all processes. Raises Interrupted on all if the server of a served teacher
+        gave one of them no answer."""
+        failed = False
+        try:
+            yield
+        except Unanswered as error:
+            self.preemption.requested, failed = error.signal, True
+        served = self.pair.teacher is not None and self.pair.teacher.served
+        if served and self.trainer.strategy.reduce_boolean_decision(failed, all=False):
+            raise Interrupted(self.preemption.requested or "the teacher's server of another process")
 
     def interrupt(self) -> None:
         """For decoding, token by token: raises Interrupted. Only a process that is alone may leave it so."""

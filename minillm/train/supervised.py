@@ -16,7 +16,7 @@ from minillm.common.machine import peak_memory
 from minillm.common.types import Experience, SupervisedBatch
 from minillm.models import LanguageModel, Pair
 from minillm.models.cached import CachedTeacher
-from minillm.objectives import Objective
+from minillm.objectives import TEACHER, Objective
 from minillm.objectives.linear_loss import LinearLoss
 from minillm.rollout.micro_batch import micro_batches
 from minillm.train.optim import Optim, set_rate
@@ -62,6 +62,9 @@ class SupervisedDistillation(TrainingModule):
     def on_save_checkpoint(self, checkpoint: dict) -> None:
         super().on_save_checkpoint(checkpoint)
         checkpoint["minillm"] = {"step": self.step}
+        if not self.at_boundary and "loops" in checkpoint:  # the first micro-batches of this step are made again
+            progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"]
+            progress["completed"] -= progress["completed"] % self.trainer.accumulate_grad_batches
 
     def on_load_checkpoint(self, checkpoint: dict) -> None:
         super().on_load_checkpoint(checkpoint)
@@ -79,7 +82,9 @@ class SupervisedDistillation(TrainingModule):
         with torch.no_grad():
             answers = Experience(**vars(answers), constants=self.objective.prepare(answers))
         (micro,) = micro_batches(answers, max_tokens=answers.ids_BS.numel())
-        output = micro.loss(self.linear_loss, self.objective, self.model, self.teacher, batch.n_tokens)
+        with self.asking():  # the weights have not changed since the last optimizer step
+            teacher = micro.teacher_side(self.teacher) if TEACHER in self.objective.needs else None
+        output = micro.loss(self.linear_loss, self.objective, self.model, teacher, batch.n_tokens)
         for name, value in {"loss": output.loss.detach(), **output.parts}.items():
             self._losses[f"train/{name}"] = self._losses[f"train/{name}"] + value
         self._records.append(prompts.records)

@@ -90,7 +90,7 @@ def test_the_end_of_a_good_one_removes_nothing(command):
     assert (command.here / "runs" / "it" / "program.log").exists()
 
 
-@pytest.mark.parametrize("name", ["chain", "generate", "evaluate", "plan"])
+@pytest.mark.parametrize("name", ["chain", "generate", "evaluate", "plan", "serve"])
 def test_help_shows_the_commands_own_keys_with_their_comments(name, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", [name, "--help"])
     cli.run(lambda: pytest.fail("the command has begun"), name)
@@ -140,6 +140,8 @@ REFUSED = {
     "evaluate.py models=[a/b] batch_size=0 data.max_prompt_tokens=0": ["batch_size=0", "data.max_prompt_tokens=0"],
     "minillm.generate teacher=a/b temperature=-1": ["temperature=-1"],
     "minillm.plan experiment=demo objective.gamma=2 devices=many": ["objective.gamma=2", "devices='many'"],
+    "minillm.serve host=0.0.0.0 port=70000": ["teacher: wanted", "host=0.0.0.0: others can reach it", "port=70000"],
+    "train.py recipe=opd model.student=a/b model.teacher.url=localhost:1": ["url='localhost:1'"],
     "minillm.export none out": ["CHECKPOINT=none: no"],
     "minillm.chain pair=gpt2_120m tests=[none.jsonl] jobs=0": ["jobs=0"],
 }  # fmt: skip

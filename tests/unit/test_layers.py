@@ -13,7 +13,7 @@ LAYERS = [
     {"evaluation", "planning"},
     {"train"},
     {"testing", "experiments", "api"},
-    {"chain", "compare", "export", "generate", "plan"},  # commands
+    {"chain", "compare", "export", "generate", "plan", "serve"},  # commands
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 

@@ -57,7 +57,7 @@ class Checkpoints(BoundaryCallback):
             self._save(trainer, self.last_file)
 
     def on_exception(self, trainer, module, exception) -> None:
-        if isinstance(exception, Interrupted):
+        if isinstance(exception, Interrupted) and module.whole:
             self._save(trainer, self.last_file)
             say(f"Saved {self.last_file}: {module.title}, step {module.step} of {module.n_steps}")
 

@@ -29,7 +29,7 @@ class Validation(BoundaryCallback):
     """Measures the student as given (`raw`), after the supervised start (`start`), every `every` steps, and at the end.
 
     The stream of random numbers is that of `seed` (eval_seed), the same for all seeds and stages. Where the prompts
-    have no references there is no loss, and Rouge-L is against the teacher's greedy answers, if there is a teacher. A
+    have no references there is no loss, and Rouge-L is against the teacher's greedy answers, if it is here. A
     student that gives all tokens the same probability has the figure `uniform` only and is never the best.
 
     Args:
@@ -84,16 +84,16 @@ class Validation(BoundaryCallback):
 
     @cached_property
     def teacher_answers(self) -> list[Answer]:
-        """Greedy, under the same cap; none without a teacher."""
-        return [] if self._pair.teacher is None else self._answer(self._pair.teacher, None)
+        """Greedy, under the same cap; none without a teacher that is in this process."""
+        return [] if self._pair.teacher_here is None else self._answer(self._pair.teacher, None)
 
     @cached_property
     def _references(self) -> list[tuple[str, ...]] | None:
         if self._prompts.has_references:
             say("Rouge-L is measured against the references of the validation file.")
             return [record.references for record in self._prompts.records]
-        if self._pair.teacher is None:
-            say("The validation prompts have no references and there is no teacher: no Rouge-L is measured.")
+        if self._pair.teacher_here is None:
+            say("The validation prompts have no references and no teacher is here: no Rouge-L is measured.")
             return None
         say("The validation prompts have no references: Rouge-L is measured against the teacher's greedy answers.")
         return [(answer.answer,) for answer in self.teacher_answers]
@@ -102,7 +102,7 @@ class Validation(BoundaryCallback):
         with self._module.whole_weights():
             sizes = dict(max_new_tokens=self.max_new_tokens, batch_size=self.batch_size)
             around = dict(stop_ids=self._pair.stop_ids, group=self._module.group, interrupt=self._module.interrupt)
-            models = dict(seeds=seeds, teacher=teacher)
+            models = dict(seeds=seeds, teacher=teacher, asking=self._module.asking)
             return answer_prompts(model, self._seen_by(model), self._pair.tokenizer, **models, **sizes, **around)
 
     def _seen_by(self, model: LanguageModel) -> PromptSet:
@@ -201,9 +201,9 @@ class Validation(BoundaryCallback):
         return figures | {f"val/teacher_{name}": value for name, value in teacher.items()}
 
     def _teacher_row(self) -> dict[str, dict[str, float]]:
-        return {} if self._pair.teacher is None else {"teacher": self._teacher_figures}
+        return {} if self._pair.teacher_here is None else {"teacher": self._teacher_figures}
 
     def _texts(self) -> dict[str, list[str]]:
         """Prompts, and the teacher's answers to them."""
         prompts = {"prompt": [record.conversation for record in self._prompts.records]}
-        return prompts | ({"teacher": [a.answer for a in self.teacher_answers]} if self._pair.teacher else {})
+        return prompts | ({"teacher": [a.answer for a in self.teacher_answers]} if self._pair.teacher_here else {})

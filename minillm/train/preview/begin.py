@@ -83,12 +83,12 @@ class Preview(L.Callback):
 
     def on_fit_start(self, trainer: L.Trainer, module: TrainingModule) -> None:
         """Raises ModelError: see `check_consistency`. The run's name is free again then."""
-        models = {"student": module.model} | ({} if self.pair.teacher is None else {"teacher": self.pair.teacher})
+        models = {"student": module.model} | ({} if self.pair.teacher_here is None else {"teacher": self.pair.teacher})
         if not self.settings.strategy.sharded:  # compiling for these few shapes would change those that follow
             models = {side: type(each)(each.network, self.pair.n_vocab) for side, each in models.items()}
-        half = trainer.precision == "bf16-mixed"
+        half = torch.autocast(module.device.type, torch.bfloat16, enabled=trainer.precision == "bf16-mixed")
         try:
-            with module.whole_weights(), torch.autocast(module.device.type, torch.bfloat16, enabled=half):
+            with module.asking(), module.whole_weights(), half:
                 self._compare(models)
         except ModelError:  # nothing is trained: the same command, with what is mended, makes this run
             if trainer.is_global_zero:
@@ -110,6 +110,7 @@ class Preview(L.Callback):
         sizes = dict(seed=settings.plain["seed"], max_new_tokens=work.answer_tokens, max_tokens=tokens)
         same = consistency(models, self.pair, self.train, longest=reach, temperature=temperature, **sizes)
         self.page = self.page.with_consistency(same)
-        if "teacher" in models:
-            found = agreement(*models.values(), self.pair, self.train, **sizes)
+        if self.pair.teacher is not None:
+            teacher = models.get("teacher", self.pair.teacher)
+            found = agreement(models["student"], teacher, self.pair, self.train, **sizes)
             self.page = self.page.with_agreement(found, self.pair.n_vocab)

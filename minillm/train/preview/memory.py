@@ -135,7 +135,10 @@ def case_of(
 
 def sizes_of(pair: Pair) -> tuple[Sizes, Sizes | None]:
     """Of student and teacher as they are loaded."""
-    return Sizes.of(pair.student), None if pair.teacher is None else Sizes.of(pair.teacher.network)
+    teacher = None if pair.teacher is None else Sizes.of(pair.teacher.network)
+    if pair.teacher is not None and pair.teacher.served:  # only its head is here
+        teacher = replace(teacher, parameters=teacher.body + teacher.head, stored=teacher.head * teacher.itemsize)
+    return Sizes.of(pair.student), teacher
 
 
 def choose_sizes(settings: Settings, pair: Pair, train: PromptSet, precision: str, memory: float | None) -> AutoSizes:

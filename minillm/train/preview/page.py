@@ -152,14 +152,16 @@ def _escaped(text: str) -> str:
 
 
 def _source(spec: object) -> str:
-    source = getattr(spec, "source", "random weights")
-    return "layers of the teacher" if isinstance(spec, PrunedTeacher) else OWN_TEACHERS.get(source, source)
+    if isinstance(spec, PrunedTeacher):
+        return "layers of the teacher"
+    return OWN_TEACHERS.get(getattr(spec, "source", None)) or getattr(spec, "name", "random weights")
 
 
 def _model(network: PreTrainedModel) -> str:
     dtypes = ", ".join(sorted({str(each.dtype).removeprefix("torch.") for each in network.parameters()}))
     layers = text_config(network.config).num_hidden_layers
-    return f"{network.config.model_type}, {layers} layers, {dtypes} on {network.device}"
+    place = "a server" if network.device.type == "meta" else network.device
+    return f"{network.config.model_type}, {layers} layers, {dtypes} on {place}"
 
 
 def _parameters(network: PreTrainedModel) -> str:

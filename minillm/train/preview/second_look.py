@@ -69,7 +69,7 @@ def warnings_of(
             "way round?"
         )
     if monitor == "rouge_l" and references_in(validation) < len(validation):
-        instead = "Rouge-L is against the teacher's greedy answers" if teacher else "there is no Rouge-L"
+        instead = "Rouge-L is against the teacher's greedy answers" if pair.teacher_here else "there is no Rouge-L"
         texts.append(
             f"callbacks.checkpoints.monitor=rouge_l, and not every validation prompt has a reference: {instead}; name "
             "a data.val_file with them or another monitor."
