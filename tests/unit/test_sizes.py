@@ -77,7 +77,7 @@ def of_a_run(memory, vocabulary=31, **layout):
     pair = make_pair(vocabulary=vocabulary, dtype=torch.float32)
     made = settings("data.max_prompt_tokens=30", "sampler.max_new_tokens=60", "data.block_size=64",
                     *(f"strategy.{key}={value}" for key, value in layout.items()))  # fmt: skip
-    prompts = type("Prompts", (), {"prompt_ids": [[1] * 30]})
+    prompts = type("Prompts", (), {"longest": 30})
     found = choose_sizes(made, pair, prompts, "bf16-mixed", memory)
     case = case_of(found.fill(made), *sizes_of(pair), prompt=30, answer=60, half=True)
     return found, measure(case).total
