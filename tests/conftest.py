@@ -17,7 +17,11 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """Mark cases of a test with `some(n)` as slow, all but n that are spread over them."""
+    """Mark as slow what lies in integration/ or parity/ and is not `quick`, and of the cases of a test with `some(n)`
+    all but n that are spread over them."""
+    for item in items:
+        if item.path.parent.name in ("integration", "parity") and not item.get_closest_marker("quick"):
+            item.add_marker(pytest.mark.slow)
     cases: dict[str, list] = {}
     for item in items:
         cases.setdefault(item.nodeid.partition("[")[0], []).append(item)

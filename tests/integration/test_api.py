@@ -30,6 +30,7 @@ def test_the_package_is_imported_without_torch():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+@pytest.mark.quick
 def test_distill_makes_the_run_of_the_command(tmp_path, world, overrides):
     command = train(tmp_path / "command", [*overrides, "callbacks.record.export=last"])
     pair = load(world)
@@ -56,7 +57,6 @@ def test_distill_makes_the_run_of_the_command(tmp_path, world, overrides):
     assert run.history[-1]["progress/round"] == 4 and (tmp_path / "api" / "student" / "config.json").exists()
 
 
-@pytest.mark.slow
 def test_a_run_without_a_directory_leaves_the_student_in_memory_only(tmp_path, world, monkeypatch):
     monkeypatch.chdir(tmp_path)
     pair = load(world)
@@ -80,7 +80,6 @@ def test_a_run_without_a_directory_leaves_the_student_in_memory_only(tmp_path, w
     assert kl == pytest.approx(other) and kl > 0
 
 
-@pytest.mark.slow
 def test_a_run_that_was_cut_goes_on(tmp_path, world):
     options = dict(
         regime=minillm.OnPolicy(**SMALL), sampler=minillm.Sampler(max_new_tokens=4), save_every=2, preflight=False,

@@ -36,6 +36,7 @@ def equals(folder, run, whole):
     assert (folder / "student/model.safetensors").read_bytes() == (whole[0] / "student/model.safetensors").read_bytes()
 
 
+@pytest.mark.quick
 def test_a_damaged_checkpoint_is_named_and_the_one_before_it_gives_the_same_run(tmp_path, overrides, whole, capsys):
     with pytest.raises(Killed):
         train(tmp_path, overrides, kill_after=3)
@@ -67,7 +68,6 @@ class Stop(L.Callback):
         checkpoints._save = saved
 
 
-@pytest.mark.slow
 def test_best_weights_of_a_lost_branch_are_not_taken_for_those_of_the_checkpoint(tmp_path, overrides, capsys):
     options = [*overrides, "callbacks.checkpoints.monitor=loss"]  # better at each validation
     whole = tmp_path / "whole", train(tmp_path / "whole", options).module.state_dict()
@@ -82,7 +82,6 @@ def test_best_weights_of_a_lost_branch_are_not_taken_for_those_of_the_checkpoint
     equals(cut, resumed, whole)
 
 
-@pytest.mark.slow
 def test_best_weights_that_are_lost_are_sought_anew(tmp_path, overrides, capsys):
     with pytest.raises(Killed):
         train(tmp_path, overrides, kill_after=2)
@@ -138,7 +137,6 @@ def test_a_full_disk_ends_the_run_and_nothing_is_lost(tmp_path, overrides, whole
     equals(tmp_path, train(tmp_path, overrides, resume="auto"), whole)
 
 
-@pytest.mark.slow
 def test_a_disk_that_is_full_for_the_student_alone(tmp_path, overrides, whole):
     disk = FullFrom(-1, -1)
     disk.on_train_end = lambda trainer, module: disk.fill()
@@ -148,7 +146,6 @@ def test_a_disk_that_is_full_for_the_student_alone(tmp_path, overrides, whole):
     equals(tmp_path, train(tmp_path, overrides, resume="auto"), whole)
 
 
-@pytest.mark.slow
 def test_samples_that_cannot_be_written_end_the_run_and_the_same_command_goes_on(tmp_path, overrides, whole):
     samples = tmp_path / "samples"
 
@@ -175,7 +172,6 @@ def cut(tmp_path_factory, overrides):
     return folder
 
 
-@pytest.mark.some(4)
 @pytest.mark.parametrize(
     ("options", "texts"),
     [
@@ -239,14 +235,12 @@ def test_a_machine_where_auto_comes_to_something_else_is_refused(cut, overrides,
         (cut / "begun.json").write_text(before)
 
 
-@pytest.mark.slow
 def test_naming_what_auto_came_to_changes_nothing(tmp_path, cut, overrides):
     shutil.copytree(cut, tmp_path / "cut")
     assert "precision: auto" in (cut / "config.yaml").read_text()
     train(tmp_path / "cut", [*overrides, "trainer.precision=32-true"], resume="auto")
 
 
-@pytest.mark.slow
 def test_a_longer_run_goes_on_and_equals_one_that_was_long_from_the_start(tmp_path, overrides):
     train(tmp_path / "short", overrides)
     long = train(tmp_path / "long", [*overrides, "regime.max_steps=10"]).module.state_dict()

@@ -16,6 +16,7 @@ def place(tmp_path_factory):
     return tmp_path_factory.mktemp("place")
 
 
+@pytest.mark.quick
 def test_the_commands_in_short(place, world, overrides):
     small = ["start.steps=0", "regime.max_steps=2", "callbacks.validation.every=null", "logger=csv", "run.name=short"]
     done = call("train.py", *overrides, *small, cwd=place)
@@ -27,7 +28,6 @@ def test_the_commands_in_short(place, world, overrides):
     assert (place / "runs" / "measured" / "report" / "index.html").exists()
 
 
-@pytest.mark.slow
 def test_train_then_evaluate(place, world, overrides):
     run = place / "runs" / "tiny"
     done = call("train.py", *overrides, "preflight=true", "run.name=tiny", cwd=place, WANDB_MODE="offline")
@@ -79,6 +79,7 @@ def test_train_then_evaluate(place, world, overrides):
 slow = partial(pytest.param, marks=pytest.mark.slow)
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize(
     ("script", "arguments", "text"),
     [
@@ -95,7 +96,6 @@ def test_mistakes_are_one_message_and_no_traceback(place, script, arguments, tex
     assert not (place / "runs" / "mistake").exists()
 
 
-@pytest.mark.slow
 def test_a_broken_data_file_is_named_with_its_line(place, world, overrides):
     broken = place / "broken.jsonl"
     broken.write_text('{"instruction": "a"}\n{"instruction": \n{"input": "b"}\n')
@@ -105,7 +105,6 @@ def test_a_broken_data_file_is_named_with_its_line(place, world, overrides):
     assert "broken.jsonl:2: not JSON" in done.stderr and "broken.jsonl:3: key instruction" in done.stderr
 
 
-@pytest.mark.slow
 def test_the_command_makes_a_report_alone_and_leaves_no_other_directory(tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "metrics.csv").write_text("progress/optimizer_step,val/rouge_l\n0,8.5\n5,11.0\n")

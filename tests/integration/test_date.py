@@ -78,7 +78,6 @@ def first_prompt(dated, run):
     return AutoTokenizer.from_pretrained(dated / "student").decode(run.datamodule.train_prompts.prompt_ids[0])
 
 
-@pytest.mark.slow
 def test_a_run_keeps_its_date_when_it_goes_on(tmp_path, dated, run_of, day):
     whole = train(tmp_path / "whole", run_of)
     assert first_prompt(dated, whole).startswith("28 Feb 2024\n")
@@ -101,7 +100,6 @@ def test_a_template_without_a_date_gets_none(tmp_path, overrides):
     assert read_config(tmp_path / "config.yaml")["data"]["date"] is None
 
 
-@pytest.mark.slow
 def test_another_template_is_named_and_not_the_file(tmp_path, dated, run_of, day):
     tokenizer = byte_level()
     tokenizer.chat_template = DATED
@@ -117,7 +115,6 @@ def test_another_template_is_named_and_not_the_file(tmp_path, dated, run_of, day
         train(tmp_path / "run", options, resume="auto")
 
 
-@pytest.mark.slow
 def test_an_evaluation_keeps_its_date_and_its_units_depend_on_it(tmp_path, dated, day):
     run_suite(suite := evaluation(dated, tmp_path / "whole"))
     assert suite.sources.date == suite.settings["data"]["date"] == "2024-02-28"
@@ -148,7 +145,6 @@ def test_answers_of_a_teacher_keep_their_date(tmp_path, dated, day):
     assert made and (tmp_path / "answers.jsonl").read_text().startswith(made["000000.jsonl"])
 
 
-@pytest.mark.slow
 def test_the_note_names_the_date_that_a_model_was_trained_with(tmp_path, dated, run_of, day):
     train(tmp_path / "run", [*run_of, "callbacks.checkpoints.every=null", "regime.max_steps=2"])
     day("2024-02-29")

@@ -47,6 +47,7 @@ def same(one, other):
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
+@pytest.mark.quick
 def test_a_run_directory_is_its_best_weights(run_dir, copied, tmp_path):
     (tmp_path / "out").mkdir()
     export(copied, tmp_path / "out", command="the command")

@@ -62,6 +62,7 @@ def test_renyi_is_its_definition_and_nears_the_kl():
     )
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize(("mine", "name"), [("objective", "renyi"), ("sampler", "hot")])
 def test_a_run_takes_them_by_one_line(tmp_path, overrides, mine, name):
     run = train(tmp_path, [EXTEND, f"{mine}={name}", *overrides, "preflight=true", "regime.max_steps=4"])
@@ -111,7 +112,6 @@ def test_a_figure_of_ones_own_is_in_validation_table_screen_and_report(tmp_path,
     assert "Validation: stutter" in page
 
 
-@pytest.mark.slow
 def test_a_figure_of_ones_own_is_in_an_evaluation_and_its_report(tmp_path, world, capsys):
     suite = {**OmegaConf.to_container(OmegaConf.load("conf/suite/quick.yaml")), "figures": [OWN]}
     options = dict(files=[world / "val.jsonl"], seeds=[1, 2], max_new_tokens=6, run_dir=tmp_path / "own")

@@ -32,6 +32,7 @@ def answers(run_dir):
     return (run_dir / "answers.jsonl").read_text()
 
 
+@pytest.mark.quick
 def test_one_sampled_response_a_prompt_in_the_schema_of_training_data(tmp_path, world):
     generate(work(world, tmp_path), "cpu")
     rows = list(map(json.loads, answers(tmp_path).splitlines()))
@@ -74,7 +75,6 @@ def test_a_stopped_run_goes_on_and_ends_the_same(tmp_path, world, monkeypatch):
     assert len(calls) == 4
 
 
-@pytest.mark.slow
 def test_two_processes_share_the_work(tmp_path, world):
     generate(work(world, tmp_path / "one"), "cpu")
     options = [
@@ -103,7 +103,6 @@ def test_torchrun_and_srun_say_which_share_is_whose(tmp_path, world, monkeypatch
     assert (rank(), started_processes()) == (1, 2)
 
 
-@pytest.mark.slow
 def test_answers_are_trained_on(tmp_path, world):
     generate(work(world, tmp_path / "answers"), "cpu")
     run = train(
@@ -134,7 +133,6 @@ def test_mistakes_come_in_one_message(tmp_path, world):
     assert f"data.file was '{world}/train.jsonl', is '{world}/val.jsonl' now; " in str(caught.value)
 
 
-@pytest.mark.slow
 def test_the_command_answers_a_mistake_with_one_message():
     done = call("minillm.generate", "taecher=x", cwd=ROOT)
     assert done.poll() == 1 and "taecher: no such key; did you mean teacher?" in done.stderr

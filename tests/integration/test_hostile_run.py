@@ -59,7 +59,6 @@ def read_everywhere(run):
     template_notes([f"{run}/student"], LISTED["data"])
 
 
-@pytest.mark.slow
 def test_no_class_at_any_place_is_imported(copied, tmp_path):
     plain = read_config(copied / "config.yaml")
     places = [*groups(plain), ("model", "lora"), ("model", "student", "architecture"), ("callbacks", "more")]
@@ -81,7 +80,6 @@ def test_no_class_at_any_place_is_imported(copied, tmp_path):
             read_everywhere(copied)
 
 
-@pytest.mark.some(3)
 @pytest.mark.parametrize(
     ("key", "typed"),
     [
@@ -121,6 +119,7 @@ def test_a_model_that_is_none_is_one_message(copied, tmp_path, model, text):
         export(copied, tmp_path / "out")
 
 
+@pytest.mark.quick
 def test_nothing_in_a_stored_config_is_resolved(copied, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "very-secret")
     plain = read_config(copied / "config.yaml")
@@ -144,7 +143,6 @@ def test_a_reward_function_in_a_stored_config_is_not_imported(copied, tmp_path):
         compare_settings(copied, plain, {})
 
 
-@pytest.mark.some(1)
 @pytest.mark.parametrize(
     "text", ["[" * 5000, "a: &x [1]\nb: [*x, *x]", "a: !!python/object/apply:os.system [ls]", "- 1"]
 )
@@ -160,7 +158,6 @@ def test_a_config_that_cannot_be_read_is_one_message(copied, tmp_path, text):
     assert template_notes([f"{copied}/student"], LISTED["data"]) == []
 
 
-@pytest.mark.slow
 def test_text_that_looks_like_an_interpolation_stays_text(tmp_path, overrides):
     """The user typed it with the backslash that OmegaConf wants; the run goes on and is exported."""
     typed = [*overrides, "start.steps=0", r"data.system='Say \${x}'", "data.template=chat"]
@@ -175,7 +172,6 @@ def test_text_that_looks_like_an_interpolation_stays_text(tmp_path, overrides):
 HUGE = "9" * 400
 
 
-@pytest.mark.some(3)
 @pytest.mark.parametrize(
     ("file", "text"),
     [

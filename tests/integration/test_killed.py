@@ -121,7 +121,6 @@ def same(cut, whole):
         assert (cut / "samples" / name).read_text() == (whole / "samples" / name).read_text(), name
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("moment", MOMENTS)
 def test_killed_once(tmp_path, options, whole, moment):
     assert killed(moment, tmp_path, options)
@@ -131,7 +130,6 @@ def test_killed_once(tmp_path, options, whole, moment):
     same(tmp_path, whole)
 
 
-@pytest.mark.slow
 def test_killed_at_one_moment_after_another(tmp_path, options, whole):
     died = [
         killed(moment, tmp_path, options, resume="auto")
@@ -142,7 +140,6 @@ def test_killed_at_one_moment_after_another(tmp_path, options, whole):
     same(tmp_path, whole)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "moment", ["second micro-batch", "update", "last.ckpt half written", "between checkpoint and row"]
 )
@@ -163,7 +160,6 @@ def uninterrupted(place, options):
     return place / "runs" / "cut"
 
 
-@pytest.mark.slow
 def test_the_command_itself_is_killed_three_times_wherever_it_is(tmp_path, options):
     """Within 0.1 s of its metrics.csv having grown; the moments are drawn, the outcome is not."""
     long = [*options, "regime.max_steps=40", "callbacks.validation.every=8"]
@@ -187,7 +183,6 @@ def test_the_command_itself_is_killed_three_times_wherever_it_is(tmp_path, optio
     assert (folder / weights).read_bytes() == (whole / weights).read_bytes()
 
 
-@pytest.mark.slow
 def test_a_preempted_command_ends_with_75_and_the_same_command_goes_on(tmp_path, options):
     long = [*options, "regime.max_steps=100", "callbacks.validation.every=25", "resume=auto"]
     process, folder = start(tmp_path, long), tmp_path / "runs" / "cut"

@@ -60,7 +60,6 @@ def test_the_best_adapters_are_exported(tmp_path, overrides, world):
     assert all(torch.equal(value, base.state_dict()[name]) for name, value in student.state_dict().items())
 
 
-@pytest.mark.slow
 def test_a_pruned_teacher_takes_adapters_and_a_teacher_its_own(tmp_path, overrides, world):
     train(tmp_path / "first", [*overrides, *LORA])
     teacher = [
@@ -77,7 +76,6 @@ def test_a_pruned_teacher_takes_adapters_and_a_teacher_its_own(tmp_path, overrid
     )
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("options", [pytest.param([], marks=pytest.mark.slow), ["lora=default"]])
 def test_recomputed_activations_change_no_run(tmp_path, overrides, options):
     kept, recomputed = (
@@ -90,7 +88,6 @@ def test_recomputed_activations_change_no_run(tmp_path, overrides, options):
     assert rows(tmp_path / "true")[-1]["rollout/length"] == rows(tmp_path / "false")[-1]["rollout/length"]
 
 
-@pytest.mark.slow
 def test_fine_tuning_adapters_without_a_teacher_resumes_and_recomputes(tmp_path, world):
     options = [
         f"model.student={world}/student", "model.teacher=null", f"data.train_file={world}/train.jsonl",

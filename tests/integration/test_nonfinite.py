@@ -86,6 +86,7 @@ CASES = {
 }
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize(
     "case",
     [
@@ -130,14 +131,12 @@ def test_a_step_that_is_skipped_leaves_weights_and_moments_and_is_counted(tmp_pa
     assert skipped == ["1.0"] and all(math.isfinite(float(v)) for row in rows(tmp_path / "a") for v in row.values())
 
 
-@pytest.mark.slow
 def test_too_many_in_a_row_end_the_run(tmp_path, overrides):
     options = [*overrides, "optim.on_nonfinite=skip", "optim.skip_limit=3"]
     with pytest.raises(NonFiniteError, match=r"step 6, rank 0.* 3 in a row: optim.skip_limit=3"):
         train(tmp_path, options, also=Spoil(2, teacher_weight(math.nan)))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("policy", ["abort", "skip"])
 def test_the_supervised_regime(tmp_path, supervised, policy):
     options = [*supervised, f"optim.on_nonfinite={policy}"]

@@ -37,7 +37,6 @@ class Weights(L.Callback):
             self.seen.append({name: each.detach().clone() for name, each in trained.items()})
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("more", [[], LORA, ["regime=supervised", "objective=kd"]], ids=["full", "lora", "supervised"])
 def test_the_moving_average_is_its_closed_form_and_survives_a_kill(tmp_path, own, supervised, more):
     if "objective=kd" in more:
@@ -63,7 +62,6 @@ def test_the_moving_average_is_its_closed_form_and_survives_a_kill(tmp_path, own
     assert rows(tmp_path / "cut") == rows(tmp_path / "whole")
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("teacher", "more"), [("start", []), ("start", LORA), ("base", LORA), ("base", [*LORA, "sampler.alpha=0.4"])]
 )
@@ -130,7 +128,6 @@ def test_the_card_and_the_export_know_the_teacher(own):
     assert pair.teacher is None and pair.stop_ids == made.model.load(torch.device("cpu")).stop_ids
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("recipe", "more"), [("opsd", []), ("context", ["data.teacher_system=why big"])])
 def test_the_recipes_make_a_run(tmp_path, world, recipe, more):
     small = ["regime.rollouts=2", "regime.minibatch_size=2", "regime.max_steps=1", "sampler.max_new_tokens=4"]

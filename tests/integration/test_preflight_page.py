@@ -51,7 +51,6 @@ def test_the_page_changes_no_number_of_the_run(tmp_path, overrides):
     assert not list((tmp_path / "false").glob("preflight*"))
 
 
-@pytest.mark.slow
 def test_memory_is_counted_with_the_precision_that_was_chosen(tmp_path, overrides, monkeypatch):
     def update(name, *options):
         prepared(tmp_path / name, [*overrides, *options])
@@ -74,7 +73,6 @@ def test_the_page_is_of_this_run(tmp_path, overrides, capsys):
     assert "Preflight" in screen and "2 supervised, then 6 optimizer steps of 2 answers, in 3 rollouts of 4" in screen
 
 
-@pytest.mark.slow
 def test_a_resumed_run_keeps_the_page_of_its_beginning(tmp_path, overrides, capsys):
     with pytest.raises(Killed):
         train(tmp_path, overrides, kill_after=2)
@@ -136,6 +134,7 @@ def no_template(tmp_path):
     return save(tmp_path / "base", tokenizer=tokenizer)
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize(
     ("side", "make", "texts"),
     [
@@ -157,7 +156,6 @@ def test_a_pair_that_cannot_work_stops_with_what_to_change(tmp_path, overrides, 
     assert not run_dir.exists()  # the name is free for another try
 
 
-@pytest.mark.slow
 def test_a_model_that_is_refused_before_the_first_step_leaves_the_name_free(tmp_path, overrides, monkeypatch):
     monkeypatch.setattr("minillm.rollout.consistency._exceeds", lambda *_: True)
     with pytest.raises(ModelError, match="decoding and training are two models"):
@@ -167,7 +165,6 @@ def test_a_model_that_is_refused_before_the_first_step_leaves_the_name_free(tmp_
     prepared(tmp_path / "run", overrides)
 
 
-@pytest.mark.slow
 def test_padded_vocabularies_work_and_are_told(tmp_path, overrides):
     teacher = save(tmp_path / "padded", vocabulary=40)
     prepared(tmp_path / "run", [*overrides, f"model.teacher={teacher}"])

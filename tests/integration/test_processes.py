@@ -38,13 +38,11 @@ def equal(cut: Path, whole: Path):
     assert rows(cut) == rows(whole)
 
 
-@pytest.mark.slow
 def test_the_command_starts_one_process_a_device(tmp_path, overrides):
     folder = finished(tmp_path, [*overrides, "strategy=ddp", "strategy.devices=2", "regime.max_steps=2"])
     assert json.loads((folder / "metrics.json").read_text())["steps"] == 2
 
 
-@pytest.mark.slow
 def test_a_mistake_is_said_once(tmp_path, overrides):
     """Found by both processes, once the tokenizer is there."""
     options = [*overrides, "strategy=fsdp_tp", "strategy.devices=2", "data.max_prompt_tokens=1"]
@@ -53,7 +51,6 @@ def test_a_mistake_is_said_once(tmp_path, overrides):
     assert said and said.count("prompts is left") == 1 and "Traceback" not in said
 
 
-@pytest.mark.slow
 def test_what_the_first_process_finds_ends_both_with_one_message(tmp_path, overrides):
     """Both checkpoints are damaged; only the first process looks."""
     folder = tmp_path / "runs" / "cut"
@@ -67,7 +64,6 @@ def test_what_the_first_process_finds_ends_both_with_one_message(tmp_path, overr
     assert "Traceback" not in said and said.count("Error") == 1 and not (folder / LOCK).exists(), said
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("strategy", "number"), [("ddp", signal.SIGUSR1), ("fsdp", signal.SIGINT)])
 def test_two_processes_are_preempted_and_killed_and_go_on_bit_for_bit(tmp_path, overrides, strategy, number):
     options = [*overrides, *LONG, f"strategy={strategy}", "strategy.devices=2", "resume=auto"]
@@ -105,7 +101,6 @@ def uncut(tmp_path_factory, overrides):
     return of
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("strategy", "moment", "rank"),
     [
@@ -129,7 +124,6 @@ def test_one_of_two_processes_dies_at_any_moment(tmp_path, overrides, uncut, mon
     equal(finished(tmp_path, options), uncut(strategy))
 
 
-@pytest.mark.slow
 def test_a_second_ctrl_c_ends_all_processes_without_saving(tmp_path, overrides):
     """In the middle of a round that is long."""
     round_of_a_minute = ["start.steps=0", "regime.inner_epochs=2000", "regime.max_steps=4000"]

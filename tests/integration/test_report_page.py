@@ -90,6 +90,7 @@ def search(browser, text: str, expected: str) -> None:
     )
 
 
+@pytest.mark.quick
 def test_files_beside_the_page(page):
     folder, names = page.parent, {file.name for file in page.parent.iterdir()}
     assert {"index.html", "table.csv"} <= names
@@ -128,7 +129,6 @@ def test_the_best_student_is_bold_and_a_teacher_never(opened):
     assert [len(row.find_elements(By.CSS_SELECTOR, ".best")) for row in rows] == [0, 0, 2]
 
 
-@pytest.mark.slow
 def test_published_values_unfold_and_say_that_they_are_of_other_models(opened):
     press(opened, opened.find_element(By.CSS_SELECTOR, "#published summary"))
     rows = texts(opened, "#published tbody tr")
@@ -150,7 +150,6 @@ def test_hostile_answers_are_text(opened):
     assert "window.hacked" in opened.find_element(By.CSS_SELECTOR, "#settings pre").text
 
 
-@pytest.mark.slow
 def test_samples_are_filtered_searched_and_turned(opened):
     assert texts(opened, ".pager p") == ["1–8 of 36"] * 2
     assert all("plain · seed 10" in each for each in texts(opened, ".sample h3"))
@@ -174,7 +173,6 @@ def test_samples_are_filtered_searched_and_turned(opened):
     search(opened, "", "1–8 of 24")
 
 
-@pytest.mark.slow
 def test_empty_and_endless_answers(opened):
     def unfold(label: str) -> int:
         (button,) = (each for each in opened.find_elements(By.CSS_SELECTOR, ".more") if each.text == label)
@@ -190,7 +188,6 @@ def test_empty_and_endless_answers(opened):
     assert unfold("Show all 20,000 characters") == 20_000
 
 
-@pytest.mark.slow
 def test_tokens_have_colours_and_tell_their_numbers_to_mouse_and_keyboard(opened, page):
     rows = (page.parent.parent / "tokens.jsonl").read_text().splitlines()
     row = json.loads(rows[0])
@@ -215,7 +212,6 @@ def test_tokens_have_colours_and_tell_their_numbers_to_mouse_and_keyboard(opened
     assert texts(opened, ".pager p")[0] == "1–8 of 12"
 
 
-@pytest.mark.slow
 def test_curves_tell_their_numbers_to_mouse_and_keyboard(opened, page):
     curves = json.loads((page.parent.parent / "metrics.json").read_text())["exposure"][FILES[0]]
     plot = opened.find_element(By.CSS_SELECTOR, "#plot-exposure-dolly_test svg")
@@ -233,7 +229,6 @@ def test_curves_tell_their_numbers_to_mouse_and_keyboard(opened, page):
     assert not tip.is_displayed() and not plot.find_elements(By.CSS_SELECTOR, ".cursor")
 
 
-@pytest.mark.some(1)
 @pytest.mark.parametrize("width", [320, 360, 1280])
 def test_the_page_never_scrolls_sideways(opened, width):
     dress(opened, width, "light")
@@ -277,7 +272,6 @@ def test_the_keyboard_reaches_every_control(opened):
     assert opened.find_element(By.CSS_SELECTOR, "caption").text.endswith("decoding no_repeat_ngram_6")
 
 
-@pytest.mark.slow
 def test_ten_thousand_answers_open_in_a_moment_and_turn_at_once(browser, page, tmp_path):
     text = page.read_text()
     found = re.search(r'<script type="application/json" id="samples-data">(.*?)</script>', text, re.DOTALL)

@@ -55,6 +55,7 @@ def rows(run_dir):
     return [row for row in kept if row]
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("kill_after", [2, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 3))])
 def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path, overrides, kill_after):
     whole = train(tmp_path / "whole", overrides)
@@ -69,7 +70,6 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path, overrides, kill_aft
     assert (tmp_path / "cut" / sample).read_text() == (tmp_path / "whole" / sample).read_text()
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("objective", ["extrapolated", "jsd"])
 def test_objectives_that_need_more_of_the_start_or_of_the_rollout_resume_too(tmp_path, overrides, objective):
     """The student at the start is neither in the checkpoint nor the student of the checkpoint."""
@@ -117,7 +117,6 @@ def test_best_weights_are_those_that_were_validated(tmp_path, overrides):
     assert f"| reverse_kl | {figures['best/reverse_kl']:.4g} |" in card
 
 
-@pytest.mark.slow
 def test_a_start_on_the_references_of_the_data(tmp_path, overrides):
     options = ["start.responses=reference", "start.kd_ratio=0.5", "start.learning_rate=1e-2", "start.steps=60"]
     figures = find(train(tmp_path, [*overrides, *options]).trainer, Validation).final_figures()
@@ -125,7 +124,6 @@ def test_a_start_on_the_references_of_the_data(tmp_path, overrides):
     assert losses[-1] < 0.8 * losses[0] and figures["val/reverse_kl_start"] != figures["val/reverse_kl_raw"]
 
 
-@pytest.mark.slow
 def test_another_seed_gives_another_run(tmp_path, overrides):
     one, two = (train(tmp_path / str(seed), [*overrides, f"seed={seed}"]) for seed in (0, 1))
     first = one.module.state_dict()
@@ -166,7 +164,6 @@ def test_of_equal_validations_the_later_weights_are_kept(tmp_path, overrides):
     assert json.loads((tmp_path / "metrics.json").read_text())["best/step"] == 6
 
 
-@pytest.mark.slow
 def test_sizes_that_were_auto_stay_what_they_were(tmp_path, overrides):
     """So that a run that goes on elsewhere rounds as it did."""
     with pytest.raises(Killed):

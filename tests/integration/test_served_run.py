@@ -94,7 +94,6 @@ def served_by_command(world, place, port="0"):
     return command, found[1], found[2]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("devices", [[], ["strategy=ddp", "strategy.devices=2"]], ids=["alone", "ddp"])
 def test_a_server_in_a_process_of_its_own_is_killed(tmp_path_factory, world, options, devices, monkeypatch):
     """The run ends with status 75, then goes on by the same command to the same numbers."""

@@ -77,6 +77,7 @@ def goes_on(cut, overrides, whole):
 
 # In the run of `overrides` the student's raw answers, the greedy teacher's, the answers of the supervised start, and
 # then in turn a validation and a rollout, the last one a validation.
+@pytest.mark.quick
 @pytest.mark.parametrize(
     ("nth", "number"),
     [pytest.param(nth, SIGNALS[nth % 5], marks=[] if nth == 7 else pytest.mark.slow) for nth in range(1, 11)],
@@ -90,7 +91,6 @@ def test_a_signal_while_decoding(tmp_path, overrides, whole, monkeypatch, nth, n
     goes_on(tmp_path, overrides, whole)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("hook", "step"),
     [
@@ -114,7 +114,6 @@ def test_a_signal_during_an_update_lets_the_round_end(tmp_path, overrides, whole
     goes_on(tmp_path, overrides, whole)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("hook", "step"),
     [
@@ -137,7 +136,6 @@ def test_a_signal_in_the_supervised_regime(tmp_path, supervised, hook, step):
     goes_on(tmp_path / "cut", supervised, (tmp_path / "whole", state))
 
 
-@pytest.mark.slow
 def test_a_sigterm_while_processes_wait_to_begin_saves_too(tmp_path, overrides, whole):
     """Behind Lightning's handler and before ours."""
 
@@ -157,7 +155,6 @@ def test_a_sigterm_while_processes_wait_to_begin_saves_too(tmp_path, overrides, 
     goes_on(tmp_path, overrides, whole)
 
 
-@pytest.mark.slow
 def test_an_interrupted_run_that_is_interrupted_again_at_once_loses_nothing(tmp_path, overrides, whole, monkeypatch):
     """The validation that is owed, and the row of the round that comes behind it, stay owed."""
     sent_in_decoding(monkeypatch, 6, signal.SIGTERM)
@@ -170,7 +167,6 @@ def test_an_interrupted_run_that_is_interrupted_again_at_once_loses_nothing(tmp_
     goes_on(tmp_path, overrides, whole)
 
 
-@pytest.mark.slow
 def test_a_signal_after_the_last_step_leaves_a_finished_run(tmp_path, overrides):
     process, done = start(tmp_path, overrides), tmp_path / "runs" / "cut" / "metrics.json"
     while not done.exists():

@@ -18,7 +18,6 @@ LONG = [
 ]  # fmt: skip
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(3000)
 def test_soak(tmp_path, overrides, record_property):
     (tmp_path / "whole").mkdir()

@@ -17,7 +17,6 @@ def broken(record, answer):
     raise ValueError(f"{record.instruction}?")
 
 
-@pytest.mark.slow
 def test_a_run_with_all_of_it_learns_and_resumes(tmp_path, overrides):
     ours = [f"reward.function={__name__}.short", "reward.weight=20", "sampler.answers_per_prompt=4", *GIVEN]
     sizes = ["start.steps=0", "regime.rollouts=16", "regime.minibatch_size=16", "regime.max_steps=24"]

@@ -19,6 +19,7 @@ from tests.integration.evaluations import BRIEF, SAMPLES, lines, loaded, results
 from tests.tiny import make_model, make_tokenizer
 
 
+@pytest.mark.quick
 def test_every_figure_is_there_for_every_row(whole, world, place):
     found = results(whole)
     teacher, one, two = (f"{world}/teacher", f"{place}/one/student", f"{place}/two/student")

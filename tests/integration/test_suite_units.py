@@ -99,7 +99,6 @@ def test_what_is_left_out_and_taken_in_again_is_not_measured_again(brief, checke
     assert same(copy, brief) and made == []
 
 
-@pytest.mark.some(4)
 @pytest.mark.parametrize(
     ("change", "kinds"),
     [
@@ -125,7 +124,6 @@ def test_another_value_makes_its_own_units_anew(checked, place, tmp_path, change
     assert new == (kinds or {unit.kind for unit in now.values()})
 
 
-@pytest.mark.slow
 def test_other_content_under_the_same_name_is_measured(checked, place, world, tmp_path, made):
     copy, file = tmp_path / "three" / "student", tmp_path / "text.jsonl"
     shutil.copytree(place / "two" / "student", copy)
@@ -156,7 +154,6 @@ def test_a_data_set_of_the_hub_is_known_by_its_records(checked, place, tmp_path,
     assert name() != before
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("no_model")
 def test_a_finished_run_shows_its_tables_and_what_is_lost_is_made_again(brief, checked, copy, capsys):
     more = ["devices=1", "device=cpu", "suite.judge.concurrency=2"]  # nothing that is measured
@@ -187,7 +184,6 @@ def test_another_jobs_directory_is_left_alone(checked, tmp_path):
         checked(tmp_path)
 
 
-@pytest.mark.some(1)
 @pytest.mark.usefixtures("no_model")
 @pytest.mark.parametrize("fails", ["settings.json", "answers.jsonl", "metrics.json"])
 def test_killed_in_between_no_metrics_pass_for_complete(brief, checked, place, copy, monkeypatch, fails):
@@ -208,7 +204,6 @@ def test_killed_in_between_no_metrics_pass_for_complete(brief, checked, place, c
     assert same(copy, brief)
 
 
-@pytest.mark.slow
 def test_killed_at_any_moment_it_ends_the_same(undisturbed, world, place, tmp_path):
     run_dir, kills = tmp_path / "run", 0
     for wanted in (1, 8, 16):
@@ -223,7 +218,6 @@ def test_killed_at_any_moment_it_ends_the_same(undisturbed, world, place, tmp_pa
     assert last.wait() == 0 and "units of work are already there" in last.stdout and same(run_dir, undisturbed)
 
 
-@pytest.mark.slow
 def test_two_processes_of_its_own(undisturbed, world, place, tmp_path):
     process = command(world, place, tmp_path / "run", *BRIEF, "devices=2")
     assert process.wait() == 0, process.stderr

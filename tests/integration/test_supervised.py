@@ -64,6 +64,7 @@ def plain_loop(world, kd_ratio, *, steps=6, rate=1e-3, smallest=1e-7):
     return student
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("road", ["chunked", pytest.param("plain", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(("objective", "kd_ratio"), [("sft", 0.0), ("kd", 0.5)])
 def test_the_weights_are_those_of_a_plain_loop(tmp_path, world, supervised, objective, kd_ratio, road):
@@ -118,7 +119,6 @@ def test_validation_measures_the_loss_on_the_references(tmp_path, world, supervi
     assert {"steps": 6}.items() <= figures.items() and "val/loss_start" not in figures
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("monitor", ["loss", "rouge_l", pytest.param("reverse_kl", marks=pytest.mark.slow)])
 def test_the_best_checkpoint_is_that_of_the_monitored_figure(tmp_path, supervised, monitor):
     options = [
@@ -137,7 +137,6 @@ def test_the_best_checkpoint_is_that_of_the_monitored_figure(tmp_path, supervise
 BEST = ["callbacks.checkpoints.monitor=reverse_kl", "callbacks.record.export=best"]
 
 
-@pytest.mark.slow
 def test_fine_tuning_needs_no_teacher(tmp_path, supervised):
     options = ["objective=sft", "callbacks.checkpoints.monitor=loss"]
     alone = train(tmp_path / "alone", [*supervised, *options, "model.teacher=null"])
@@ -161,7 +160,6 @@ def test_fine_tuning_needs_no_teacher(tmp_path, supervised):
         )
 
 
-@pytest.mark.slow
 def test_a_model_from_scratch(tmp_path, world, supervised):
     scratch = [
         "model.student={_target_:minillm.models.FromScratch,architecture:{_target_:minillm.models.Architecture,type:llama,"

@@ -24,7 +24,6 @@ def sweep(tmp_path, overrides):
     return run
 
 
-@pytest.mark.slow
 def test_failed_cut_off_and_finished_trials(sweep, tmp_path):
     good, bad = (tmp_path / "runs" / "rates" / f"optim.learning_rate-{rate}" for rate in ("0.002", "-1"))
     status, out = sweep("optim.learning_rate=-1,2e-3")
@@ -65,7 +64,6 @@ def test_a_refused_sweep_leaves_no_directory(sweep, tmp_path, wrong):
     assert status == 1 and wrong.split("=")[0] in out and not list(tmp_path.iterdir())
 
 
-@pytest.mark.slow
 def test_ctrl_c_in_a_terminal_saves_the_trial_and_ends_the_sweep(tmp_path, overrides):
     """It goes to the sweep and to its trial; the second trial is not begun."""
     swept = ["optim.learning_rate=1e-3,2e-3", "regime.max_steps=4000", "callbacks.checkpoints.every=null"]

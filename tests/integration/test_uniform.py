@@ -17,7 +17,6 @@ def said(capsys):
     return " ".join(capsys.readouterr().out.split())
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("monitor", ["reverse_kl", "rouge_l", "loss"])
 def test_the_best_stays_the_one_before_it(tmp_path, overrides, world, capsys, monitor):
     options = ["start.steps=0", "optim.learning_rate=1e6", "optim.warmup_steps=0", "regime.max_steps=4"]

@@ -143,12 +143,12 @@ def tolerance_of(name):
     return 1e-5 if name == "float32" else 1e-9
 
 
+@pytest.mark.quick
 def test_two_devices_compute_what_one_does(single, several):
     for name in QUICK:
         compare(single / name, several / name, tolerance_of(name))
 
 
-@pytest.mark.slow
 def test_the_models_are_compared_before_the_first_step(single_more, several_more):
     files = (each / "float32" / "preflight.json" for each in (single_more, several_more[1]))
     alone, here = (json.loads(each.read_text()) for each in files)
@@ -158,7 +158,6 @@ def test_the_models_are_compared_before_the_first_step(single_more, several_more
         assert one["tokens"] == other["tokens"] == 48 and max(one["largest"], other["largest"]) < 1e-4
 
 
-@pytest.mark.slow
 def test_two_devices_compute_what_one_does_in_other_runs(single_more, several_more):
     strategy, folder = several_more
     for name in more(strategy):
@@ -224,7 +223,6 @@ def test_a_checkpoint_of_one_strategy_is_opened_by_another(single, several, pari
     compare(single / "base", tmp_path / "home", 1e-9)
 
 
-@pytest.mark.slow
 def test_the_exported_student_is_a_plain_model_with_its_head_still_tied(several_more):
     student = several_more[1] / "float32" / "student"
     network = AutoModelForCausalLM.from_pretrained(student)
@@ -232,7 +230,6 @@ def test_the_exported_student_is_a_plain_model_with_its_head_still_tied(several_
     assert "lm_head.weight" not in load_file(student / "model.safetensors")
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("family", ["mistral", "qwen2"])
 def test_the_layers_of_other_families_are_split(parity_world, tmp_path, threads, family):
     overrides = other_families(parity_world)[family]
@@ -243,7 +240,6 @@ def test_the_layers_of_other_families_are_split(parity_world, tmp_path, threads,
     assert samples(tmp_path / "single") == samples(tmp_path / "split")
 
 
-@pytest.mark.slow
 def test_two_by_two_devices_compute_what_one_does(single, single_more, parity_world, tmp_path):
     """Two data-parallel groups of two tensor-parallel ranks."""
     two_by_two = ["strategy=fsdp_tp", "strategy.devices=4", "strategy.tensor_parallel_size=2"]
