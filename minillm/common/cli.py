@@ -137,7 +137,8 @@ def explain(error: HydraException, config_name: str) -> str:
         group, _, name = error.missing_cfg_file.rpartition("/")
         if group == "experiment" and (now := _recipe_and_pair(name)):
             return f"experiment={name}: is {now} now"
-        return f"{group}={name}: no such choice; {nearest(name, error.options, most=3)}"
+        found, every = nearest(name, error.options, most=3), f"all: {', '.join(sorted(error.options))}"
+        return f"{group}={name}: no such choice; {found}{f' {every}' if found.endswith('?') else ''}"
     text = "\n".join(filter(None, [str(error), str(error.__cause__ or "")]))
     match = re.search(r"Could not override '\+*([^']+)'", text)
     if not match:

@@ -76,8 +76,18 @@ def first_line(error: BaseException) -> str:
     return "it holds more than plain tensors" if "weights_only" in text else text.splitlines()[0]
 
 
+_LISTED = 40  # names in a message
+
+
 def nearest(name: str, names: Iterable[str], most: int = 1) -> str:
-    """The clause that points from an unknown name to the nearest right ones."""
-    names = sorted(map(str, names))
-    close = difflib.get_close_matches(str(name), names, n=most, cutoff=0.5)
-    return f"did you mean {' or '.join(close)}?" if close else f"choose from: {', '.join(names)}"
+    """The clause that points from an unknown name to the nearest right ones: those of its group or others with the same
+    last part (`lr` stands for `learning_rate`), else those that are written alike."""
+    names, (group, _, last) = sorted(map(str, names)), str(name).rpartition(".")
+    last = {"lr": "learning_rate"}.get(last, last)
+    ends = [each for each in names if each.endswith(f".{last}")]
+    close = [each for each in ends if each == f"{group}.{last}"]
+    close = close or [each for each in ends if each.count(".") == min(end.count(".") for end in ends)][:3]
+    close = close or difflib.get_close_matches(str(name), names, n=most, cutoff=0.5)
+    if close:
+        return f"did you mean {' or '.join(close)}?"
+    return f"choose from: {', '.join(names)}" if len(names) <= _LISTED else "docs/settings.md has all of them"
