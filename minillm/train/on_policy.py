@@ -38,9 +38,9 @@ from minillm.train.student import TrainingModule
 class OnPolicyDistillation(TrainingModule):
     """Student rollout, teacher logits, reverse KL with the pre-training regulariser (paper, Algorithm 1).
 
-    The student is the only child module: the teacher is a plain object and lands in no checkpoint, but for the moving
-    average of the student. `round` counts
-    training batches, `start_step` and `step` the optimizer steps of the supervised start and of MiniLLM.
+    The student is the only child module. The teacher is a plain object and is in no checkpoint, unless it is the moving
+    average of the student. `round` counts training batches, `start_step` and `step` the optimizer steps of the
+    supervised start and of MiniLLM.
     """
 
     title, stages, at_boundary = "MiniLLM", ("raw", "start", "end"), True
