@@ -1,6 +1,6 @@
-"""python -m minillm.serve teacher=DIR_OR_ID: a teacher for runs in other processes. See conf/serve.yaml.
+"""python -m minillm.serve teacher=DIR_OR_ID: serves a teacher to runs in other processes. See conf/serve.yaml.
 
-Axes: B rows, S positions, H width, N asked positions.
+Axes: B rows, S positions, H width, N positions whose states are requested.
 """
 
 import hmac
@@ -49,7 +49,7 @@ def main(cfg: DictConfig) -> None:
 
 
 def check_serving(cfg: DictConfig | dict) -> dict:
-    """The settings. Raises ConfigError with every wrong one; imports no torch."""
+    """The settings as a plain dict. Raises ConfigError with every problem. Does not import torch."""
     plain, token = plain_config(cfg), os.environ.get(_TOKEN, "")
     problems = value_problems(plain, _KINDS, ("max_tokens", "max_length"))
     if plain["teacher"] == "???":
@@ -71,8 +71,11 @@ def check_serving(cfg: DictConfig | dict) -> dict:
 
 
 def serve(plain: dict) -> None:
-    """Load the teacher and answer until a signal comes. Raises ConfigError, ModelError: see `Checkpoint.load`; the
-    address cannot be used."""
+    """Load the teacher and answer requests until a signal comes.
+
+    Raises:
+        ConfigError, ModelError: the address cannot be used, or the teacher cannot be loaded (`Checkpoint.load`).
+    """
     import uvicorn
 
     from minillm.models import LanguageModel, solo
@@ -94,8 +97,8 @@ def serve(plain: dict) -> None:
 
 
 def about_of(model: "LanguageModel", pair: "Pair") -> dict:
-    """What a run must know of the model and the tokenizer of `pair`. The digest is of config and weights with their
-    types: equal ones mean equal states, but for rounding."""
+    """What a run must know about the model and the tokenizer of `pair`. `digest` is a hash of config, type and weights:
+    models with the same digest give the same states, but for rounding."""
     import minillm
     from minillm.models.digest import model_digest
 
@@ -112,15 +115,15 @@ def about_of(model: "LanguageModel", pair: "Pair") -> dict:
 
 
 def app_of(model: "LanguageModel", about: dict, token: str) -> "FastAPI":
-    """The server of a model: GET /about and /head, POST /states. It refuses whoever does not know the `token`, and what
-    is not as it should be, with a status of 4xx and one line of text."""
+    """The server of a model: GET /about and /head, POST /states. It refuses requests without the `token`, and malformed
+    ones, with a status of 4xx and one line of text."""
     from fastapi import Depends, FastAPI, HTTPException, Request, Response
     from fastapi.concurrency import run_in_threadpool
     from fastapi.responses import PlainTextResponse
     from starlette.exceptions import HTTPException as AnyHTTPException
 
     one_at_a_time, limits = threading.Lock(), (about["max_tokens"], about["max_length"])
-    largest = 16 * about["max_tokens"] + 2**16  # bytes: an id and a place for each token
+    largest = 16 * about["max_tokens"] + 2**16  # bytes: 8 for an id and 8 for a position, for each token
 
     def check_token(request: Request) -> None:
         given = request.headers.get("authorization", "").encode()
@@ -165,7 +168,7 @@ def app_of(model: "LanguageModel", about: dict, token: str) -> "FastAPI":
 
 
 def read_request(body: bytes, n_vocab: int, max_tokens: int, max_length: int) -> "tuple[torch.Tensor, torch.Tensor]":
-    """ids_BS and state_N of a request. Raises ValueError: it holds something else, or is beyond the limits."""
+    """ids_BS and state_N of a request. Raises ValueError if it holds something else or exceeds the limits."""
     try:
         found = safetensors.load(body)
         ids_BS, state_N = found["ids_BS"], found["state_N"]

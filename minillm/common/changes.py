@@ -17,7 +17,7 @@ ROUNDING = (
     "strategy", "linear_loss", "model.compile", "model.attention", "model.gradient_checkpointing",
     "model.teacher.offload", "regime.microbatch_tokens", "regime.microbatch_size",
     "regime.teacher_states", "sampler.batch_size",
-    "callbacks.validation.batch_size", "trainer.accelerator",
+    "callbacks.validation.batch_size", "trainer.accelerator", "data.teacher_cache",
 )  # fmt: skip
 FIGURES = ("callbacks.validation.every",)  # when it is validated, and so which weights are the best
 LONGER = "the run is longer"

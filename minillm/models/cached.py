@@ -1,4 +1,4 @@
-"""A teacher's hidden states of fixed answers, kept on disk, so that several epochs of KD run the teacher once.
+"""A teacher's hidden states of given answers, stored on disk: KD over several epochs runs the teacher once for each.
 
 Axes: B rows, S positions, N tokens, H width.
 """
@@ -22,28 +22,29 @@ from minillm.models.language_model import LanguageModel
 
 
 class CachedTeacher:
-    """A teacher whose `states` are read from `folder` where they are there; all else is the teacher's own.
+    """A teacher whose `states` are read from `folder` if they are stored there. All else is the teacher's own.
 
-    A file holds the states of one row, [n, H], named by the row's tokens and the places. It lies in a folder named by
-    the teacher's weights and type, so that the cache of another teacher is never read. Processes may share it. A value
-    is that of the micro-batch in which the row came first: in another the last digit may differ.
+    A file holds the states of one row, [n, H]. Its name is a hash of the row's tokens and positions. Each teacher has a
+    subfolder, named by a hash of its config, weights and type: states of another teacher are never read. Several
+    processes may use the folder. Values are those of the micro-batch in which the row came first; in another
+    micro-batch the last digit may differ.
     """
 
     def __init__(self, teacher: LanguageModel, folder: str | Path):
         self._teacher = teacher
         self._folder = Path(folder).expanduser() / (teacher.digest if teacher.served else model_digest(teacher.network))
-        self.made = 0  # rows that the teacher was run for
+        self.made = 0  # rows for which the teacher was run
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._teacher, name)
 
     def states(self, ids_BS: Tensor, state_N: Tensor) -> Tensor:
-        """[N, H], see `LanguageModel.states`. Raises DataError where the cache cannot be written."""
+        """[N, H], see `LanguageModel.states`. Raises DataError if the cache cannot be written."""
         width = ids_BS.shape[1]
         rows_N, places_N = state_N // width, state_N % width
         rows = rows_N.unique_consecutive().tolist()
         places = [places_N[rows_N == row] for row in rows]
-        # Attention looks back only: what stands behind the last place does not matter.
+        # Attention looks back only: tokens after the last position do not matter.
         files = [self._file(ids_BS[row, : int(at[-1]) + 1], at) for row, at in zip(rows, places, strict=True)]
         found = [_read(file) for file in files]
         missing = [n for n, each in enumerate(found) if each is None]
@@ -76,7 +77,7 @@ class CachedTeacher:
 
 
 def _read(file: Path) -> Tensor | None:
-    """None where there is no such file, or it was cut off."""
+    """None if there is no such file, or if it is damaged."""
     try:
         return load(file.read_bytes())["states"]
     except (OSError, SafetensorError, KeyError):

@@ -1,4 +1,4 @@
-"""What tells one model from another: hashes of its weights, its types and its config."""
+"""Hashes of a model's weights, type and config, which tell two models apart."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-_ELSEWHERE = ("_name_or_path", "transformers_version", "dtype")  # of a config, not of the model
+_ELSEWHERE = ("_name_or_path", "transformers_version", "dtype")  # no properties of the model, or hashed apart
 
 
 def weights_digest(network: nn.Module) -> str:
-    """Of all weights as they are, by name."""
+    """Hash of all weights and their names."""
     found = hashlib.sha256()
     for name, weight in sorted(network.state_dict().items()):
         found.update(name.encode())
@@ -22,7 +22,7 @@ def weights_digest(network: nn.Module) -> str:
 
 
 def model_digest(network: PreTrainedModel) -> str:
-    """Of weights, type and config: what hidden states depend on."""
+    """Hash of weights, type and config: all that hidden states depend on."""
     config = json.loads(network.config.to_json_string(use_diff=False))
     shape = json.dumps({name: value for name, value in config.items() if name not in _ELSEWHERE}, sort_keys=True)
     return hashlib.sha256(f"{shape} {network.dtype} {weights_digest(network)}".encode()).hexdigest()[:24]

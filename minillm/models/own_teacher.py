@@ -1,4 +1,4 @@
-"""A student that is its own teacher: its moving average, or its base without the adapters."""
+"""The student as its own teacher: its moving average, or the student without its adapters."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from minillm.models.language_model import LanguageModel
 
 
 class Unadapted(LanguageModel):
-    """The base of a student with adapters: its own network, so that there is no second model in memory."""
+    """The student without its adapters, as a teacher. It uses the student's network: no second model is in memory."""
 
     def __init__(self, network: PreTrainedModel, n_vocab: int | None = None):
         super().__init__(network, n_vocab)
-        self.replay = False  # plain steps: graphs would have to be captured within the context below
+        self.replay = False  # no CUDA graphs: they would have to be captured within the context below
         self._adapted = [module for module in network.modules() if isinstance(module, LoraLayer)]
 
     def hidden(self, ids_BS: Tensor, cache: Cache | None = None) -> Tensor:
@@ -34,7 +34,7 @@ class Unadapted(LanguageModel):
 
     @contextmanager
     def _without_adapters(self) -> Iterator[None]:
-        for layer in self._adapted:  # peft's enable_adapters would freeze the adapters too
+        for layer in self._adapted:  # not peft's enable_adapters, which would also freeze the adapters
             layer._disable_adapters = True
         try:
             yield
@@ -44,12 +44,13 @@ class Unadapted(LanguageModel):
 
 
 def copy_of(student: PreTrainedModel) -> PreTrainedModel:
-    """A copy of what is trained; frozen weights are in both."""
+    """A copy of the trained weights; the copy and the student share the frozen ones."""
     return copy.deepcopy(student, {id(each): each for each in student.parameters() if not each.requires_grad})
 
 
 class MovingAverage:
-    """theta_ema <- (1 - rate) theta_ema + rate theta, over the trained weights of `student`, in those of `teacher`."""
+    """theta_ema <- (1 - rate) theta_ema + rate theta: theta are the trained weights of `student`, theta_ema those of
+    `teacher` with the same names, which are changed in place."""
 
     def __init__(self, student: PreTrainedModel, teacher: PreTrainedModel, rate: float):
         self.rate, theirs = rate, dict(teacher.named_parameters())

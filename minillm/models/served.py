@@ -1,6 +1,6 @@
-"""A teacher in other processes, see `minillm.serve`: its head is here, its hidden states are asked for.
+"""A teacher that runs in other processes (`minillm.serve`): its head is here, its hidden states are requested.
 
-Axes: B rows, S positions, H width, N asked positions.
+Axes: B rows, S positions, H width, N positions whose states are requested.
 """
 
 from __future__ import annotations
@@ -22,26 +22,30 @@ import minillm
 from minillm.common.errors import ModelError, Unanswered
 from minillm.models.language_model import LanguageModel
 
-TOKEN = "MINILLM_SERVE_TOKEN"  # the environment variable with the server's password, on both sides
-MODEL = "minillm-model"  # the header of an answer with the digest of the model that gave it
+TOKEN = "MINILLM_SERVE_TOKEN"  # the environment variable with the password, for the server and for the run
+MODEL = "minillm-model"  # the header of each response: the digest of the server's model
 _CONNECT, _FIRST_PAUSE, _LONGEST_PAUSE = 5.0, 0.25, 8.0  # seconds
 
 
 class Server:
-    """One address. A request without an answer (no connection, a status from 500 on) is made again for `patience`
-    seconds, after pauses that double; an answer may take `timeout` seconds."""
+    """One address. One request may take `timeout` seconds. A failed one (no connection, status 500 or higher) is
+    repeated after pauses that double, until `patience` seconds after the first try."""
 
     def __init__(self, url: str, patience: float, timeout: float):
         self.url, self.patience, self.timeout = url.rstrip("/"), patience, timeout
-        self.model: str | None = None  # digest of the model that it must serve
+        self.model: str | None = None  # digest of the model that the server must have
         self._session = requests.Session()
         self._session.trust_env = False  # no proxy and no .netrc: the token is for this server alone
         if token := os.environ.get(TOKEN):
             self._session.headers["Authorization"] = f"Bearer {token}"
 
     def ask(self, path: str, body: bytes | None = None) -> bytes:
-        """Raises Unanswered; ModelError with the server's own words for a request that it refuses, or if it serves
-        another model than before."""
+        """The body of the response.
+
+        Raises:
+            Unanswered: no response within `patience`.
+            ModelError: the server refuses the request (with its own words), or serves another model than before.
+        """
         method, deadline = "GET" if body is None else "POST", time.monotonic() + self.patience
         options, where = dict(timeout=(_CONNECT, self.timeout), allow_redirects=False), f"model.teacher.url={self.url}"
         for attempt in count():
@@ -67,7 +71,7 @@ class Server:
 
 
 class ServedTokenizer(dict):
-    """Token to id, and what else `compare_vocabularies` asks of a tokenizer."""
+    """Token to id, with the attributes of a tokenizer that `compare_vocabularies` reads."""
 
     def __init__(self, vocabulary: dict[str, int], **names: Any):
         super().__init__(vocabulary)
@@ -77,8 +81,8 @@ class ServedTokenizer(dict):
 
 
 class ServedTeacher(LanguageModel):
-    """Scores answers by servers of one model, which share the rows of a request. `network` has the shapes of theirs;
-    its head is whole and here, its body has no weights."""
+    """Scores answers by one or several servers of the same model, which divide the rows among them. `network` has the
+    shapes of the served model. Its head has weights, its body has none (meta device)."""
 
     served = True
 
@@ -109,7 +113,7 @@ class ServedTeacher(LanguageModel):
 
     @torch.no_grad()
     def states(self, ids_BS: Tensor, state_N: Tensor) -> Tensor:
-        """Last hidden states [N, H] at these places of [B * S], in the teacher's type. Raises as `Server.ask`."""
+        """Last hidden states [N, H] at these places of [B * S], in the teacher's type. Raises: see `Server.ask`."""
         (n_rows, width), ids_BS, state_N = ids_BS.shape, ids_BS.cpu(), state_N.cpu()
         n_servers = len(self.servers)
         size = min(-(-n_rows // n_servers), max(1, self.max_tokens // width))  # rows of a request
@@ -128,8 +132,8 @@ class ServedTeacher(LanguageModel):
 
 
 def connect(urls: list[str], patience: float, timeout: float) -> tuple[ServedTeacher, ServedTokenizer]:
-    """The teacher at these addresses, its head on the CPU, and its tokens. Raises ModelError: a server gives no answer,
-    or refuses, or serves another model than the first one."""
+    """The teacher at these addresses, with its head on the CPU, and its tokenizer. Raises ModelError if a server does
+    not respond, refuses, or serves another model than the first one."""
     servers, abouts = [Server(url, patience, timeout) for url in urls], []
     try:
         for server in servers:

@@ -1,4 +1,4 @@
-"""Answers that are not drawn now: those that the data gives, and those of earlier rollouts.
+"""Stored answers: those of the data (given), and those of earlier rollouts (replayed).
 
 Axes: B rows, P prompt and R response positions.
 """
@@ -24,9 +24,9 @@ _KEPT = (
 
 @dataclass
 class Stored:
-    """Which prompts of a round get a stored answer: a function of (seed, round, row) and of `earlier`, the last
-    `replay_size` rollouts, which all ranks and each checkpoint have. Shares: see `Sources`. `answers_per_prompt`
-    neighbouring rows have one prompt and are chosen together."""
+    """Chooses the rows of a round that get a stored answer: a function of (seed, round, row) and of `earlier`, the last
+    `replay_size` rollouts. All ranks and each checkpoint have `earlier`. Shares: see `Sources`. Rows with the same
+    prompt (`answers_per_prompt` neighbours) are chosen together."""
 
     on_policy: float = 1.0
     replay: float = 0.0
@@ -34,10 +34,11 @@ class Stored:
     answers_per_prompt: int = 1
     seed: int = 0
     earlier: list[Rollout] = field(default_factory=list)
-    rows: list[int] = field(default_factory=list)  # of the newest round: those with a stored answer
+    rows: list[int] = field(default_factory=list)  # with a stored answer, in the newest round
 
     def choose(self, prompts: PromptBatch) -> Rollout | None:
-        """The answers to `rows`, in that order, with prompts of their own and without scores of today's models."""
+        """Sets `rows`, and returns the stored answers in that order with their prompts, or None if there are none. The
+        models have not scored them yet; replayed ones keep their behaviour log-probs."""
         self.rows = []
         if self.on_policy == 1 and not self.replay:
             return None
@@ -63,8 +64,8 @@ class Stored:
     def among(
         self, drawn: Rollout, drawn_rows: list[int], stored: Rollout, wanted: list[int], score: Callable
     ) -> Rollout:
-        """The `wanted` rows: stored answers where there are any, else drawn ones. `score` adds what both models say of
-        the stored ones. A given answer gets the student as its behaviour policy, and so the weight 1."""
+        """The `wanted` rows: the stored answer of a row if there is one, else the drawn one. `score` adds both models'
+        log-probs to stored answers. The behaviour log-probs of a given answer are the student's: its weight is 1."""
         drawn = replace(drawn, given_B=torch.zeros_like(drawn.records_B, dtype=torch.bool))
         places = [at for at, row in enumerate(self.rows) if row in wanted]
         if not places:
@@ -73,12 +74,12 @@ class Stored:
         own_BR, near_BR = stored.student_logprobs_BR, torch.zeros_like(stored.response_mask_BR)
         behaviour_BR = torch.where(stored.given_B.unsqueeze(-1), own_BR, stored.behaviour_logprobs_BR.to(own_BR))
         stored = replace(stored, behaviour_logprobs_BR=behaviour_BR, near_edge_BR=near_BR)
-        # A stored answer counts before one that was drawn in vain.
+        # If a row has both, the stored answer is used: the drawn one was only a dummy.
         last = {row: at for at, row in enumerate([*drawn_rows, *(self.rows[at] for at in places)])}
         return stacked([drawn, stored]).rows([last[row] for row in wanted]).trimmed()
 
     def keep(self, rollout: Rollout) -> None:
-        """Keep the answers that were drawn in the newest round for later ones; on the host."""
+        """Add the answers that were drawn in the newest round to `earlier`, in host memory."""
         drawn = [row for row in range(len(rollout)) if row not in self.rows]
         if self.replay and drawn:
             few = Rollout(**{name: getattr(rollout, name) for name in _KEPT}).rows(drawn).to("cpu").trimmed()
@@ -86,8 +87,8 @@ class Stored:
 
 
 def stacked(parts: list[Rollout]) -> Rollout:
-    """The rows of all parts, one below the other, as far padded as the widest; types are those of the first part. What
-    it lacks is left out."""
+    """The rows of all parts, concatenated and padded to the widest. Types are those of the first part; fields that it
+    does not have are left out."""
     whole = {}
     for each in fields(parts[0]):
         values = [getattr(part, each.name) for part in parts]
@@ -98,17 +99,18 @@ def stacked(parts: list[Rollout]) -> Rollout:
 
 
 def widened(value: Tensor, width: int, name: str) -> Tensor:
-    """A field of a rollout, padded to so many prompt or response positions."""
+    """A field of a rollout, padded to `width` prompt or response positions."""
     short = width - value.shape[1] if value.dim() > 1 else 0
     return pad(value, (0, 0) * (value.dim() - 2) + ((short, 0) if name.endswith("_BP") else (0, short)))
 
 
 def rows_of(groups: Tensor, n: int) -> Tensor:
+    """The row numbers of these groups of n neighbouring rows."""
     return (groups.unsqueeze(-1) * n + torch.arange(n)).flatten()
 
 
 def joined(mine: Rollout, group: Group) -> Rollout:
-    """The whole rollout on every rank; `mine` are this rank's rows, equally many on each rank."""
+    """The whole rollout on every rank; `mine` are this rank's rows, the same number on each rank."""
     if group.size == 1:
         return mine
     response = group.largest(mine.response_ids_BR.shape[1])
@@ -118,5 +120,5 @@ def joined(mine: Rollout, group: Group) -> Rollout:
         if isinstance(value, Tensor):
             width = group.largest(value.shape[1]) if each.name.endswith("_BP") else response
             whole[each.name] = group.join_rows(widened(value, width, each.name))
-    # Padding of ids is never looked at: the mask, made once, says what counts.
+    # The ids in padding are never read: the mask, made once, says what counts.
     return replace(mine, **whole).trimmed()

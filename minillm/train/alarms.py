@@ -1,22 +1,22 @@
-"""Warnings of a run that goes wrong, from the figures of its rollouts; docs/troubleshooting.md says what to do."""
+"""Warnings from the figures of rollouts if a run goes wrong; docs/troubleshooting.md says what to do."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
-_N = 5  # rollouts whose mean is compared
-_LONGER, _SHORTER, _CUT = 1.5, 0.5, 0.1
+_N = 5  # the mean of the last 5 rollouts is compared with that of the first 5
+_LONGER, _SHORTER, _CUT = 1.5, 0.5, 0.1  # factors of the length; increase of the share of answers that are cut off
 
 
 class Alarms:
-    """Each warning comes once. Lengths are compared with those of the first rollouts that it is given."""
+    """Gives each warning once. Lengths are compared with those of the first rollouts that it gets."""
 
     def __init__(self):
         self._seen: list[tuple[float, float]] = []
         self._given: set[str] = set()
 
     def __call__(self, metrics: Mapping[str, float]) -> list[str]:
-        """New warnings, after a round with these metrics."""
+        """The new warnings after a round with these metrics."""
         found = {}
         if metrics.get("optim/grad_norm") == 0:
             found["gradient"] = "the gradient is 0: nothing is learned. Do student and teacher differ?"

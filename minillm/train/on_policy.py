@@ -38,9 +38,9 @@ from minillm.train.student import TrainingModule
 class OnPolicyDistillation(TrainingModule):
     """Student rollout, teacher logits, reverse KL with the pre-training regulariser (paper, Algorithm 1).
 
-    The student is the only child module: the teacher is a plain object and lands in no checkpoint, but for the moving
-    average of the student. `round` counts
-    training batches, `start_step` and `step` the optimizer steps of the supervised start and of MiniLLM.
+    The student is the only child module. The teacher is a plain object and is in no checkpoint, unless it is the moving
+    average of the student. `round` counts training batches, `start_step` and `step` the optimizer steps of the
+    supervised start and of MiniLLM.
     """
 
     title, stages, at_boundary = "MiniLLM", ("raw", "start", "end"), True
@@ -179,7 +179,8 @@ class OnPolicyDistillation(TrainingModule):
         for row in self.group.share(range(len(rollout))):
             ids = rollout.response_ids_BR[row][rollout.response_mask_BR[row]]
             text = decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-            found.append(self.reward.of(records[int(rollout.records_B[row])], text))
+            given = rollout.given_B is not None and bool(rollout.given_B[row])
+            found.append(0.0 if given else self.reward.of(records[int(rollout.records_B[row])], text))
         found = self.group.join(found)
         check(*((False, each) for each in found if isinstance(each, str)))
         rewards_B = rollout.student_logprobs_BR.new_tensor(found)

@@ -1,4 +1,4 @@
-"""The config node `reward`: a number for each answer, from a function of one's own."""
+"""The config node `reward`: a number for each answer, from a function of your own."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Reward:
-    """`function`: import path of a function (record: minillm.data.Record, answer: str) -> number; None is no reward.
+    """`function`: import path of a function (record: minillm.data.Record, answer: str) -> number; None for no reward.
     `weight`: the loss is the objective's minus weight times the expected reward (KDRL, arXiv 2506.02208)."""
 
     function: str | None = None
@@ -39,19 +39,19 @@ class Reward:
         return found
 
     def of(self, record: Record, answer: str) -> float | str:
-        """The reward, or what is wrong with it."""
+        """The reward; if there is none, a text that says why."""
         try:
             value = self._load()(record, answer)
             if math.isfinite(value):
                 return float(value)
             what = f"gave {value!r}"
-        except Exception as error:  # what a function of others may raise is open
+        except Exception as error:  # a user's function may raise anything
             what = f"raised {type(error).__name__}: {first_line(error)}"
         return f"reward.function={self.function} {what} for the answer {answer[:200]!r} to {record.id}; wanted a number"
 
     def gains(self, rewards_B: Tensor, answers_per_prompt: int) -> Tensor:
-        """[B]: weight times (reward - mean reward of the other answers to the prompt), of neighbouring rows. The mean
-        does not depend on the answer itself, so that the gradient stays unbiased."""
+        """[B]: weight times (reward - mean reward of the other answers to the prompt). Answers to one prompt are in
+        neighbouring rows. The mean does not depend on the answer itself, so the gradient stays unbiased."""
         rewards_PA = rewards_B.view(-1, answers_per_prompt)
         others_PA = (rewards_PA.sum(-1, keepdim=True) - rewards_PA) / (answers_per_prompt - 1)
         return self.weight * (rewards_PA - others_PA).flatten()

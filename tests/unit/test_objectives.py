@@ -136,6 +136,7 @@ def test_opd_is_one_step_a_rollout_of_the_students_own_answers():
     made = settings("recipe=opd", "pair=own", "model.student=a/b", "model.teacher=a/c")
     assert made.objective == ReverseKL() and made.sampler.alpha == 0 and not made.regulariser.on
     assert made.regime.steps_per_rollout == 1 and made.optim.learning_rate == 5e-6
+    assert made.callbacks["checkpoints"].monitor == "reverse_kl"
     lora, own = ["recipe=opd", "model.student=a/b", "model.teacher=a/c", "lora=default"], "optim.learning_rate=1e-3"
     assert settings(*lora).optim.learning_rate == 1e-4 and settings(*lora, own).optim.learning_rate == 1e-3
     assert replace(made.objective) == ReverseKL() and composed("recipe=opd").start.steps == 0
