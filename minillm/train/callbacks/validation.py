@@ -163,6 +163,11 @@ class Validation(BoundaryCallback):
             self.stages[name], self.samples[name] = figures, texts[: self.n_samples]
         self.newest_step = module.step
         show_figures(f"Validation, {stage}", {"student": figures} | self._teacher_row(), self._columns)
+        if "overlap_mass" in figures:
+            say(
+                f"Entropy {figures['entropy']:.3g} nats a token (the teacher's there: {figures['teacher_entropy']:.3g}); "
+                f"{figures['overlap_mass']:.0%} of the student's probability is on tokens that both find likely."
+            )
         rows, teacher = [answer.row() for answer in answers], self.teacher_answers
         if teacher:
             rows = [row | {"teacher": given.answer} for row, given in zip(rows, teacher, strict=True)]
