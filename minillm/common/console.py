@@ -56,9 +56,10 @@ def show_facts(
 
 
 def say(text: str) -> None:
-    """One line, markup taken literally; only a terminal folds it."""
+    """One line, markup taken literally; only a terminal folds it. It is seen at once in a file too."""
     console = get_console()
     console.print(escape(text), highlight=False, soft_wrap=not console.is_terminal)
+    console.file.flush()
 
 
 def batches(rows: Iterable, size: int, title: str) -> Iterator[list]:

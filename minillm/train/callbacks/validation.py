@@ -165,7 +165,7 @@ class Validation(BoundaryCallback):
         show_figures(f"Validation, {stage}", {"student": figures} | self._teacher_row(), self._columns)
         if "overlap_mass" in figures:
             say(
-                f"Entropy {figures['entropy']:.3g} nats a token (the teacher's there: {figures['teacher_entropy']:.3g}); "
+                f"Entropy {figures['entropy']:.3g} nats a token, the teacher's {figures['teacher_entropy']:.3g}; "
                 f"{figures['overlap_mass']:.0%} of the student's probability is on tokens that both find likely."
             )
         rows, teacher = [answer.row() for answer in answers], self.teacher_answers
