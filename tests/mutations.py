@@ -81,6 +81,18 @@ MUTATIONS = {
     "warm-up": Mutation("train/optim.py", "(step + 1) / self.warmup_steps", "step / self.warmup_steps",
         "unit/test_optim.py"),
     "decay of norms": Mutation("train/optim.py", "if decayed else 0.0", "if True else 0.0", "unit/test_optim.py"),
+    # answers and teachers of other kinds
+    "teacher's prompt": Mutation(
+        "rollout/micro_batch.py", "return self.for_teacher.side(teacher, temperature)",
+        "return self.side(teacher, temperature)", "unit/test_teacher_prompts.py"),
+    "given answers": Mutation(
+        "common/types.py", "mask_BR & ~self.given_B.unsqueeze(-1)", "mask_BR", "unit/test_stored_answers.py"),
+    "leave one out": Mutation(
+        "train/reward.py", "others_PA = (rewards_PA.sum(-1, keepdim=True) - rewards_PA) / (answers_per_prompt - 1)",
+        "others_PA = rewards_PA.mean(-1, keepdim=True)", "unit/test_reward.py"),
+    "rows of several servers": Mutation(
+        "models/served.py", "hidden_NH[request_N.argsort(stable=True)] = found_NH", "hidden_NH[:] = found_NH",
+        "unit/test_served.py"),
     "order": Mutation("data/order.py", '"order", epoch)', '"order", 0)', "unit/test_order.py"),
 }  # fmt: skip
 
