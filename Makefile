@@ -2,7 +2,7 @@
 # make reproduce   teacher, SFT, KD, SeqKD and MiniLLM in miniature, 3 seeds, the paper's table -> runs/reproduce/
 # make test   the test suite, in two processes of one thread: no network, no GPU
 # make test-all   the slow tests too: killed runs, four processes, a soak
-# Each works alone on a fresh clone. PYTHON chooses the interpreter (3.11).
+# Each works alone on a fresh clone. PYTHON chooses the interpreter (3.11 to 3.13).
 PYTHON ?= python3
 BIN := .venv/bin
 # A file's tests share what they made; in the order of the tree, so that short ones end it.
