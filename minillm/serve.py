@@ -22,6 +22,7 @@ from minillm.common.console import say
 from minillm.common.errors import ConfigError, ModelError
 from minillm.common.lazy import lazy
 from minillm.common.machine import on_cuda
+from minillm.common.secret import SERVE_TOKEN
 from minillm.evaluation.job import plain_config
 from minillm.models import Attention, Checkpoint, Dtype, choose_dtype, device_of
 
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
 else:
     torch, served, safetensors = lazy("torch"), lazy("minillm.models.served"), lazy("safetensors.torch")
 
-_TOKEN = "MINILLM_SERVE_TOKEN"
 _KINDS = {
     "teacher": str, "adapter": str | None, "dtype": Dtype, "attention": Attention,
     "device": Literal["auto", "cpu", "cuda"], "host": str, "port": int, "max_tokens": int, "max_length": int,
@@ -50,7 +50,7 @@ def main(cfg: DictConfig) -> None:
 
 def check_serving(cfg: DictConfig | dict) -> dict:
     """The settings as a plain dict. Raises ConfigError with every problem. Does not import torch."""
-    plain, token = plain_config(cfg), os.environ.get(_TOKEN, "")
+    plain, token = plain_config(cfg), os.environ.get(SERVE_TOKEN, "")
     problems = value_problems(plain, _KINDS, ("max_tokens", "max_length"))
     if plain["teacher"] == "???":
         problems.append("teacher: wanted a directory, a hub id, a .gguf file or package:NAME")
@@ -58,8 +58,8 @@ def check_serving(cfg: DictConfig | dict) -> dict:
         problems.append(f"port={plain['port']}: wanted a number from 0 to 65535")
     if not (token or re.fullmatch(r"localhost|127(\.\d+){3}", str(plain["host"]))):
         problems.append(
-            f"host={plain['host']}: others can reach it; wanted a password in the environment variable {_TOKEN}, or a "
-            "loopback address such as 127.0.0.1"
+            f"host={plain['host']}: others can reach it; wanted a password in the environment variable {SERVE_TOKEN}, "
+            "or a loopback address such as 127.0.0.1"
         )
     if plain["device"] == "cuda" and not on_cuda("cuda"):
         problems.append("device=cuda: no GPU is seen here; use device=auto or cpu")
@@ -91,7 +91,7 @@ def serve(plain: dict) -> None:
     model = LanguageModel(pair.student, pair.n_vocab).frozen()
     about = about_of(model, pair) | {name: plain[name] for name in ("max_tokens", "max_length")}
     say(f"Serving {checkpoint.name} ({about['digest']}) at http://{plain['host']}:{listening.getsockname()[1]}")
-    app = app_of(model, about, os.environ.get(_TOKEN, ""))
+    app = app_of(model, about, os.environ.get(SERVE_TOKEN, ""))
     config = uvicorn.Config(app, log_level="warning", headers=[(served.MODEL, about["digest"])])
     uvicorn.Server(config).run(sockets=[listening])
 
@@ -128,7 +128,9 @@ def app_of(model: "LanguageModel", about: dict, token: str) -> "FastAPI":
     def check_token(request: Request) -> None:
         given = request.headers.get("authorization", "").encode()
         if token and not hmac.compare_digest(given, f"Bearer {token}".encode()):
-            raise HTTPException(401, f"wrong password: wanted the server's {_TOKEN} in the environment of the run too")
+            raise HTTPException(
+                401, f"wrong password: wanted the server's {SERVE_TOKEN} in the environment of the run too"
+            )
 
     app = FastAPI(dependencies=[Depends(check_token)], openapi_url=None)
     app.add_exception_handler(

@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Iterator
 
+SERVE_TOKEN = "MINILLM_SERVE_TOKEN"  # the environment variable with a teacher server's password, on both sides
 _NAMES = re.compile(r"\w*(TOKEN|_KEY|SECRET|PASSWORD|PASSWD|_PWD|_PAT|CREDENTIALS?)", re.IGNORECASE)
 _TOKENS = re.compile(  # Hugging Face, OpenAI, GitHub, AWS, Google, Slack, GitLab, JSON web tokens
     r"\b(hf_\w{20,}|sk-[\w-]{20,}|gh[pousr]_\w{30,}|github_pat_\w{30,}|AKIA[A-Z0-9]{16}|AIza[\w-]{30,}"

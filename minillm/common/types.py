@@ -75,9 +75,9 @@ class Rollout(_Rows):
     under whatever drew the tokens: the student, a mixture, another temperature. `near_edge_BR` marks draws so close to
     the edge of a token's share that rounding in float32 may decide (see `draw`; half types round more). `costs_BR`
     and `start_logprobs_BR` are there for an objective that needs them. `teacher_prompt` is what the teacher sees in the
-    place of the prompt, None where it sees the same. `given_B` marks answers of the data: they
-    have no behaviour policy, so that their weight is 1 and they have no policy gradient; None where all are sampled.
-    `records_B`: see `PromptBatch`. `rewards_B`, and what they add to the advantages, `gains_B`: see `train.reward`."""
+    place of the prompt, None where it sees the same. `given_B` marks answers of the data: they have no behaviour
+    policy, so that their weight is 1 and they have no policy gradient; None where all are sampled. `records_B`: see
+    `PromptBatch`. `rewards_B`, and what they add to the advantages, `gains_B`: see `train.reward`."""
 
     prompt_ids_BP: Tensor
     prompt_mask_BP: Tensor

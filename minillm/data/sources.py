@@ -210,6 +210,5 @@ def _text(given: str | None) -> str | None:
 def training_keys(sources: Sources | None) -> list[str]:
     """Keys that only training reads, given in the config of a job that does not train."""
     keys = "train_file val_file val_size corpus_file block_size max_response_tokens max_tokens teacher_cache".split()
-    keys += [*TEACHER_KEYS, "teacher_template_arguments"]
-    keys += ["on_policy", "replay", "replay_size"]
+    keys += [*TEACHER_KEYS, "teacher_template_arguments", "on_policy", "replay", "replay_size"]
     return [key for key in keys if sources and getattr(sources, key) != getattr(Sources(), key)]

@@ -40,7 +40,7 @@ class CachedTeacher:
 
     def states(self, ids_BS: Tensor, state_N: Tensor) -> Tensor:
         """[N, H], see `LanguageModel.states`. Raises DataError if the cache cannot be written."""
-        width = ids_BS.shape[1]
+        width, device, ids_BS, state_N = ids_BS.shape[1], ids_BS.device, ids_BS.cpu(), state_N.cpu()
         rows_N, places_N = state_N // width, state_N % width
         rows = rows_N.unique_consecutive().tolist()
         places = [places_N[rows_N == row] for row in rows]
@@ -50,12 +50,12 @@ class CachedTeacher:
         missing = [n for n, each in enumerate(found) if each is None]
         if missing:
             at_M = torch.cat([rows[n] * width + places[n] for n in missing])
-            states_MH = self._teacher.states(ids_BS, at_M)
+            states_MH = self._teacher.states(ids_BS.to(device), at_M.to(device))
             for n, states in zip(missing, states_MH.split([len(places[n]) for n in missing]), strict=True):
                 found[n] = states
                 self._write(files[n], states)
             self.made += len(missing)
-        return torch.cat([each.to(ids_BS.device) for each in found])
+        return torch.cat([each.to(device) for each in found])
 
     def _file(self, ids_S: Tensor, places: Tensor) -> Path:
         key = hashlib.sha256(repr((ids_S.tolist(), places.tolist())).encode()).hexdigest()

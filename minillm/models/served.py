@@ -20,9 +20,9 @@ from transformers import CONFIG_MAPPING, AutoModelForCausalLM, GenerationConfig
 
 import minillm
 from minillm.common.errors import ModelError, Unanswered
+from minillm.common.secret import SERVE_TOKEN
 from minillm.models.language_model import LanguageModel
 
-TOKEN = "MINILLM_SERVE_TOKEN"  # the environment variable with the password, for the server and for the run
 MODEL = "minillm-model"  # the header of each response: the digest of the server's model
 _CONNECT, _FIRST_PAUSE, _LONGEST_PAUSE = 5.0, 0.25, 8.0  # seconds
 
@@ -36,7 +36,7 @@ class Server:
         self.model: str | None = None  # digest of the model that the server must have
         self._session = requests.Session()
         self._session.trust_env = False  # no proxy and no .netrc: the token is for this server alone
-        if token := os.environ.get(TOKEN):
+        if token := os.environ.get(SERVE_TOKEN):
             self._session.headers["Authorization"] = f"Bearer {token}"
 
     def ask(self, path: str, body: bytes | None = None) -> bytes:

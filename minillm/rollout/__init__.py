@@ -11,7 +11,6 @@ _MODULES = {
         "prepared",
         "rollout_alignment",
         "rollout_divergence",
-        "rollout_reverse_kl",
         "with_costs",
         "with_teacher",
     ),

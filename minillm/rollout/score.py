@@ -13,11 +13,10 @@ from torch import Tensor
 
 from minillm.common.types import Experience, Rollout
 from minillm.models import LanguageModel
-from minillm.objectives import COSTS, Objective, ReverseKL
+from minillm.objectives import COSTS, Objective
 from minillm.objectives.linear_loss import LinearLoss
 from minillm.rollout.micro_batch import MicroBatch, micro_batches
 
-_REVERSE_KL = ReverseKL()
 _TOP = 16  # most probable tokens whose overlap is measured
 
 
@@ -89,25 +88,6 @@ def with_costs(
         return (linear_loss.costs(objective, *sides, micro.take(rollout.response_ids_BR)),)
 
     return replace(rollout, costs_BR=_for_each_token(rollout, max_tokens, values)[0])
-
-
-def rollout_reverse_kl(
-    student: LanguageModel,
-    teacher: LanguageModel,
-    rollout: Rollout,
-    linear_loss: LinearLoss,
-    *,
-    max_tokens: int,
-    objective: Objective = _REVERSE_KL,
-) -> Tensor:
-    """[B, R]: exact KL[q || p], or another divergence, over the whole vocabulary at each answered position, T = 1; 0
-    outside the mask."""
-
-    def values(micro: MicroBatch) -> tuple[Tensor]:
-        ids_N = micro.take(rollout.response_ids_BR)
-        return (linear_loss.costs(objective, micro.side(student), micro.for_teacher.side(teacher), ids_N),)
-
-    return _for_each_token(rollout, max_tokens, values)[0]
 
 
 @dataclass(frozen=True)

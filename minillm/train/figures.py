@@ -30,9 +30,7 @@ def rollout_figures(rollout: Rollout, stop_ids: Sequence[int], seconds: float) -
     gap = gap_BR[mask_BR]
     last_B = rollout.response_ids_BR.gather(1, mask_BR.sum(-1, keepdim=True) - 1).squeeze(1)
     stops = torch.tensor(stop_ids, device=last_B.device)
-    reward = {}
-    if rollout.rewards_B is not None and (drawn_B := rollout.sampled_mask_BR.any(-1)).any():
-        reward = {"train/reward": rollout.rewards_B[drawn_B].mean().item()}
+    reward = {} if rollout.rewards_B is None else {"train/reward": rollout.rewards_B.mean().item()}
     return reward | {
         "rollout/length": n_tokens / len(rollout),
         "rollout/truncated": (~torch.isin(last_B, stops)).float().mean().item(),

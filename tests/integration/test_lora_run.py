@@ -76,7 +76,7 @@ def test_a_pruned_teacher_takes_adapters_and_a_teacher_its_own(tmp_path, overrid
     )
 
 
-@pytest.mark.parametrize("options", [pytest.param([], marks=pytest.mark.slow), ["lora=default"]])
+@pytest.mark.parametrize("options", [[], ["lora=default"]])
 def test_recomputed_activations_change_no_run(tmp_path, overrides, options):
     kept, recomputed = (
         train(tmp_path / name, [*overrides, *options, f"model.gradient_checkpointing={name}"])

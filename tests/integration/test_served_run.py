@@ -52,8 +52,7 @@ def cut(monkeypatch, tmp_path, network):
     return run
 
 
-SLOW = [*(("on_policy", n) for n in (1, 2, 3, 4, 5, 6, 7, 8, 9, 12)), *(("kd", n) for n in (1, 2, 3, 4, 6))]
-CASES = [("on_policy", 14), ("kd", 5), *(pytest.param(*each, marks=pytest.mark.slow) for each in SLOW)]
+CASES = [*(("on_policy", n) for n in (1, 2, 3, 4, 5, 6, 7, 8, 9, 12, 14)), *(("kd", n) for n in (1, 2, 3, 4, 5, 6))]
 
 
 @pytest.mark.parametrize(("kind", "nth"), CASES)

@@ -96,7 +96,7 @@ def test_a_signal_while_decoding(tmp_path, overrides, whole, monkeypatch, nth, n
     [
         ("on_before_optimizer_step", 3),
         *(
-            pytest.param(hook, step, marks=pytest.mark.slow)
+            (hook, step)
             for hook in ("on_before_optimizer_step", "on_train_batch_end")
             for step in (0, 3, 5)
             if (hook, step) != ("on_before_optimizer_step", 3)
@@ -118,15 +118,10 @@ def test_a_signal_during_an_update_lets_the_round_end(tmp_path, overrides, whole
     ("hook", "step"),
     [
         ("on_before_optimizer_step", 3),
-        *(
-            pytest.param(*each, marks=pytest.mark.slow)
-            for each in [
-                ("on_train_batch_start", 0),
-                ("on_train_batch_start", 2),
-                ("on_train_start", 0),
-                ("on_train_batch_end", 5),
-            ]
-        ),
+        ("on_train_batch_start", 0),
+        ("on_train_batch_start", 2),
+        ("on_train_start", 0),
+        ("on_train_batch_end", 5),
     ],
 )
 def test_a_signal_in_the_supervised_regime(tmp_path, supervised, hook, step):

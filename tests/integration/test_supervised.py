@@ -75,7 +75,7 @@ def test_the_weights_are_those_of_a_plain_loop(tmp_path, world, supervised, obje
         torch.testing.assert_close(value, wanted[name], rtol=0, atol=1e-9)
 
 
-@pytest.mark.parametrize("microbatch", [1, pytest.param(4, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("microbatch", [1, 4])
 def test_micro_batches_change_nothing_but_rounding(tmp_path, supervised, microbatch):
     one, two = (
         train(tmp_path / str(size), [*supervised, "objective=sft", f"regime.microbatch_size={size}"])
@@ -86,7 +86,7 @@ def test_micro_batches_change_nothing_but_rounding(tmp_path, supervised, microba
         torch.testing.assert_close(weights[name], value, rtol=0, atol=1e-10)
 
 
-@pytest.mark.parametrize("kill_after", [3, *(pytest.param(n, marks=pytest.mark.slow) for n in (2, 4))])
+@pytest.mark.parametrize("kill_after", [3, 2, 4])
 def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path, supervised, kill_after):
     options = [*supervised, "objective=kd"]
     whole = train(tmp_path / "whole", options)
@@ -119,7 +119,7 @@ def test_validation_measures_the_loss_on_the_references(tmp_path, world, supervi
     assert {"steps": 6}.items() <= figures.items() and "val/loss_start" not in figures
 
 
-@pytest.mark.parametrize("monitor", ["loss", "rouge_l", pytest.param("reverse_kl", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("monitor", ["loss", "rouge_l", "reverse_kl"])
 def test_the_best_checkpoint_is_that_of_the_monitored_figure(tmp_path, supervised, monitor):
     options = [
         "objective=sft",

@@ -7,13 +7,14 @@ import torch
 
 from minillm import divergences
 from minillm.common.types import Rollout
-from minillm.models import LanguageModel
+from minillm.models import LanguageModel, pair_of
 from minillm.objectives import MiniLLM
 from minillm.rollout import prepared, rollout_alignment
 from minillm.train.alarms import Alarms
 from minillm.train.figures import rollout_figures
 from tests.helpers import ROADS, own_logits
-from tests.tiny import make_pair
+from tests.tiny import make_model, make_pair, make_tokenizer
+from tests.unit.test_preflight import gathered
 from tests.unit.test_score import student_rollout
 
 
@@ -89,3 +90,10 @@ def test_warnings_come_once():
     assert "collapse" in shorter
     alarms = Alarms()
     assert [len(alarms({"optim/grad_norm": norm})) for norm in (1.0, 0.0, 0.0)] == [0, 1, 0]
+
+
+def test_a_base_student_of_an_instruct_teacher_is_told():
+    student, teacher = make_model(seed=1), make_model(seed=2)
+    teacher.generation_config.eos_token_id = [0, 4]
+    (text,) = gathered(pair_of(student, teacher, make_tokenizer(), make_tokenizer()))[0].warnings
+    assert "The teacher also ends an answer with system, the student alone does not" in text

@@ -15,7 +15,7 @@ from minillm.models import Architecture, Checkpoint, LanguageModel, Lora, ModelP
 from minillm.models.families import exact_length, positions, too_long, unsupported, without_noise
 from minillm.models.pair import pair_of
 from minillm.objectives.linear_loss import LinearLoss
-from minillm.rollout import decode, rollout_reverse_kl
+from minillm.rollout import decode, rollout_divergence
 from minillm.rollout.micro_batch import micro_batches
 from tests.families import MORE, REFUSED, ROWS, SIZES, family_config, family_model, longrope, model_of, multimodal
 from tests.tiny import make_tokenizer
@@ -96,7 +96,9 @@ def test_rows_up_to_the_switch_do_not_depend_on_one_another():
             rollout.student_logprobs_BR[row], own_logprobs(network, rollout, row), atol=1e-4, rtol=0
         )
     sums = [
-        rollout_reverse_kl(LanguageModel(network), teacher, rollout, LinearLoss(), max_tokens=size).sum(-1)
+        rollout_divergence(LanguageModel(network), teacher, rollout, LinearLoss(), max_tokens=size).reverse_kl_BR.sum(
+            -1
+        )
         for size in (8, 2048)
     ]
     torch.testing.assert_close(*sums)

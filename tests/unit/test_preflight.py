@@ -222,13 +222,6 @@ def test_passes_are_those_that_are_made(tmp_path, prompts, said):
     assert said in (tmp_path / "preflight.md").read_text()
 
 
-def test_a_base_student_of_an_instruct_teacher_is_told():
-    student, teacher = make_model(seed=1), make_model(seed=2)
-    teacher.generation_config.eos_token_id = [0, 4]
-    (text,) = gathered(pair_of(student, teacher, make_tokenizer(), make_tokenizer()))[0].warnings
-    assert "The teacher also ends an answer with system, the student alone does not" in text
-
-
 def test_rows_beyond_val_size_are_told(pair):
     rows = [Record(f"v:{i}", f"fish bird {word}", references=("tree",)) for i, word in enumerate(WORDS[:9])]
     found, _ = gathered(pair, validation=rows, val_size=4)

@@ -8,7 +8,7 @@ import torch
 from minillm.losses import reverse_kl, token_logprobs
 from minillm.models import LanguageModel
 from minillm.objectives import ForwardKL, ReverseKL
-from minillm.rollout import decode, rollout_divergence, rollout_reverse_kl, with_costs, with_teacher
+from minillm.rollout import decode, rollout_divergence, with_costs, with_teacher
 from minillm.rollout.micro_batch import micro_batches
 from tests.helpers import PROMPTS, ROAD_NAMES, ROADS, own_logits, prompt_batch
 from tests.tiny import FAMILIES, make_pair
@@ -36,7 +36,9 @@ def test_scoring_equals_the_teachers_own_pass(road, family, max_tokens):
     lean = with_teacher(rollout, pair.teacher, road, max_tokens=max_tokens, keep_hidden=False)
     assert lean.teacher_hidden_BRH is None
     torch.testing.assert_close(lean.teacher_logprobs_BR, scored.teacher_logprobs_BR, rtol=0, atol=1e-12)
-    kl_BR = rollout_reverse_kl(LanguageModel(pair.student), pair.teacher, rollout, road, max_tokens=max_tokens)
+    kl_BR = rollout_divergence(
+        LanguageModel(pair.student), pair.teacher, rollout, road, max_tokens=max_tokens
+    ).reverse_kl_BR
     exact = reverse_kl(own_logits(pair.student, rollout), own)
     torch.testing.assert_close(kl_BR[mask], exact, rtol=0, atol=1e-9)
     assert (kl_BR[~mask] == 0).all()

@@ -14,7 +14,7 @@ from minillm.data.prompts import pad
 from minillm.models import LanguageModel
 from minillm.objectives import CrossEntropy, ForwardKL, MiniLLM, PretrainLoss, ReverseKL
 from minillm.parallel import ALONE
-from minillm.rollout import Sampler, decode, prepared, rollout_reverse_kl
+from minillm.rollout import Sampler, decode, prepared, rollout_divergence
 from minillm.rollout.micro_batch import micro_batches
 from minillm.rollout.stored import Stored, joined
 from minillm.train.on_policy import OnPolicyDistillation
@@ -71,8 +71,10 @@ def test_the_loss_and_its_gradient_are_of_the_teachers_logits_on_its_own_prompt(
     mask = rollout.response_mask_BR
     chosen = logp_NV.gather(-1, rollout.response_ids_BR[mask].unsqueeze(-1)).squeeze(-1)
     torch.testing.assert_close(rollout.teacher_logprobs_BR[mask], chosen, rtol=0, atol=1e-10)
-    same = rollout_reverse_kl(module.model, pair.teacher, rollout.for_teacher, ROADS[0], max_tokens=20).sum()
-    kl = rollout_reverse_kl(module.model, pair.teacher, rollout, ROADS[0], max_tokens=20).sum()
+    same = rollout_divergence(
+        module.model, pair.teacher, rollout.for_teacher, ROADS[0], max_tokens=20
+    ).reverse_kl_BR.sum()
+    kl = rollout_divergence(module.model, pair.teacher, rollout, ROADS[0], max_tokens=20).reverse_kl_BR.sum()
     assert abs(kl / mask.sum() - loss) < 1e-10 and abs(kl - same) > 0.1
 
 

@@ -12,9 +12,8 @@ from minillm.common.types import PromptBatch
 from minillm.data import PromptSet, rows_at
 from minillm.data.prompts import pad
 from minillm.models import LanguageModel, Pair
-from minillm.objectives import ForwardKL, ReverseKL
 from minillm.objectives.linear_loss import LinearLoss
-from minillm.rollout import decode, rollout_reverse_kl
+from minillm.rollout import decode, rollout_divergence
 from minillm.rollout.consistency import Consistency, check_consistency
 
 SAMPLES, TOKENS = 8, 32
@@ -59,11 +58,8 @@ def agreement(
         max_new_tokens=min(TOKENS, max_new_tokens),
     )
     n_tokens = int(rollout.response_mask_BR.sum())
-    parts = (student, teacher, rollout, LinearLoss())
-    reverse, forward = (
-        rollout_reverse_kl(*parts, max_tokens=max_tokens, objective=each).sum().item() / n_tokens
-        for each in (ReverseKL(), ForwardKL())
-    )
+    found = rollout_divergence(student, teacher, rollout, LinearLoss(), max_tokens=max_tokens)
+    reverse, forward = (each.sum().item() / n_tokens for each in (found.reverse_kl_BR, found.forward_kl_BR))
     return Agreement(reverse, forward, len(rows), n_tokens)
 
 
