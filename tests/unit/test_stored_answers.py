@@ -46,7 +46,9 @@ def test_given_answers_stand_among_the_drawn_ones(alpha):
     assert drawn.given_B is None and mixed.given_B.sum() == 3
     for row, given in enumerate(mixed.given_B.tolist()):
         from_data = (REFERENCES[row % 3], tokens(mixed, row, "student_logprobs_BR"), row % 3)
-        assert drawn_as(mixed, row) == (from_data if given else drawn_as(drawn, row))
+        ids, logprobs, record = from_data if given else drawn_as(drawn, row)
+        # Fewer rows are decoded: on some CPUs another kernel adds in another order.
+        assert drawn_as(mixed, row) == (ids, pytest.approx(logprobs, rel=0, abs=1e-12), record)
     assert_scored(module, mixed)
 
 
