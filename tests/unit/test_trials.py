@@ -187,6 +187,7 @@ def save(*_):
     open("{0}/saved", "w").close()
     sys.exit(75)
 signal.signal(signal.SIGINT, save)
+signal.signal(signal.SIGTERM, save)  # sent where the sweep is interrupted before it knows this process
 os.kill(os.getppid(), signal.SIGINT)
 time.sleep(60)
 """
