@@ -1,5 +1,6 @@
 # make demo   a student closes in on its teacher: about 10 minutes on 2 CPU cores -> runs/demo/
 # make reproduce   teacher, SFT, KD, SeqKD and MiniLLM in miniature, 3 seeds, the paper's table -> runs/reproduce/
+# make compare-objectives   11 methods, 8 seeds, the same start and tokens; hours -> docs/objectives.png
 # make test   the test suite, in two processes of one thread: no network, no GPU
 # make test-all   the slow tests too: killed runs, four processes, a soak
 # Each works alone on a fresh clone. PYTHON chooses the interpreter (3.11 to 3.13).
@@ -8,7 +9,7 @@ BIN := .venv/bin
 # A file's tests share what they made; in the order of the tree, so that short ones end it.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo reproduce test test-all clean
+.PHONY: demo reproduce compare-objectives test test-all clean
 
 demo: .venv/.main .venv/.demo
 	$(BIN)/python train.py experiment=demo
@@ -16,6 +17,9 @@ demo: .venv/.main .venv/.demo
 reproduce: .venv/.main
 	$(BIN)/python -m examples.narrow runs/reproduce/task
 	$(BIN)/python -m minillm.chain --config-name reproduce
+
+compare-objectives: .venv/.main
+	$(BIN)/python -m benchmarks.objectives
 
 test: .venv/.main .venv/.test
 	$(PYTEST) -m "not slow"

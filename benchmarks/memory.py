@@ -27,7 +27,7 @@ def main() -> None:
     for version, trainer, at_a_time in PEERS:
         name = f"TRL {version} {trainer}, {at_a_time} rows at a time"
         arguments = map(str, (PROMPTS, TOKENS, STEPS, 1, PROMPTS // at_a_time))
-        figures[name] = run(version, "trl_step", trainer, *arguments)
+        figures[name] = run(version, "trl_step", trainer, "student", "teacher", *arguments)
     gb = {name: each["memory_gb"] for name, each in figures.items()}
     rows = [
         row(f"{one} : {peer}", gb[one], gb[peer], "GB", gb[one] / gb[peer], 0.25, at_most=True)

@@ -7,17 +7,14 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 VOCABULARY = 49_152
+_SMOLLM2 = dict(
+    hidden_size=576, intermediate_size=1536, num_attention_heads=9, num_key_value_heads=3, rope_theta=100_000
+)
 SIZES = {
     "student": dict(hidden_size=256, num_hidden_layers=4, intermediate_size=640, num_attention_heads=4),
     "teacher": dict(hidden_size=512, num_hidden_layers=8, intermediate_size=1344, num_attention_heads=8),
-    "SmolLM2-135M": dict(
-        hidden_size=576,
-        num_hidden_layers=30,
-        intermediate_size=1536,
-        num_attention_heads=9,
-        num_key_value_heads=3,
-        rope_theta=100_000,
-    ),
+    "SmolLM2-135M": _SMOLLM2 | dict(num_hidden_layers=30),
+    "SmolLM2-135M, 26 layers": _SMOLLM2 | dict(num_hidden_layers=26),
 }
 
 

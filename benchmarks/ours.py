@@ -15,8 +15,9 @@ def train(settings: dict) -> dict:
 
     Args:
         settings: n prompts, tokens an answer, rounds, inner_epochs; regime and linear_loss override their defaults,
-            alpha is 0 and `shapes` (of student and teacher) are those of benchmarks.models unless given; `profiled`
-            asks the allocator for the memory, not the system (on a GPU it is always asked).
+            alpha is 0, the objective MiniLLM, `models` (names in benchmarks.models) or `shapes` (of student and
+            teacher) are student and teacher there unless given; `profiled` asks the allocator for the memory, not the
+            system (on a GPU it is always asked).
     """
     import lightning as L
     import torch
@@ -38,13 +39,13 @@ def train(settings: dict) -> dict:
     if "shapes" in settings:
         student, teacher = (shape.random_model().to(DEVICE) for shape in settings["shapes"])
     else:
-        student, teacher = (make_model(name, device=DEVICE) for name in ("student", "teacher"))
+        student, teacher = (make_model(name, device=DEVICE) for name in settings.get("models", ("student", "teacher")))
     rows = student.config.vocab_size
     tokenizer = SimpleNamespace(pad_token_id=0)
     pair = Pair(student, LanguageModel(teacher).frozen(), tokenizer, rows, stop_ids=(rows,))
     module = OnPolicyDistillation(
         pair,
-        MiniLLM(),
+        settings.get("objective", MiniLLM()),
         Sampler(alpha=settings.get("alpha", 0.0), max_new_tokens=settings["tokens"], batch_size=n),
         PretrainLoss(coefficient=0.0),
         LinearLoss(**settings.get("linear_loss", {})),
@@ -61,7 +62,7 @@ def train(settings: dict) -> dict:
 
     class Clock(L.Callback):
         def __init__(self):
-            self.rounds, self.phases = [], []
+            self.rounds, self.phases, self.losses = [], [], []
 
         def on_train_batch_start(self, *args):
             synchronize()
@@ -71,6 +72,7 @@ def train(settings: dict) -> dict:
             synchronize()
             self.rounds.append(time.perf_counter() - self.began)
             self.phases.append(dict(module.phases.seconds))
+            self.losses.append(module.metrics["train/loss"])
 
     clock = Clock()
     trainer = L.Trainer(
@@ -86,4 +88,5 @@ def train(settings: dict) -> dict:
     watch = Allocated() if settings.get("profiled") and DEVICE == "cpu" else Memory()
     with watch as memory:
         trainer.fit(module, train_dataloaders=DataLoader(batches, batch_size=None))
-    return {"rounds": clock.rounds, "phases": clock.phases, "memory_gb": memory.above_gb}
+    figures = {"rounds": clock.rounds, "phases": clock.phases, "losses": clock.losses}
+    return figures | {"memory_gb": memory.above_gb}

@@ -14,7 +14,7 @@ def main() -> None:
         mine[name] = in_new_process(train, settings)["rounds"][WARM_UP:]
     for allocator in ("", " (our allocator settings)"):
         arguments = map(str, (PROMPTS, TOKENS, STEPS, 0, 1))
-        peer = run("1.14.2", "trl_step", "minillm", *arguments, keep_freed_memory=bool(allocator))
+        peer = run("1.14.2", "trl_step", "minillm", "student", "teacher", *arguments, keep_freed_memory=bool(allocator))
         for name, key in (("step", "steps"), ("generation", "generation")):
             theirs[name + allocator] = peer[key][WARM_UP:]
     one, epochs = median(mine["1 epoch"]), median(mine["4 epochs"])

@@ -1,7 +1,7 @@
 """Steps of a TRL trainer on the benchmark's models: seconds, of that generation, and memory above the loaded models.
 
-python -m benchmarks.peers.trl_step minillm|distillation PROMPTS TOKENS STEPS CHECKPOINTING(0|1) ACCUMULATION, in TRL's
-environment.
+python -m benchmarks.peers.trl_step minillm|distillation STUDENT TEACHER PROMPTS TOKENS STEPS CHECKPOINTING(0|1)
+ACCUMULATION, in TRL's environment; the models are those of benchmarks.models.
 """
 
 import json
@@ -43,7 +43,14 @@ class Clock(TrainerCallback):
 
 
 def make_trainer(
-    kind: str, n: int, tokens: int, steps: int, checkpointing: int, accumulation: int, callback: TrainerCallback
+    kind: str,
+    models: tuple[str, str],
+    n: int,
+    tokens: int,
+    steps: int,
+    checkpointing: int,
+    accumulation: int,
+    callback: TrainerCallback,
 ):
     prompts = [" ".join(f"w{i}" for i in row) for row in make_prompts(n, PROMPT).tolist()]
     common = dict(
@@ -60,11 +67,11 @@ def make_trainer(
         learning_rate=1e-5,
         report_to=[],
         save_strategy="no",
-        logging_strategy="no",
+        logging_steps=1,
         disable_tqdm=True,
     )
     data = Dataset.from_dict({"prompt": prompts * steps})
-    student, teacher = make_model("student"), make_model("teacher").requires_grad_(False)
+    student, teacher = make_model(models[0]), make_model(models[1]).requires_grad_(False)
     options = dict(train_dataset=data, processing_class=make_tokenizer(), callbacks=[callback])
     if kind == "minillm":
         from trl.experimental.minillm import MiniLLMConfig, MiniLLMTrainer
@@ -76,9 +83,9 @@ def make_trainer(
     return DistillationTrainer(student, teacher, args=DistillationConfig(**common, beta=1.0), **options)
 
 
-def main(kind: str, *numbers: int) -> None:
+def main(kind: str, student: str, teacher: str, *numbers: int) -> None:
     clock = Clock()
-    trainer = make_trainer(kind, *numbers, clock)
+    trainer = make_trainer(kind, (student, teacher), *numbers, clock)
     generation: list[float] = []
     generate = trainer.model.generate
 
@@ -93,8 +100,10 @@ def main(kind: str, *numbers: int) -> None:
         began = time.perf_counter()
         trainer.train()
         whole = time.perf_counter() - began
-    print(json.dumps({"steps": clock.steps, "generation": generation, "all": whole, "memory_gb": memory.above_gb}))
+    losses = [row["loss"] for row in trainer.state.log_history if "loss" in row]
+    figures = {"steps": clock.steps, "generation": generation, "losses": losses, "all": whole}
+    print(json.dumps(figures | {"memory_gb": memory.above_gb}))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], *map(int, sys.argv[2:]))
+    main(*sys.argv[1:4], *map(int, sys.argv[4:]))
