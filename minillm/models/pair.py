@@ -64,7 +64,7 @@ class PrunedTeacher:
 class Pair:
     """A loaded pair. `student` is trained; `teacher` is frozen, in eval mode and outside of every checkpoint, and None
     where a model is measured alone. `compile`: see `LanguageModel`. `vocabulary`: what was found on the way;
-    `loaded_by`: the settings."""
+    `loaded_by`: the settings; `reference`: see there, frozen too."""
 
     student: PreTrainedModel
     teacher: LanguageModel | None
@@ -74,6 +74,7 @@ class Pair:
     compile: bool = False
     vocabulary: Vocabulary | None = None
     loaded_by: ModelPair | None = None
+    reference: LanguageModel | None = None
 
     @property
     def teacher_here(self) -> LanguageModel | None:
@@ -90,7 +91,8 @@ class Pair:
 @dataclass(frozen=True)
 class ModelPair:
     """Settings of the pair; `student` and `teacher` may be plain strings, see `Checkpoint.source`; fine-tuning needs no
-    teacher, and one of OWN_TEACHERS is the student itself. `ema_rate`: see `MovingAverage`. `compile`: see
+    teacher, and one of OWN_TEACHERS is the student itself. `reference` is what an objective compares with (START in its
+    `needs`) in the place of the student at the start. `ema_rate`: see `MovingAverage`. `compile`: see
     `LanguageModel`. `lora`: train adapters of the student only. `gradient_checkpointing`: its layers keep their inputs
     only and are computed again in the backward pass."""
 
@@ -102,9 +104,10 @@ class ModelPair:
     lora: Lora | None = None
     gradient_checkpointing: bool = False
     ema_rate: float = 0.02
+    reference: Checkpoint | str | None = None
 
     def __post_init__(self):
-        for name in ("student", "teacher"):
+        for name in ("student", "teacher", "reference"):
             if isinstance(getattr(self, name), str):
                 place = "url" if getattr(self, name).startswith(("http://", "https://")) else "source"
                 object.__setattr__(self, name, Checkpoint(**{place: getattr(self, name)}))
@@ -117,7 +120,10 @@ class ModelPair:
                 not (pruned and teacher_bits),
                 f"teacher.bits={teacher_bits}: the student is made of its weights; remove bits",
             ),
-            (not getattr(self.student, "url", None), "student.url: only a teacher can be served; wanted source"),
+            *(
+                (not getattr(side, "url", None), f"{name}.url: only a teacher can be served; wanted source")
+                for name, side in (("student", self.student), ("reference", self.reference))
+            ),
             (
                 not (pruned and self.teacher and self.teacher.url),
                 "teacher.url: the student is made of the teacher's weights; wanted teacher.source, or another student",
@@ -181,7 +187,19 @@ class ModelPair:
             pair.teacher.offload = self.teacher.offload
         if self.gradient_checkpointing:
             recompute_activations(student)
-        return replace(pair, loaded_by=self)
+        return replace(pair, loaded_by=self, reference=self._load_reference(pair, dtypes["teacher"], device))
+
+    def _load_reference(self, pair: Pair, dtype: torch.dtype, device: torch.device) -> LanguageModel | None:
+        from minillm.models.language_model import LanguageModel
+
+        if self.reference is None:
+            return None
+        network, tokenizer = self._load("reference", dtype)
+        tokenizers, rows = (pair.tokenizer, tokenizer), network.get_output_embeddings().weight.shape[0]
+        known = [{(n, token) for token, n in each.get_vocab().items() if n < pair.n_vocab} for each in tokenizers]
+        if known[0] != known[1] or rows < pair.n_vocab:
+            raise ModelError("model.reference: has another vocabulary than the student; wanted a model of its family")
+        return LanguageModel(network.to(device), pair.n_vocab).frozen()
 
     def missing_here(self) -> list[str]:
         """What this machine lacks for them, see `missing_for`."""
@@ -192,8 +210,8 @@ class ModelPair:
         """As `load` gives it, without the teacher: its weights are read only where the student is made of them. A
         teacher that cannot be found adds no tokens that end an answer, and a warning is printed."""
         if self.teacher is None or isinstance(self.student, PrunedTeacher):
-            return replace(self.load(device), teacher=None)
-        pair = replace(self, teacher=None).load(device)
+            return replace(replace(self, reference=None).load(device), teacher=None)
+        pair = replace(self, teacher=None, reference=None).load(device)
         if self.own_teacher:
             return pair
         try:

@@ -85,6 +85,8 @@ def build(settings: Settings, pair: Pair | None = None) -> Run:
     digests = resume.data_digests(train_prompts, val_prompts, corpus, pair.tokenizer.chat_template)
     if START in settings.objective.needs or settings.model.own_teacher:
         digests["model.student"] = weights_digest(pair.student)
+    if pair.reference is not None:
+        digests["model.reference"] = weights_digest(pair.reference.network)
     if pair.teacher is not None and pair.teacher.served:
         digests["model.teacher"] = pair.teacher.digest
     module, datamodule = _parts(settings, pair, train_prompts, val_prompts, corpus)

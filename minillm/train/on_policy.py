@@ -66,7 +66,8 @@ class OnPolicyDistillation(TrainingModule):
         self.reward, self.stored = reward or Reward(), stored or Stored(seed=seed)
         self.round = self.start_step = 0
         if START in objective.needs:  # before a checkpoint is loaded
-            self.reference = LanguageModel(copy.deepcopy(pair.student), pair.n_vocab).frozen()
+            start = pair.reference or LanguageModel(copy.deepcopy(pair.student), pair.n_vocab).frozen()
+            self.reference = start
         self.keep_hidden = regime.teacher_states == "keep"
         self._begin_round()
 

@@ -11,6 +11,7 @@ from minillm.common.checks import trainer_problem, value_problems
 from minillm.common.errors import ConfigError, nearest
 from minillm.common.labels import name_problems
 from minillm.common.read import SETTINGS as JOB_SETTINGS
+from minillm.objectives import START
 
 SETTINGS = (
     "model", "data", "sampler", "regulariser", "objective", "linear_loss", "regime", "optim", "start", "reward",
@@ -94,6 +95,10 @@ def rule_problems(built: Mapping[str, Any], plain: Mapping) -> list[str]:
             "regime.teacher_states=recompute with model.teacher.url: would ask again in each inner epoch; wanted keep",
         ),
         (served and strategy.sharded, f"strategy={kind} with model.teacher.url: wanted single or ddp"),
+        (
+            model.reference is not None and START not in objective.needs,
+            f"model.reference: objective {type(objective).__name__} compares with none; wanted null",
+        ),
         (start.steps > 0 and not on_policy, "start.steps > 0 with regime=supervised: wanted 0"),
         (
             regulariser.on and not on_policy,

@@ -165,6 +165,7 @@ def test_all_problems_come_in_one_message():
         (["strategy=fsdp", "model.compile=true"], "model.compile=true with strategy=fsdp"),
         (["strategy=fsdp", "model.teacher.offload=true"], "model.teacher.offload=true: its body is away"),
         (["callbacks.validation=null"], "callbacks.record.export=best: needs"),
+        (["model.reference=x"], "model.reference: objective MiniLLM compares with none; wanted null"),
         (["+trainer.accumulate_grad_batches=2"], "use regime.microbatch_tokens"),
         (["data.template=paper", "data.system=hello"], "only the chat template takes them"),
         (["+sed=1"], "sed: no such key; did you mean seed?"),

@@ -88,6 +88,18 @@ def test_objectives_that_need_more_of_the_start_or_of_the_rollout_resume_too(tmp
             train(tmp_path / "cut", overrides, resume="auto")
 
 
+def test_another_model_is_p0_of_extrapolated(tmp_path, overrides, world):
+    """The student as p0 gives the run without the key; another model gives another run, and is recognised again."""
+    overrides = [*overrides, "objective=extrapolated", "regime.max_steps=2"]
+    default = train(tmp_path / "default", overrides).module.state_dict()
+    same = train(tmp_path / "same", [*overrides, f"model.reference={world}/student"]).module.state_dict()
+    assert all(torch.equal(same[name], default[name]) for name in default)
+    other = train(tmp_path / "other", [*overrides, f"model.reference={world}/teacher"]).module.state_dict()
+    assert any(not torch.equal(other[name], default[name]) for name in default)
+    found = json.loads((tmp_path / "other" / "begun.json").read_text())["data"]
+    assert found["model.reference"] != found["model.student"]
+
+
 def test_minillm_begins_with_a_fresh_optimizer(tmp_path, overrides):
     run = train(tmp_path, overrides)
     state = run.trainer.optimizers[0].state
