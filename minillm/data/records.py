@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from minillm.common.errors import DataError, first_line
+from minillm.common.hub import notice_offline
 
 BUILTIN = {"builtin": "train.jsonl", "builtin:validation": "validation.jsonl"}
 _SHOWN = 10  # problems in one message
@@ -131,6 +132,7 @@ def hub_rows(source: str):
     """The rows of a hub data set `owner/name[:split]`, memory mapped from the cache of `datasets`."""
     import datasets
 
+    notice_offline()
     name, _, split = source.partition(":")
     try:
         return datasets.load_dataset(name, split=split or "train")

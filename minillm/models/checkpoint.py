@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Literal
 from safetensors import SafetensorError
 
 from minillm.common.errors import ConfigError, ModelError, check, first_line
+from minillm.common.hub import notice_offline
 from minillm.common.lazy import lazy
 from minillm.common.machine import has_bfloat16
 from minillm.models.architecture import Architecture
@@ -118,6 +119,7 @@ class Checkpoint:
             return str(path), None
         if path.suffix.lower() == ".gguf" or self.source.startswith((".", "/", "~")) or self.source.count("/") > 1:
             raise ConfigError(f"source={self.source}: no such file or directory")
+        notice_offline()
         name, _, revision = self.source.partition("@")
         return name, revision or None
 
