@@ -11,7 +11,7 @@ from hydra.types import RunMode  # noqa: E402
 from omegaconf import DictConfig  # noqa: E402
 
 from minillm.common import cli  # noqa: E402
-from minillm.experiments.trials import run_trial  # noqa: E402
+from minillm.experiments.sweep import run_trial  # noqa: E402
 
 
 @hydra.main(config_path="conf", config_name="train", version_base="1.3")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,6 +48,14 @@ def flat(node: Mapping, prefix: str = "") -> dict[str, Any]:
         else:
             out[f"{prefix}{key}"] = value
     return out
+
+
+def walk(node: Any, path: str) -> Iterator[tuple[str, Any]]:
+    """Every node at and below a plain one, with its path, such as `a.b[0]`."""
+    yield path.removeprefix("."), node
+    if isinstance(node, Mapping | list):
+        for key, below in node.items() if isinstance(node, Mapping) else enumerate(node):
+            yield from walk(below, f"{path}.{key}" if isinstance(node, Mapping) else f"{path}[{key}]")
 
 
 def within(key: str, names: tuple[str, ...]) -> bool:

@@ -14,8 +14,6 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
-from hydra import compose, initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, MissingConfigException
 from hydra.types import RunMode
@@ -25,6 +23,7 @@ from minillm.common.changes import flat
 from minillm.common.checks import trainer_problem
 from minillm.common.child import ROOT
 from minillm.common.errors import Interrupted, MinillmError, nearest
+from minillm.common.overrides import compose_in_conf
 from minillm.common.ranks import in_a_worker, rank, stand_back
 from minillm.common.secret import redacted
 
@@ -149,9 +148,7 @@ def explain(error: HydraException, config_name: str) -> str:
         return refused
     files = sorted((CONF / group).glob("*.yaml"))
     having = [f"{group}={file.stem}" for file in files if rest in _names(OmegaConf.load(file))]
-    GlobalHydra.instance().clear()
-    with initialize_config_dir(str(conf_of(config_name)), version_base="1.3"):
-        known = _names(compose(config_name))
+    known = _names(compose_in_conf(config_name, folder=conf_of(config_name)))
     if having or key in known:
         places = " and ".join(having) or "another choice of a group"
         return f"{key}: not a key of this config, but of {places}. To set it anyway: +{key}=..."

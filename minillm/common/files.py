@@ -1,13 +1,18 @@
-"""Files and directories that are written whole or not at all, and what tells one content from another."""
+"""Files and directories that are written whole or not at all, locks, and what tells one content from another."""
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import hashlib
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from minillm.common.errors import ConfigError
 
 _INSIDE = ".new"
 
@@ -98,3 +103,45 @@ def fingerprint(path: Path) -> str:
         with open(file, "rb") as stream:
             hashlib.file_digest(stream, lambda: digest)
     return digest.hexdigest()
+
+
+@contextmanager
+def locked(file: Path, busy: Callable[[Path], None], patience: float = 0.0) -> Iterator[int]:
+    """Hold the lock on `file`; its descriptor. The kernel frees it when the last process that has the descriptor ends,
+    so a child that was given it keeps the lock beyond our own end. (`filelock` unlocks for all of them.)
+
+    busy: called with the file where another process has the lock for `patience` seconds; we wait on unless this raises.
+
+    Raises:
+        ConfigError: `file` is a symbolic link. What it points to is not touched.
+    """
+    end, told = time.monotonic() + patience, False
+    while True:
+        handle = _opened(file)
+        try:
+            if _taken(handle, file):
+                yield handle
+                return
+        finally:
+            os.close(handle)
+        if not told and time.monotonic() >= end:
+            told = True
+            busy(file)
+        time.sleep(0.05)
+
+
+def _opened(file: Path) -> int:
+    try:
+        return os.open(file, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise ConfigError(f"{file}: is a symbolic link; wanted a file of its own. Delete the link") from None
+        raise
+
+
+def _taken(handle: int, file: Path) -> bool:
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return os.path.samestat(os.fstat(handle), os.stat(file))
+    except (BlockingIOError, FileNotFoundError):  # whoever had it has removed it
+        return False

@@ -1,12 +1,24 @@
-"""Short names of models, files and seeds, and lines that break between words only."""
+"""Short names of models, files, seeds and settings, and lines that break between words only."""
 
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import PurePath
+from typing import Any
 
-from minillm.common.columns import headings
+from minillm.common.numbers import count
+
+
+def headings(names: Sequence[str], separator: str = ".", least: int = 1) -> dict[str, str]:
+    """Shorten each name to as many of its last parts as make it unique, `least` or more."""
+    parts = {name: [part for part in name.split(separator) if part] for name in names}
+    ends = Counter(separator.join(each[-n:]) for each in parts.values() for n in range(1, len(each) + 1))
+    return {
+        name: next((end for n in range(least, len(each) + 1) if ends[end := separator.join(each[-n:])] == 1), name)
+        for name, each in parts.items()
+    }
 
 
 def labels(sources: Sequence[str]) -> dict[str, str]:
@@ -22,6 +34,23 @@ def file_labels(files: Sequence[str]) -> dict[str, str]:
 
 def seed_name(seed: int | None) -> str:
     return "greedy" if seed is None else str(seed)
+
+
+def short(value: Any, longest: int = 28) -> str:
+    """A setting as text; a long one, such as a path, by both of its ends."""
+    text = count(value, 4) if isinstance(value, float) else str(value)
+    if value is None or isinstance(value, bool):
+        text = {True: "true", False: "false", None: "null"}[value]
+    end = (longest - 2) // 2
+    return text if len(text) <= longest else f"{text[: longest - 3 - end]}...{text[-end:]}"
+
+
+def shorts(values: Sequence[Any], longest: int) -> list[str]:
+    """The texts of a column, cut to `longest` characters, or to more where different ones would look the same."""
+    full = [short(value, 10**6) for value in values]
+    while len(set(cells := [short(text, longest) for text in full])) < len(set(full)):
+        longest += 4
+    return cells
 
 
 def folded(name: str, width: int) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
@@ -20,12 +21,12 @@ def override(key: str, value: Any) -> str:
     return f"{key}={_written(value)}"
 
 
-def compose_in_conf(name: str, overrides: Sequence[str]) -> DictConfig:
-    """conf/<name>.yaml with these overrides, whatever command is at work."""
+def compose_in_conf(name: str, overrides: Sequence[str] = (), folder: Path = ROOT / "conf") -> DictConfig:
+    """<folder>/<name>.yaml with these overrides, whatever command is at work."""
     state = Singleton.get_state()
     try:
         GlobalHydra.instance().clear()
-        with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        with initialize_config_dir(str(folder), version_base="1.3"):
             return compose(name, list(overrides))
     finally:
         Singleton.set_state(state)

@@ -110,26 +110,24 @@ def read_rows(file: Path) -> Iterator[dict[str, float]]:
         yield {name: float(value) for name, value in row.items()}
 
 
-def whole_rows(file: Path) -> tuple[list[dict[str, str]], list[int]]:
-    """The same as text, and the places (from 0) of those that are left out: broken ones, and the last one if it has no
-    end (it may be half a number)."""
+def whole_rows(file: Path) -> tuple[list[dict[str, str]], list[str]]:
+    """The same as text, and the lines that are left out: broken ones, and the last one if it has no end (it may be
+    half a number)."""
     try:
         *lines, rest = file.read_text(encoding="utf-8", errors="replace").split("\n")
     except OSError:
         return [], []
     columns = _fields(lines.pop(0)) if lines else []
-    rows, left_out, lines = [], [], [line for line in lines if line]
-    for place, fields in enumerate(map(_fields, lines)):
+    rows, left_out = [], [rest] * (rest != "")
+    for line in filter(None, lines):
+        fields = _fields(line)
         row = {name: value for name, value in zip(columns, fields, strict=False) if value}
         try:
             whole = len(fields) <= len(columns) and STEP in row and bool([float(value) for value in row.values()])
         except ValueError:
             whole = False
-        if whole:
-            rows.append(row)
-        else:
-            left_out.append(place)
-    return rows, left_out + [len(lines)] * (rest != "")
+        (rows if whole else left_out).append(row if whole else line)
+    return rows, left_out
 
 
 def _fields(line: str) -> list[str]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+
+from minillm.common.changes import walk
 
 SERVE_TOKEN = "MINILLM_SERVE_TOKEN"  # the environment variable with a teacher server's password, on both sides
 _NAMES = re.compile(r"\w*(TOKEN|_KEY|SECRET|PASSWORD|PASSWD|_PWD|_PAT|CREDENTIALS?)", re.IGNORECASE)
@@ -25,7 +26,8 @@ def secret_problems(plain: dict, command: str = "") -> list[str]:
     """Name the keys of a config whose text holds a secret, without showing it: the value of a variable that
     `names_secret`, of 8 characters or more and no path of a file or directory, or a text in the form of a token."""
     secrets, problems = _in_environment(), []
-    for key, text in (*_texts(plain, ""), ("the command line", command)):
+    texts = [(key, text) for key, text in walk(plain, "") if isinstance(text, str)]
+    for key, text in (*texts, ("the command line", command)):
         what = [f"the value of {name}" for name in secrets if os.environ[name] in text]
         if what or _TOKENS.search(text):
             what = what[0] if what else "what looks like a token or password"
@@ -47,11 +49,3 @@ def _in_environment() -> list[str]:
     """The variables that hold a secret."""
     found = [name for name, value in os.environ.items() if names_secret(name) and len(value) >= 8]
     return [name for name in found if not os.path.exists(os.environ[name])]
-
-
-def _texts(node, path: str) -> Iterator[tuple[str, str]]:
-    if isinstance(node, str):
-        yield path.removeprefix("."), node
-    elif isinstance(node, dict | list):
-        for key, value in node.items() if isinstance(node, dict) else enumerate(node):
-            yield from _texts(value, f"{path}.{key}" if isinstance(node, dict) else f"{path}[{key}]")

@@ -20,6 +20,7 @@ from yaml.composer import Composer
 from yaml.constructor import SafeConstructor
 from yaml.resolver import Resolver
 
+from minillm.common.changes import walk
 from minillm.common.errors import ConfigError, first_line
 from minillm.common.files import write_whole
 
@@ -64,14 +65,8 @@ def read_config(file: Path) -> dict[str, Any]:
 
 def other_targets(node: Any, known: Sequence[str], path: str) -> list[str]:
     """Problems: each `_target_` at or below a stored node that is not one of the `known` names. None is imported."""
-    if isinstance(node, list):
-        return [each for n, below in enumerate(node) for each in other_targets(below, known, f"{path}[{n}]")]
-    if not isinstance(node, Mapping):
-        return []
-    target, problems = node.get("_target_"), []
-    if target is not None and target not in known:
-        problems = [f"{path}._target_={target!r}: wanted one of {', '.join(known)}"]
-    return problems + [each for key, below in node.items() for each in other_targets(below, known, f"{path}.{key}")]
+    found = ((key, value) for key, value in walk(node, path) if key.endswith("._target_") and value is not None)
+    return [f"{key}={value!r}: wanted one of {', '.join(known)}" for key, value in found if value not in known]
 
 
 def write_config(file: Path, plain: Mapping[str, Any]) -> None:

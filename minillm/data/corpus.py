@@ -20,7 +20,7 @@ from transformers import PreTrainedTokenizerBase
 
 from minillm.common.console import batches, say
 from minillm.common.errors import DataError
-from minillm.common.lock import locked
+from minillm.common.files import locked
 from minillm.data.documents import PIECE, Documents
 from minillm.data.order import rows_at
 from minillm.data.text import PlainText

@@ -1,1 +1,1 @@
-"""The paper's runs in order (`python -m minillm.chain`), sweeps, plans."""
+"""Commands that depend on one another, made once each; sweeps and their trials."""

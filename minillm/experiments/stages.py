@@ -7,7 +7,6 @@ import functools
 import json
 import os
 import signal
-import socket
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -19,14 +18,13 @@ from minillm.common.changes import FIGURES, LONGER, changes, flat, within
 from minillm.common.child import ROOT, Children
 from minillm.common.console import say
 from minillm.common.errors import ConfigError, Interrupted, MinillmError, check
-from minillm.common.files import fingerprint, write_whole
-from minillm.common.lock import locked
+from minillm.common.files import fingerprint, locked, write_whole
 from minillm.common.numbers import duration
 from minillm.common.read import read_json
 
-# Of minillm.generate and evaluate.py: what another value does not change. What an evaluation measures may grow.
-_FREE = ("run", "device", "devices", "report", "wandb")
-_GROWS = ("models", "data.files", "suite")
+# What another value does not change; what an evaluation measures may grow.
+_FREE = {"generate": ("run", "device", "devices")}
+_FREE["evaluate"] = (*_FREE["generate"], "report", "wandb", "models", "data.files", "suite")
 _EXPORTED = (*FIGURES, "callbacks.record.export")  # nothing to a run that goes on, but another student
 _LAST_LINES = 15  # of the log of a stage that failed
 
@@ -58,17 +56,14 @@ def run_chain(run_dir: Path, stages: Sequence[Stage], jobs: int = 1) -> dict[str
     """
     (run_dir / "logs").mkdir(parents=True, exist_ok=True)
 
-    def busy(note: str) -> None:
+    def busy(file: Path) -> None:
         raise MinillmError(
-            f"{run_dir}: {note}, or a stage that it began, is at work there; wait until it is done or end it "
-            f"(`fuser {run_dir}/lock` names the process), then give the same command again"
+            f"{run_dir}: another chain, or a stage that it began, is at work there; wait until it is done or end it "
+            f"(`fuser {file}` names the process), then give the same command again"
         )
 
     with locked(run_dir / "lock", busy) as lock:
-        lock.truncate(0)
-        lock.write(f"a chain (process {os.getpid()} on {socket.gethostname()})\n")
-        lock.flush()
-        chain = _Chain(run_dir, stages, lock.fileno())
+        chain = _Chain(run_dir, stages, lock)
         chain.refuse_others(stages)
         chain.make(jobs)
     return chain.records
@@ -80,7 +75,7 @@ class _Chain:
 
     def __init__(self, run_dir: Path, stages: Sequence[Stage], lock: int):
         self.run_dir, self.stages, self.lock = run_dir, {stage.name: stage for stage in stages}, lock
-        self.records = _read_records(run_dir / "chain.json")
+        self.records, self.children = read_records(run_dir), Children()
         self._content = functools.cache(lambda path: fingerprint(Path(path).expanduser()))  # when the chain begins
 
     def made(self, name: str) -> str | None:
@@ -105,36 +100,44 @@ class _Chain:
         """Raises ConfigError with all that is there and was made otherwise, as far as the inputs are known."""
         problems = []
         for stage in stages:
-            made, folder = self.records.get(stage.name), self.run_dir / stage.name
-            if not made or not folder.exists():
+            before, folder = self.records.get(stage.name), self.run_dir / stage.name
+            if not before or not folder.exists():
                 continue
             inputs = self.inputs(stage).items()
-            found = [f"{name} has changed" for name, now in inputs if now and made["inputs"].get(name, now) != now]
-            found += _made_otherwise(stage, made)
+            found = [f"{name} has changed" for name, now in inputs if now and before["inputs"].get(name, now) != now]
+            for each in changes(flat(before["settings"]), flat(stage.settings)):
+                another_student = each.effect in (None, LONGER) or within(each.key, _EXPORTED)
+                if another_student if stage.config == "train" else not within(each.key, _FREE[stage.config]):
+                    found.append(str(each))
             if found:
                 problems.append(f"{folder}: {'; '.join(found)}. Delete it to make it again, or choose another run.name")
         if problems:
             raise ConfigError(problems)
 
     def make(self, jobs: int) -> None:
-        waiting = list(self.stages.values())
+        waiting, running = list(self.stages.values()), self.children.running
         shares: dict[str, int] = {}  # which part of the machine each has
-        with Children() as children:
-            while waiting or children.running:
-                stage = _ready(waiting, children.running) if len(children.running) < jobs else None
+        with self.children:
+            while waiting or running:
+                # The first that reads nothing of those at work or waiting before it.
+                free = (
+                    stage for n, stage in enumerate(waiting)
+                    if {*running, *(each.name for each in waiting[:n])}.isdisjoint(stage.reads)
+                )  # fmt: skip
+                stage = next(free, None) if len(running) < jobs else None
                 if stage is None:
-                    self._end(children)
+                    self._end()
                     continue
                 waiting.remove(stage)
-                shares[stage.name] = min({*range(jobs)} - {shares[name] for name in children.running})
+                shares[stage.name] = min({*range(jobs)} - {shares[name] for name in running})
                 alone = stage.name == list(self.stages)[-1]
-                self._begin(stage, children, _share(shares[stage.name], 1 if alone else jobs))
+                self._begin(stage, _share(shares[stage.name], 1 if alone else jobs))
 
-    def _begin(self, stage: Stage, children: Children, share: dict[str, str]) -> None:
+    def _begin(self, stage: Stage, share: dict[str, str]) -> None:
         """Start it, if it is not made yet."""
         self.refuse_others([stage])
-        if children.signal:
-            raise self._interrupted(children.signal, children.running)
+        if self.children.signal:
+            raise self._interrupted(self.children.running)
         inputs, before, settings = self.inputs(stage), self.records.get(stage.name), stage.settings
         grown = stage.config == "evaluate" and before and (before["settings"], before["inputs"]) != (settings, inputs)
         if self.made(stage.name) and not grown:
@@ -144,46 +147,36 @@ class _Chain:
         self.record(stage.name, command=[first, *words], settings=settings, inputs=inputs, result=None)
         if stage.config == "train" and (self.run_dir / stage.name / "config.yaml").exists():
             words.append("resume=auto")
-        command = [str(ROOT / first) if first.endswith(".py") else first, *words]
-        children.start(stage.name, command, self.log(stage.name), pass_fds=(self.lock,), env=os.environ | share)
+        command, options = [str(ROOT / first) if first.endswith(".py") else first, *words], dict(pass_fds=(self.lock,))
+        self.children.start(stage.name, command, self.log(stage.name), env=os.environ | share, **options)
 
-    def _end(self, children: Children) -> None:
+    def _end(self) -> None:
         """Wait for a stage and record what it made. Raises Interrupted, or MinillmError: it failed."""
-        running = "  ".join(f"{self.title(name)}  ({self.log(name)})" for name in children.running)
-        with get_console().status(running):
-            name, code = children.next_ended()
+        running = self.children.running
+        with get_console().status("  ".join(f"{self.title(name)}  ({self.log(name)})" for name in running)):
+            name, code = self.children.next_ended()
         title, log = self.title(name), self.log(name)
-        if children.signal or code == Interrupted.status:
-            raise self._interrupted(children.signal or "a signal", [name, *children.running])
+        if self.children.signal or code == Interrupted.status:
+            raise self._interrupted([name, *running])
         if code:
             how = f"was killed by signal {-code} ({signal.strsignal(-code)})" if code < 0 else "failed"
             last = "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-_LAST_LINES:])
-            if children.running:
-                say(f"{title} {how}\nWaiting for stage {' and '.join(children.running)} to save")
+            if running:
+                say(f"{title} {how}\nWaiting for stage {' and '.join(running)} to save")
             raise MinillmError(f"{title} {how}; the same command goes on from here.\nThe end of {log}:\n{last}")
         result = fingerprint(self.run_dir / name / self.stages[name].result)
-        seconds = round(time.monotonic() - children.began[name], 1)
+        seconds = round(time.monotonic() - self.children.began[name], 1)
         self.record(name, result=result, seconds=seconds, finished=time.strftime("%Y-%m-%d %H:%M:%S"))
         say(f"{title}: {duration(seconds)}")
 
-    def _interrupted(self, by: str, names: Sequence[str]) -> Interrupted:
-        at_work = " and ".join(map(self.title, names))
+    def _interrupted(self, names: Sequence[str]) -> Interrupted:
+        by, at_work = self.children.signal or "a signal", " and ".join(map(self.title, names))
         return Interrupted(f"{by} in {at_work}" if at_work else by, then="the same command goes on")
 
 
-def _ready(waiting: Sequence[Stage], running: Sequence[str]) -> Stage | None:
-    """The first that reads nothing of those at work or waiting before it."""
-    unmade = set(running)
-    for stage in waiting:
-        if unmade.isdisjoint(stage.reads):
-            return stage
-        unmade.add(stage.name)
-    return None
-
-
-def _read_records(file: Path) -> dict[str, dict]:
+def read_records(run_dir: Path) -> dict[str, dict]:
     """What chain.json says of each stage. Raises ConfigError: damaged, or of an older version."""
-    remedy = "delete it, and what is finished is recorded anew"
+    file, remedy = run_dir / "chain.json", "delete it, and what is finished is recorded anew"
     records = read_json(file, remedy) or {}
     fields = {"command": list, "settings": dict, "inputs": dict, "result": str | None}
     for name, each in records.items():
@@ -194,17 +187,8 @@ def _read_records(file: Path) -> dict[str, dict]:
 
 def begun_on(run_dir: Path) -> str | None:
     """The date in the settings of the chain there: all its prompts have the same."""
-    dates = (each["settings"].get("data", {}).get("date") for each in _read_records(run_dir / "chain.json").values())
+    dates = (each["settings"].get("data", {}).get("date") for each in read_records(run_dir).values())
     return next(filter(None, dates), None)
-
-
-def _made_otherwise(stage: Stage, made: dict) -> list[str]:
-    """Settings that would make another result."""
-    found = changes(flat(made["settings"]), flat(stage.settings))
-    if stage.config == "train":
-        return [str(each) for each in found if each.effect in (None, LONGER) or within(each.key, _EXPORTED)]
-    allowed = _FREE + (_GROWS if stage.config == "evaluate" else ())
-    return [str(each) for each in found if not within(each.key, allowed)]
 
 
 def _share(number: int, jobs: int) -> dict[str, str]:

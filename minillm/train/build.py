@@ -27,7 +27,7 @@ from minillm.objectives import START
 from minillm.parallel import agree, barrier, check_shared, environment, lightning_strategy, on_first
 from minillm.rollout.stored import Stored
 from minillm.train import resume
-from minillm.train.callbacks import Interruption
+from minillm.train.callbacks import Interruption, Rows
 from minillm.train.directory import CheckpointFile
 from minillm.train.loaded import check_lengths, check_references
 from minillm.train.loggers import MetricsCSV
@@ -121,7 +121,7 @@ def _trainer(settings: Settings, precision: str) -> L.Trainer:
         num_nodes=strategy.num_nodes,
         max_epochs=-1,
         logger=MetricsCSV(run_dir / "metrics.csv"),
-        callbacks=[Interruption(), *settings.callbacks.values()],
+        callbacks=[Interruption(), Rows(), *settings.callbacks.values()],
         plugins=[CheckpointFile(), environment()],
         enable_checkpointing=False,
         enable_progress_bar=False,

@@ -12,7 +12,7 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from minillm.common.console import say
 from minillm.common.errors import ConfigError
-from minillm.common.lock import locked
+from minillm.common.files import locked
 from minillm.common.saved import load_saved
 from minillm.parallel import on_first
 
@@ -34,7 +34,7 @@ def run_lock(run_dir: Path) -> Iterator[None]:
 
 
 def _take(file: Path, held: ExitStack) -> None:
-    def busy(note: str) -> None:
+    def busy(file: Path) -> None:
         raise ConfigError(
             f"run.name: another command is at work in {file.parent}; wait until it is done or end it, or choose "
             "another run.name"

@@ -23,7 +23,6 @@ class Finite:
 
     def __init__(self):
         self._skipped = self._in_a_row = 0
-        self._warned_zero = False
 
     def metrics(self) -> dict[str, float]:
         """Optimizer steps that were skipped in the round that ends; nothing where there were none."""
@@ -60,17 +59,8 @@ class Finite:
         """
         norm = module.optim.norm(optimizer)
         values = {"optim/grad_norm": norm, **losses}
-        bad, zero = torch.stack([~all_finite(values.values()), norm == 0]).tolist()
-        if not _agreed(module, bad):
+        if not _agreed(module, not all_finite(values.values())):
             self._in_a_row = 0
-            if zero and not self._warned_zero:
-                self._warned_zero = True
-                say(
-                    f"WARNING: all gradients are 0 at step {module.start_step + module.step}, so that nothing is "
-                    "learned from it. Likely causes: optim.learning_rate is so large (in the supervised start: "
-                    "start.learning_rate) that the student gives all tokens the same probability, or one token all of "
-                    "it; or the student equals the teacher"
-                )
             return norm
         found = [f"{name} is {value.item()}" for name, value in values.items() if not value.isfinite()]
         gradients = {name: each.grad for name, each in module.named_parameters() if each.grad is not None}

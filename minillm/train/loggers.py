@@ -28,10 +28,10 @@ class MetricsCSV(Logger):
     def __init__(self, file: Path):
         super().__init__()
         self.file = Path(file)
-        self.rows, self._left_out = whole_rows(self.file)
+        self.rows, left_out = whole_rows(self.file)
         self.columns = _columns(self.rows)
-        if self._left_out:
-            say(f"WARNING: {self.file}: {len(self._left_out)} lines cannot be read and are dropped")
+        if left_out:
+            say(f"WARNING: {self.file}: {len(left_out)} lines cannot be read and are dropped")
 
     def log_hyperparams(self, *args, **kwargs) -> None:
         """Not needed: the resolved config lies beside the file."""
@@ -54,12 +54,9 @@ class MetricsCSV(Logger):
             ) from error
 
     @rank_zero_only
-    def resume_at(self, n_rows: int) -> None:
-        """Keep those of the first `n_rows`, which the checkpoint had, that can be read."""
-        kept = n_rows - sum(place < n_rows for place in self._left_out)
-        if len(self.rows) < kept:
-            say(f"WARNING: {self.file} has {len(self.rows)} rows, the checkpoint was made after {n_rows}")
-        self.rows = self.rows[:kept]
+    def resume_at(self, step: int | None) -> None:
+        """Keep the rows up to the optimizer step of a checkpoint; None keeps no row."""
+        self.rows = [row for row in self.rows if step is not None and float(row[STEP]) <= step]
         self.columns = _columns(self.rows)
         self._rewrite()
 

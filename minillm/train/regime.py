@@ -52,6 +52,10 @@ class OnPolicy:
     def steps_per_rollout(self) -> int:
         return self.rollouts // self.minibatch_size * self.inner_epochs
 
+    def steps(self, n_prompts: int) -> int:
+        """Number of optimizer steps of the whole run."""
+        return self.max_steps
+
 
 @dataclass(frozen=True)
 class Supervised:
@@ -65,6 +69,8 @@ class Supervised:
     max_steps: int | None = None
 
     name: ClassVar = "supervised"
+    rollouts: ClassVar = 0
+    steps_per_rollout: ClassVar = 1  # each is a round of its own
 
     def __post_init__(self):
         sizes = ("minibatch_size", "microbatch_size", "epochs", "max_steps")

@@ -8,7 +8,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from minillm.experiments.commands import METHODS, recipe_of, stages_of
+from minillm.chain import METHODS, recipe_of, stages_of
 from minillm.models import Checkpoint, Lora
 from minillm.models.adapter import save_adapter
 from minillm.train.settings import check_config

@@ -54,7 +54,8 @@ def test_distill_makes_the_run_of_the_command(tmp_path, world, overrides):
     figures = json.loads((tmp_path / "command" / "metrics.json").read_text())
     kept = {name: value for name, value in figures.items() if name != "wall_seconds"}
     assert kept.items() <= run.metrics.items() and run.run_dir == tmp_path / "api"
-    assert run.history[-1]["progress/round"] == 4 and (tmp_path / "api" / "student" / "config.json").exists()
+    assert run.history[-2]["progress/round"] == 4 and "val/reverse_kl" in run.history[-1]
+    assert (tmp_path / "api" / "student" / "config.json").exists()
 
 
 def test_a_run_without_a_directory_leaves_the_student_in_memory_only(tmp_path, world, monkeypatch):
@@ -100,7 +101,7 @@ def test_the_teachers_answers_are_rows_to_fine_tune_on(world):
         pair, answers, steps=2, regime=minillm.Supervised(minibatch_size=2, microbatch_size=2), preflight=False,
         objective=minillm.CrossEntropy(kd_ratio=0.5), data={"max_response_tokens": 8},
     )  # fmt: skip
-    assert run.metrics["steps"] == 2 and "train/soft_cross_entropy" in run.history[-1]
+    assert run.metrics["steps"] == 2 and "train/soft_cross_entropy" in run.history[-2]  # before its validation
 
 
 def test_ones_own_loop_takes_the_steps_of_distill(world, capsys):

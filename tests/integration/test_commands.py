@@ -42,8 +42,10 @@ def test_train_then_evaluate(place, world, overrides):
     with open(run / "metrics.csv", newline="") as stream:
         rows = list(csv.DictReader(stream))
     assert [row["progress/optimizer_step"] for row in rows if row["train/loss"]] == ["4", "6", "8"]
-    shares = [float(rows[-1][f"time/share_{phase}"]) for phase in ("rollout", "score", "update")]
-    assert sum(shares) == pytest.approx(1) and min(shares[0], shares[2]) > 0 and float(rows[-1]["memory/peak_gb"]) > 0
+    last, validated = rows[-2:]
+    shares = [float(last[f"time/share_{phase}"]) for phase in ("rollout", "score", "update")]
+    assert sum(shares) == pytest.approx(1) and min(shares[0], shares[2]) > 0 and float(last["memory/peak_gb"]) > 0
+    assert float(validated["val/reverse_kl"]) == figures["val/reverse_kl"]
     assert {"raw.jsonl", "start.jsonl", "step_6.jsonl"} <= {file.name for file in (run / "samples").iterdir()}
     assert {"last.ckpt", "previous.ckpt", "best.ckpt"} <= {file.name for file in (run / "checkpoints").iterdir()}
     assert (run / "wandb" / "run_id").exists() and list((run / "wandb").glob("offline-run-*"))

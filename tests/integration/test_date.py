@@ -11,12 +11,12 @@ from omegaconf import OmegaConf
 from transformers import AutoTokenizer
 
 import minillm.data.sources
+from minillm.chain import stages_of
 from minillm.common.errors import ConfigError
 from minillm.common.stored import read_config
 from minillm.data import Sources
 from minillm.evaluation.generation import check_generation, generate
 from minillm.evaluation.suite import check_suite, run_suite
-from minillm.experiments.commands import stages_of
 from minillm.experiments.stages import begun_on
 from tests.conf.test_compose import CONF, composed
 from tests.integration.test_resume import Killed, rows, train

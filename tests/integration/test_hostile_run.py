@@ -188,6 +188,6 @@ def test_one_broken_run_ends_neither_comparison_nor_report(tmp_path, capsys, fil
         (tmp_path / name / "metrics.json").write_text('{"val/reverse_kl": 0.5}')
         (tmp_path / name / "metrics.csv").write_text("progress/optimizer_step,train/loss\n1,0.7\n")
     (tmp_path / "odd" / file).write_text(text)
-    compare(tmp_path, None, [], tmp_path / "compare.png")
+    compare(tmp_path)
     assert "good" in capsys.readouterr().out
     assert write_report(tmp_path / "odd").exists()

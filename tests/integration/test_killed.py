@@ -67,8 +67,8 @@ MOMENTS = {
     "last.ckpt half written": lambda: in_writing(4, 0.5),
     "last.ckpt written, not in place": lambda: in_writing(4, 1.0),
     "the one before it kept": lambda: before(minillm.train.callbacks.checkpoint, "put_in_place", 3),
-    "last.ckpt in place, its row not written": lambda: before(minillm.train.loggers.MetricsCSV, "log_metrics", 7),
-    "between checkpoint and row": lambda: before(minillm.train.loggers.MetricsCSV, "log_metrics", 5),
+    "row of a validation": lambda: before(minillm.train.loggers.MetricsCSV, "log_metrics", 5),
+    "row of a rollout": lambda: before(minillm.train.loggers.MetricsCSV, "log_metrics", 6),
     "the last update": lambda: before(Optim, "step", 8),
     "the student's files": lambda: before(minillm.train.callbacks.record, "export_student", 1),
     "metrics.json": lambda: before(minillm.train.callbacks.record, "write_whole", 1),
@@ -78,6 +78,7 @@ MOMENTS = {
 SUPERVISED_MOMENTS = MOMENTS | {
     "second micro-batch": lambda: before(SupervisedDistillation, "training_step", 6),
     "update": lambda: before(Optim, "clip", 4),
+    "second row": lambda: before(minillm.train.loggers.MetricsCSV, "log_metrics", 2),
 }
 
 
@@ -133,16 +134,14 @@ def test_killed_once(tmp_path, options, whole, moment):
 def test_killed_at_one_moment_after_another(tmp_path, options, whole):
     died = [
         killed(moment, tmp_path, options, resume="auto")
-        for moment in ("last.ckpt half written", "between checkpoint and row", "rollout", "metrics.json")
+        for moment in ("last.ckpt half written", "second row", "rollout", "metrics.json")
     ]
     assert died[:2] == [True, True] and died[-1]
     train(tmp_path, options, resume="auto")
     same(tmp_path, whole)
 
 
-@pytest.mark.parametrize(
-    "moment", ["second micro-batch", "update", "last.ckpt half written", "between checkpoint and row"]
-)
+@pytest.mark.parametrize("moment", ["second micro-batch", "update", "last.ckpt half written", "row of a rollout"])
 def test_the_supervised_regime_killed_once(tmp_path, supervised, moment):
     options = [*supervised, "regime.max_steps=6", "callbacks.checkpoints.monitor=loss"]
     train(tmp_path / "whole", options)

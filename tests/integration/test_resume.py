@@ -171,7 +171,7 @@ def test_of_equal_validations_the_later_weights_are_kept(tmp_path, overrides):
     """Rouge-L of a model that never hits a word stays at 0."""
     options = ["callbacks.checkpoints.monitor=rouge_l", "callbacks.validation.max_new_tokens=1"]
     run = train(tmp_path, [*overrides, *options])
-    figures = run.trainer.callbacks[1].final_figures()
+    figures = find(run.trainer, Validation).final_figures()
     assert figures["val/rouge_l"] == figures["val/rouge_l_raw"]
     assert json.loads((tmp_path / "metrics.json").read_text())["best/step"] == 6
 

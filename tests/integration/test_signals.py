@@ -3,6 +3,7 @@
 import os
 import signal
 import time
+from contextlib import suppress
 
 import lightning as L
 import pytest
@@ -168,6 +169,7 @@ def test_a_signal_after_the_last_step_leaves_a_finished_run(tmp_path, overrides)
         assert process.poll() is None, process.stderr
         time.sleep(0.002)
     while process.poll() is None:
-        process.send_signal(signal.SIGTERM)
+        with suppress(ProcessLookupError):  # it has ended meanwhile
+            process.send_signal(signal.SIGTERM)
         time.sleep(0.001)
     assert process.poll() == 0 and (done.parent / "student" / "config.json").exists()

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM
 
 from tests.integration.test_resume import rows, train
 
-GUESSES, ZERO = "the student gives all 31 tokens the same probability", "WARNING: all gradients are 0 at step 1"
+GUESSES, ZERO = "the student gives all 31 tokens the same probability", "WARNING: all gradients are 0, so that nothing"
 
 
 def said(capsys):
@@ -22,7 +22,7 @@ def test_the_best_stays_the_one_before_it(tmp_path, overrides, world, capsys, mo
     options = ["start.steps=0", "optim.learning_rate=1e6", "optim.warmup_steps=0", "regime.max_steps=4"]
     train(tmp_path, [*overrides, *options, "regulariser=none", f"callbacks.checkpoints.monitor={monitor}"])
     out = said(capsys)
-    assert out.count(ZERO) == 1 and "optim.learning_rate is so large" in out
+    assert out.count(ZERO) == 1 and "is so large that the student gives" in out
     assert out.count(GUESSES) == 2 and f"no validation was better in {monitor} than the first" in out
     figures = json.loads((tmp_path / "metrics.json").read_text())
     assert figures["best/step"] == 0 and figures["val/uniform"] == 1

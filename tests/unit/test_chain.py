@@ -1,16 +1,15 @@
 """The chain: its commands, its settings and their mistakes, its table."""
 
+from pathlib import Path
 from statistics import mean, stdev
 
 import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from minillm.chain import check_chain
+from minillm import chain as commands
+from minillm.chain import METHODS, check_chain, recipe_of, show_table, stages_of, table_of, with_settings
 from minillm.common.errors import ConfigError
-from minillm.experiments import commands
-from minillm.experiments.commands import METHODS, recipe_of, stages_of, with_settings
-from minillm.experiments.table import show_table, table_of
 from minillm.train.settings import check_config
 from tests.conf.test_compose import CONF, composed
 
@@ -37,7 +36,8 @@ def test_every_training_command_is_a_right_one_and_reads_what_earlier_ones_made(
     files = 'overrides=["data.train_file=a.jsonl","data.val_file=b.jsonl"]'
     plain = chain(f"pair={pair}", given, "seeds=[0,1]", f"tests=[{tmp_path}/t.jsonl]", files)
     data = OmegaConf.to_container(composed("recipe=sft", f"pair={pair}", *plain["overrides"]).data, resolve=True)
-    found = stages_of(plain, data, 32)
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        found = with_settings(stages_of(plain, data, 32), Path("runs/x"))
     students = [f"{name}-{seed}" for seed in (0, 1) for name in ("start", *METHODS)]
     assert [stage.name for stage in found] == [*([] if teacher else ["teacher"]), "answers", *students, "test"]
     for stage in (found[-1], *(stage for stage in found if stage.name == "answers")):

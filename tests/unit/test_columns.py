@@ -4,7 +4,8 @@ import itertools
 
 import pytest
 
-from minillm.common.columns import headings, short, shorts, telling
+from minillm.common.labels import headings, short, shorts
+from minillm.compare import telling
 
 
 def test_the_fewest_settings_that_tell_runs_apart():

@@ -10,7 +10,7 @@ from minillm.common.types import Rollout
 from minillm.models import LanguageModel, pair_of
 from minillm.objectives import MiniLLM
 from minillm.rollout import prepared, rollout_alignment
-from minillm.train.alarms import Alarms
+from minillm.train.callbacks.progress import Alarms
 from minillm.train.figures import rollout_figures
 from tests.helpers import ROADS, own_logits
 from tests.tiny import make_model, make_pair, make_tokenizer

@@ -29,7 +29,7 @@ def test_new_columns_and_resume(tmp_path):
     assert read(file) == [{STEP: "1", "a": "1.5"}, {STEP: "2", "a": "2.5"}, {STEP: "3", "a": "9.0"}]
 
 
-def test_a_row_that_was_lost_before_the_checkpoint_is_counted_among_its_rows(tmp_path):
+def test_a_row_that_was_lost_before_the_checkpoint_costs_no_other(tmp_path):
     file = tmp_path / "metrics.csv"
     logger = MetricsCSV(file)
     for step in (1, 2, 3, 4):
@@ -103,9 +103,9 @@ def test_known_columns_are_appended_and_only_new_ones_rewrite(tmp_path):
     assert list(tmp_path.iterdir()) == [file]
 
 
-def test_resuming_before_the_first_step_leaves_the_header_only(tmp_path):
+def test_beginning_anew_leaves_the_header_only(tmp_path):
     log(MetricsCSV(tmp_path / "m.csv"), 1, 2)
-    MetricsCSV(tmp_path / "m.csv").resume_at(0)
+    MetricsCSV(tmp_path / "m.csv").resume_at(None)
     assert (tmp_path / "m.csv").read_text().split() == [STEP]
 
 

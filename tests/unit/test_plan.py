@@ -7,11 +7,11 @@ import pytest
 import yaml
 from transformers import AutoModelForCausalLM, Lfm2Config, MambaConfig, MixtralConfig, Qwen3MoeConfig, T5Config
 
+from minillm import plan as module
 from minillm.common.errors import ConfigError
 from minillm.common.numbers import duration
-from minillm.experiments import planned as module
-from minillm.experiments.planned import check_plan, make_plan
 from minillm.parallel import Parallel
+from minillm.plan import check_plan, make_plan
 from tests.conf.test_compose import CONF, composed
 from tests.tiny import make_model
 
@@ -52,7 +52,7 @@ def test_a_teacher_in_few_bits_is_planned_on_any_machine():
 @pytest.mark.parametrize(
     ("overrides", "texts"),
     [
-        (["devices=24"], ["24 groups do not divide regime.minibatch_size=64", "do not divide regime.rollouts=256"]),
+        (["devices=24"], ["regime.minibatch_size=64: the 24 devices", "regime.rollouts=256: the 24 devices"]),
         (["devices=many", "rates.overlap=3", "sampler.alpha=2", "seed=x"],
          ["devices='many': wanted an integer", "rates.overlap=3", "sampler.alpha=2", "seed='x'"]),
         (["devices=0"], ["devices=0: wanted a positive number"]),
@@ -66,12 +66,12 @@ def test_a_teacher_in_few_bits_is_planned_on_any_machine():
         (["+strategy.offload=1"], ["strategy.offload: no such key"]),
         (["strategy=fsdp", "model.compile=true"], ["model.compile=true with strategy=fsdp"]),
         (["strategy=fsdp", "model.teacher.offload=true"], ["model.teacher.offload=true: its body is away"]),
-        (["start.steps=4", "start.minibatch_size=8", "devices=3"], ["3 groups do not divide start.minibatch_size=8"]),
+        (["start.steps=4", "start.minibatch_size=8", "devices=3"], ["start.minibatch_size=8: the 3 devices"]),
         (["strategy=fsdp_tp", "strategy.tensor_parallel_size=3"],
-         ["strategy=fsdp_tp, devices=8: tensor_parallel_size=3 does not divide the 8 devices"]),
+         ["strategy=fsdp_tp, devices=8: strategy.tensor_parallel_size=3 does not divide the 8 devices"]),
         (["strategy=fsdp_tp", "strategy.tensor_parallel_size=3", "devices=3"],
          ["model.student: 3 does not divide its 32 heads"]),
-        (["strategy=ddp", "devices=128"], ["128 groups do not divide regime.minibatch_size=64; at most 64 devices"]),
+        (["strategy=ddp", "devices=128"], ["regime.minibatch_size=64: the 128 devices that share its rows"]),
     ],
 )  # fmt: skip
 def test_what_cannot_be_planned(overrides, texts):

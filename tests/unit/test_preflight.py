@@ -3,6 +3,7 @@
 import math
 import random
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,12 +13,13 @@ from minillm.common.numbers import millions
 from minillm.common.seeding import row_uniforms, seed_for
 from minillm.data import Corpus, Record, Sources, rows_at
 from minillm.models import LanguageModel, Lora, ModelPair, pair_of, solo
+from minillm.objectives import PretrainLoss
+from minillm.objectives.linear_loss import LinearLoss
 from minillm.planning import Memory
 from minillm.rollout import Sampler
-from minillm.train.preview.agreement import agreement
-from minillm.train.preview.page import page_of, show, write
-from minillm.train.preview.second_look import parameters_of
-from minillm.train.preview.work import Work
+from minillm.train.optim import Optim
+from minillm.train.preview.begin import agreement
+from minillm.train.preview.page import page_of, parameters_of
 from minillm.train.regime import OnPolicy, Supervised
 from minillm.train.start import SupervisedStart
 from tests.tiny import WORDS, make_model, make_tokenizer
@@ -28,26 +30,22 @@ RECORDS = [
 VALIDATION = [Record("v:1", "fish bird", references=("tree",))]
 SAMPLER = Sampler(alpha=0.2, max_new_tokens=6, batch_size=3)
 MEMORY = Memory({"student": 2e-5, "teacher": 3e-5, "caches": 1e-5}, {"student": 2e-5, "teacher": 3e-5})
+START = SupervisedStart()
 REGIME = OnPolicy(rollouts=4, minibatch_size=2, microbatch_tokens=64, inner_epochs=3, max_steps=15)
 
 
-def gathered(
-    pair,
-    *,
-    work=None,
-    records=RECORDS,
-    validation=VALIDATION,
-    corpus=None,
-    answered=False,
-    monitor="rouge_l",
-    **sources,
-):
+def gathered(pair, *, records=RECORDS, validation=VALIDATION, corpus=None, answered=False, monitor="rouge_l",
+             regime=REGIME, start=START, warmup_steps=0, **sources):  # fmt: skip
+    """The page of a run, and its training prompts."""
     sources = Sources(**dict(template="chat", max_prompt_tokens=30, max_response_tokens=5) | sources)
     prompts = sources.prompts(records, validation, pair, answered=answered)
-    work = work or Work.on_policy(REGIME, SupervisedStart(), SAMPLER, corpus_rows=3)
     memory = MEMORY if pair.teacher else Memory({}, {"student": 2e-5, "activations": 1e-5})
-    settings = dict(model=ModelPair("s", "t"), memory=memory, monitor=monitor)
-    return page_of(pair, sources, *prompts, corpus, work, **settings), prompts[0]
+    callbacks = {"record": SimpleNamespace(export="best"), "checkpoints": SimpleNamespace(monitor=monitor)}
+    settings = SimpleNamespace(
+        model=ModelPair("s", "t"), data=sources, sampler=SAMPLER, regulariser=PretrainLoss(batch_size=3), regime=regime,
+        start=start, optim=Optim(warmup_steps=warmup_steps), linear_loss=LinearLoss(), callbacks=callbacks,
+    )  # fmt: skip
+    return page_of(settings, pair, *prompts, corpus, memory), prompts[0]
 
 
 @pytest.fixture(scope="module")
@@ -87,13 +85,11 @@ def test_prompts_and_references_are_counted(pair):
     assert found.lines["validation"].startswith("1 of 1 prompts")
 
 
-def test_steps_rollouts_and_passes():
-    start = SupervisedStart(steps=5, minibatch_size=2)
-    work = Work.on_policy(REGIME, start, SAMPLER)
-    # 6 steps a rollout: 15 are in the third; 2 supervised steps a round: 5 are in the third.
-    assert (work.rounds, work.start_rounds, work.prompts_seen) == (3, 3, 24)
-    assert not work.learns_references
-    assert Work.on_policy(REGIME, replace(start, responses="reference"), SAMPLER).learns_references
+def test_steps_rollouts_and_passes(pair):
+    found, _ = gathered(pair, start=SupervisedStart(steps=5, minibatch_size=2))
+    # 6 steps a rollout: 15 are in the third; 2 supervised steps a round: 5 are in the third. 6 rounds of 4 prompts.
+    assert found.lines["steps"].startswith("5 supervised, then 15 optimizer steps of 2 answers, in 3 rollouts of 4: 12")
+    assert found.lines["steps"].endswith("; 2 passes over the prompts")
 
 
 def by_hand(pair, prompts, seed, longest):
@@ -122,9 +118,8 @@ def test_the_agreement_is_exact_kl_on_the_students_own_samples(pair):
     for seed, limit in ((0, 6), (3, 100)):
         found = agreed(pair, prompts, seed=seed, max_new_tokens=limit, max_tokens=64)
         reverse, forward, n_tokens = by_hand(pair, prompts, seed, min(limit, 32))
-        assert (found.samples, found.tokens) == (8, n_tokens)
-        assert found.reverse_kl == pytest.approx(reverse, rel=1e-9)
-        assert found.forward_kl == pytest.approx(forward, rel=1e-9) and abs(reverse - forward) > 0.01
+        assert found == (pytest.approx(reverse, rel=1e-9), pytest.approx(forward, rel=1e-9), 8, n_tokens)
+        assert abs(reverse - forward) > 0.01
 
 
 def test_the_agreement_with_itself_is_perfect_and_leaves_random_states_alone():
@@ -133,20 +128,23 @@ def test_the_agreement_with_itself_is_perfect_and_leaves_random_states_alone():
     before = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].copy()
     modes = same.student.training, [each.requires_grad for each in same.student.parameters()]
     found = agreed(same, prompts, seed=0, max_new_tokens=6, max_tokens=64)
-    assert found.reverse_kl == pytest.approx(0, abs=1e-12) == found.forward_kl
+    assert found[0] == pytest.approx(0, abs=1e-12) == found[1]
     assert torch.equal(before[0], torch.get_rng_state()) and before[1] == random.getstate()
     assert (before[2] == np.random.get_state()[1]).all()
     assert modes == (same.student.training, [each.requires_grad for each in same.student.parameters()])
 
 
-def test_a_pair_that_does_not_agree_is_named(pair, found):
-    _, prompts = gathered(pair)
-    some = agreed(pair, prompts, seed=0, max_new_tokens=6, max_tokens=64)
+def test_a_pair_that_does_not_agree_is_named(pair):
+    def warned(reverse_kl, forward_kl):
+        page, _ = gathered(pair)
+        page.add_agreement(reverse_kl, forward_kl, 8, 40, n_vocab=36)
+        return page.warnings
+
     limit = math.log(36)
-    assert not found.with_agreement(replace(some, reverse_kl=limit, forward_kl=0.1), 36).warnings
-    (high,) = found.with_agreement(replace(some, reverse_kl=limit + 0.1, forward_kl=0.1), 36).warnings
+    assert not warned(limit, 0.1)
+    (high,) = warned(limit + 0.1, 0.1)
     assert "reverse KL is 3.68 nats a token, wanted at most log(vocabulary) = 3.58" in high and "wrong template" in high
-    (broken,) = found.with_agreement(replace(some, reverse_kl=0.1, forward_kl=math.nan), 36).warnings
+    (broken,) = warned(0.1, math.nan)
     assert broken.startswith("forward KL is nan nats a token") and "model.dtype" in broken
 
 
@@ -155,28 +153,29 @@ def corpus(blocks):
 
 
 def test_nothing_is_warned_of_without_cause(pair, found):
-    assert found.warnings == () == gathered(pair, corpus=corpus(4))[0].warnings
+    assert found.warnings == [] == gathered(pair, corpus=corpus(4))[0].warnings
 
 
 NO_ANSWERS = [replace(record, references=()) for record in RECORDS]
 LONG = [Record(f"l:{i}", " ".join(WORDS * 2)) for i in range(4)]
-SUPERVISED = Work.supervised(Supervised(minibatch_size=4, microbatch_size=2, max_steps=9, epochs=None), 12, 5)
-LEARNS = Work.on_policy(REGIME, SupervisedStart(steps=1, responses="reference"), SAMPLER)
+SUPERVISED = Supervised(minibatch_size=4, microbatch_size=2, max_steps=9, epochs=None)
+LEARNS = SupervisedStart(steps=1, minibatch_size=2, responses="reference")
 
 
 @pytest.mark.parametrize(
     ("options", "text"),
     [
         ({"records": [*RECORDS, *LONG]}, "4 of 16 prompts are dropped: change data.max_prompt_tokens."),
-        ({"work": LEARNS}, "4 of 12 training references are cut at data.max_response_tokens or max_tokens"),
+        ({"start": LEARNS}, "4 of 12 training references are cut at data.max_response_tokens or max_tokens"),
         ({"records": RECORDS[:3]}, "3 training prompts for rounds of 4: some come several times in each"),
         ({"records": RECORDS[:3]}, "more prompts or a smaller regime.rollouts"),
         (
-            {"records": [*RECORDS, *NO_ANSWERS[:4]], "work": SUPERVISED, "answered": True, "max_response_tokens": 9},
+            {"records": [*RECORDS, *NO_ANSWERS[:4]], "regime": SUPERVISED, "answered": True, "max_response_tokens": 9},
             "4 of 16 prompts are dropped: change the file: its rows need an answer (key output",
         ),
-        ({"records": RECORDS[:3], "work": SUPERVISED}, "3 training prompts for optimizer steps of 4"),
-        ({"records": RECORDS[:3], "work": SUPERVISED}, "more prompts or a smaller regime.minibatch_size"),
+        ({"records": RECORDS[:3], "regime": SUPERVISED}, "3 training prompts for optimizer steps of 4"),
+        ({"records": RECORDS[:3], "regime": SUPERVISED}, "more prompts or a smaller regime.minibatch_size"),
+        ({"warmup_steps": 15}, "optim.warmup_steps=15: the run has 15 optimizer steps, so that the learning rate"),
         ({"corpus": corpus(3)}, "The corpus has 3 blocks for optimizer steps of 3: each reads all of it"),
     ],
 )
@@ -189,7 +188,7 @@ def test_too_little_memory_is_told_with_what_to_lower(pair, monkeypatch):
     monkeypatch.setattr("minillm.train.preview.page.usable_memory", lambda device: 1e-6)
     (text,) = gathered(pair)[0].warnings
     assert "GB are needed and 0.0 are there: lower regime.microbatch_tokens" in text
-    (text,) = gathered(pair, work=SUPERVISED, max_response_tokens=9)[0].warnings
+    (text,) = gathered(pair, regime=SUPERVISED, max_response_tokens=9)[0].warnings
     assert "lower regime.microbatch_size" in text
     assert not any(key in text for key in ("rollouts", "sampler", "microbatch_tokens", "teacher"))
 
@@ -201,10 +200,10 @@ def test_a_teacher_smaller_than_its_student_is_told():
     (text,) = gathered(pair_of(large, small, *tokenizers))[0].warnings
     sizes = [sum(each.numel() for each in model.parameters()) for model in (small, large)]
     assert f"The teacher has {sizes[0]:,} parameters, the student {sizes[1]:,}: " in text and "wrong way round" in text
-    assert gathered(pair_of(make_model(), make_model(), *tokenizers))[0].warnings == ()
+    assert gathered(pair_of(make_model(), make_model(), *tokenizers))[0].warnings == []
     adapted = make_model()
     Lora(rank=4).onto(adapted, base="none")
-    assert gathered(pair_of(adapted, make_model(), *tokenizers))[0].warnings == ()
+    assert gathered(pair_of(adapted, make_model(), *tokenizers))[0].warnings == []
 
 
 @pytest.mark.parametrize(
@@ -216,16 +215,16 @@ def test_a_teacher_smaller_than_its_student_is_told():
 )
 def test_passes_are_those_that_are_made(tmp_path, prompts, said):
     """16 prompts fill a step of 32 answers twice."""
-    work = Work.supervised(Supervised(minibatch_size=32, epochs=1), prompts, 5)
+    regime = Supervised(minibatch_size=32, epochs=1)
     records = [Record(f"r:{i}", WORDS[i % 9 + 1], references=("the",)) for i in range(prompts)]
-    write(gathered(solo(make_model(), make_tokenizer()), work=work, records=records, monitor=None)[0], tmp_path)
+    gathered(solo(make_model(), make_tokenizer()), regime=regime, records=records, monitor=None)[0].write(tmp_path)
     assert said in (tmp_path / "preflight.md").read_text()
 
 
 def test_rows_beyond_val_size_are_told(pair):
     rows = [Record(f"v:{i}", f"fish bird {word}", references=("tree",)) for i, word in enumerate(WORDS[:9])]
     found, _ = gathered(pair, validation=rows, val_size=4)
-    assert found.warnings == ()
+    assert found.warnings == []
     assert found.lines["validation"].startswith(
         "4 of 9 prompts, the longest 6 tokens; dropped: 5 beyond data.val_size; "
     )
@@ -239,12 +238,12 @@ def test_rouge_l_without_references_is_told(pair):
     )
     assert "Rouge-L is against the teacher's greedy answers; name a data.val_file" in with_teacher[0]
     assert "there is no Rouge-L; name a data.val_file" in alone[0]
-    assert gathered(pair, validation=bare, monitor="reverse_kl")[0].warnings == ()
+    assert gathered(pair, validation=bare, monitor="reverse_kl")[0].warnings == []
 
 
 def test_prompts_held_out_on_purpose_are_no_loss(pair):
     found, _ = gathered(pair, records=[*RECORDS, *[Record("h", "fish bird")] * 9])
-    assert "9 also a validation prompt" in found.lines["training"] and found.warnings == ()
+    assert "9 also a validation prompt" in found.lines["training"] and found.warnings == []
 
 
 def test_templates_of_the_two_are_compared():
@@ -256,31 +255,31 @@ def test_templates_of_the_two_are_compared():
     for template, what in ((None, "no chat template"), ("{{ 1 }}", "another chat template")):
         found, _ = gathered(pairs[template])
         assert [what in each for each in found.warnings] == [True]
-        assert gathered(pairs[template], template="paper", max_prompt_tokens=90)[0].warnings == ()
+        assert gathered(pairs[template], template="paper", max_prompt_tokens=90)[0].warnings == []
 
 
 def test_a_model_alone_has_a_page_without_what_is_not_there(tmp_path, capsys):
     """As of fine-tuning: no teacher, no sampler, no rollouts."""
     alone = solo(make_model(), make_tokenizer())
-    work = Work(steps=30, rounds=30, round_size=4, minibatch_size=4, answer_tokens=5)
-    found, _ = gathered(alone, work=work, monitor=None)
+    regime = Supervised(minibatch_size=4, microbatch_size=2, max_steps=30, epochs=None)
+    found, _ = gathered(alone, regime=regime, monitor=None)
     assert found.columns == ("student",) and not found.lines["rollout"]
-    show(found)
-    write(found, tmp_path)
+    found.show()
+    found.write(tmp_path)
     for text in (capsys.readouterr().out, (tmp_path / "preflight.md").read_text()):
         assert "30 optimizer steps of 4 answers; 10 passes over the prompts" in " ".join(text.split())
         assert "31 rows; an answer stops at id 0" in text
         assert not any(word in text for word in ("teacher", "rollout", "agreement"))
 
 
-def test_the_page_is_short_and_says_it_all(pair, found, tmp_path, capsys):
-    _, prompts = gathered(pair)
+def test_the_page_is_short_and_says_it_all(pair, tmp_path, capsys):
+    found, prompts = gathered(pair)
     kl = agreed(pair, prompts, seed=0, max_new_tokens=6, max_tokens=64)
-    found = found.with_agreement(kl, 36)
-    found = replace(found, warnings=("first [bold]thing", "second"))
-    show(found)
+    found.add_agreement(*kl, n_vocab=36)
+    found.warnings = ["first [bold]thing", "second"]
+    found.show()
     screen = capsys.readouterr().out
-    write(found, tmp_path)
+    found.write(tmp_path)
     page = (tmp_path / "preflight.md").read_text()
     assert len(screen.splitlines()) <= 27 and max(map(len, screen.splitlines())) <= 100
     for text in (screen, page):
@@ -291,7 +290,7 @@ def test_the_page_is_short_and_says_it_all(pair, found, tmp_path, capsys):
             "an answer stops at id 0",
             "the student's own chat template",
             "12 of 12 prompts, the longest 5 tokens; 12 with a reference, 4 of them too long and cut",
-            f"reverse KL {kl.reverse_kl:.3g}, forward KL", "on 8 answers of the student",
+            f"reverse KL {kl[0]:.3g}, forward KL", "on 8 answers of the student",
             "15 optimizer steps of 2 answers, in 3 rollouts of 4: 12 samples of at most 6 tokens",
             "first [bold]thing", "llama, 1 layers, float64 on cpu",
         ):  # fmt: skip

@@ -9,6 +9,7 @@ from minillm.data import Sources
 from minillm.models import ModelPair
 from minillm.objectives import CrossEntropy, MiniLLM, PretrainLoss
 from minillm.objectives.linear_loss import LinearLoss
+from minillm.parallel import Parallel
 from minillm.planning import measure
 from minillm.rollout import Sampler
 from minillm.train.optim import Optim
@@ -25,7 +26,7 @@ def settings(regime=None, **changes):
     given = dict(
         model=ModelPair("s", "t"), regime=regime, objective=MiniLLM(), regulariser=PretrainLoss(coefficient=0.0),
         linear_loss=LinearLoss(), optim=Optim(), sampler=SAMPLER,
-        data=Sources(max_prompt_tokens=10, max_response_tokens=6),
+        data=Sources(max_prompt_tokens=10, max_response_tokens=6), strategy=Parallel(),
     )  # fmt: skip
     return SimpleNamespace(**given | changes)
 

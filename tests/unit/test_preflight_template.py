@@ -3,7 +3,6 @@
 import pytest
 
 from minillm.models import solo
-from minillm.train.preview.page import write
 from tests.tiny import make_model
 from tests.tokenizers import byte_level
 from tests.unit.test_preflight import gathered
@@ -20,5 +19,5 @@ from tests.unit.test_preflight import gathered
 def test_the_page_shows_what_is_in_front_of_a_prompt_and_its_date(sources, line, tmp_path):
     tokenizer = byte_level(begins_with_bos=True)
     alone = solo(make_model(vocabulary=260), tokenizer)
-    write(gathered(alone, max_prompt_tokens=900, **sources)[0], tmp_path)
+    gathered(alone, max_prompt_tokens=900, **sources)[0].write(tmp_path)
     assert line in (tmp_path / "preflight.md").read_text().replace("&lt;", "<")

@@ -7,9 +7,9 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from minillm.common.errors import ConfigError, ModelError
-from minillm.experiments.planned import check_plan
 from minillm.models import Checkpoint, LanguageModel, ModelPair, PrunedTeacher
 from minillm.models.checkpoint import quantisation
+from minillm.plan import check_plan
 from minillm.train.settings import check_config
 from tests.conf.test_compose import composed
 from tests.tiny import make_model, make_tokenizer

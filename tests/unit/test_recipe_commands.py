@@ -3,7 +3,7 @@
 from hydra import initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from minillm.experiments.commands import stages_of, with_settings
+from minillm.chain import stages_of, with_settings
 from tests.conf.test_compose import CONF
 
 SYSTEM = "Tu es \u00e9l\u00e8ve.\nSay \"yes\", don't say 'no' = [a, {b: c}] \\\\ #"

@@ -5,9 +5,9 @@ from types import SimpleNamespace
 
 import pytest
 
+from minillm import chain as commands
 from minillm.common.child import Children
 from minillm.common.errors import ConfigError, MinillmError
-from minillm.experiments import commands
 from minillm.experiments.stages import run_chain
 from tests.unit.test_recipe_commands import PLAIN, planned
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from minillm.common.errors import ConfigError
-from minillm.experiments.planned import make_plan
+from minillm.plan import make_plan
 from minillm.planning import Memory, measure
 from minillm.train.preview.memory import CPU, LEAST, MOST, SHARE, case_of, choose, choose_sizes, sizes_of
 from tests.conf.test_compose import settings

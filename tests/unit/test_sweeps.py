@@ -1,27 +1,26 @@
 """The summary after a sweep."""
 
 import json
-from dataclasses import asdict
 
 from minillm.experiments.sweep import report
-from minillm.experiments.trials import Outcome
 
 
 def outcomes(folder, *found):
     (folder / ".trials").mkdir()
-    for each in found:
-        (folder / ".trials" / f"{each.number}.json").write_text(json.dumps(asdict(each)))
+    for number, (name, state, figure, text) in enumerate(found):
+        outcome = {"name": name, "state": state, "figure": figure, "text": text}
+        (folder / ".trials" / f"{number}.json").write_text(json.dumps(outcome))
 
 
-GOOD, WORSE = (Outcome(n, f"a-{n}", "finished", figure=figure) for n, figure in enumerate((0.5, 0.9)))
-FAILED = Outcome(2, "a-2", "failed", "Error: 2 problems:\n  - x")
+GOOD, WORSE = ("a-0", "finished", 0.5, ""), ("a-1", "finished", 0.9, "")
+FAILED = ("a-2", "failed", None, "Error: 2 problems:\n  - x")
 
 
 def test_all_well(tmp_path, capsys):
     outcomes(tmp_path, GOOD, WORSE)
     assert report(tmp_path, "val/reverse_kl") is None
     out = " ".join(capsys.readouterr().out.split())
-    assert "Best val/reverse_kl: 0.5" in out and "a-1 finished 0.9 was there" in out
+    assert "Best val/reverse_kl: 0.5" in out and "a-1 finished 0.9" in out
     report(tmp_path, "val/rouge_l")
     assert "Best val/rouge_l: 0.9" in " ".join(capsys.readouterr().out.split())
 

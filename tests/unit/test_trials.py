@@ -14,8 +14,8 @@ from omegaconf import OmegaConf, open_dict
 from minillm.common.changes import flat
 from minillm.common.stored import resolved
 from minillm.common.wandb import wandb_logger
-from minillm.experiments import trials
-from minillm.experiments.trials import command_of, error_in, tag, trial_name
+from minillm.experiments import sweep
+from minillm.experiments.sweep import command_of, error_in, tag, trial_name
 from tests.conf.test_compose import CONF
 
 
@@ -107,7 +107,7 @@ def test_without_wandb_the_command_has_nothing_of_it(job, tmp_path):
 def test_a_trial_whose_files_cannot_be_written_fails_alone(job, tmp_path):
     cfg, _ = job("sampler.alpha=0.1")
     (tmp_path / "alpha" / "sampler.alpha-0.1" / "error.txt").mkdir(parents=True)
-    assert trials.run_trial(cfg) is None
+    assert sweep.run_trial(cfg) is None
     outcome = json.loads((tmp_path / "alpha" / ".trials" / "1.json").read_text())
     assert outcome["state"] == "failed" and outcome["text"].endswith("error.txt: Is a directory")
 
@@ -135,8 +135,8 @@ def test_what_is_there_is_skipped_or_refused(job, tmp_path, monkeypatch, change,
     folder = tmp_path / "alpha" / "sampler.alpha-0.1"
     leave(folder, OmegaConf.merge(own, change), figures)
     before = {file.name: file.read_bytes() for file in folder.iterdir()}
-    monkeypatch.setattr(trials, "command_of", None)  # nothing is begun
-    assert trials.run_trial(own) == figure
+    monkeypatch.setattr(sweep, "command_of", None)  # nothing is begun
+    assert sweep.run_trial(own) == figure
     outcome = json.loads((tmp_path / "alpha" / ".trials" / "1.json").read_text())
     assert outcome["state"] == state and text in outcome["text"]
     assert before.items() <= {file.name: file.read_bytes() for file in folder.iterdir()}.items()
@@ -161,8 +161,8 @@ def test_how_a_trial_ended(job, tmp_path, monkeypatch, code, state, text):
     own, _ = job("sampler.alpha=0.1")
     folder = tmp_path / "alpha" / "sampler.alpha-0.1"
     folder.mkdir(parents=True)
-    monkeypatch.setattr(trials, "command_of", lambda plain, run_dir: ["-c", code])
-    assert trials.run_trial(own) is None
+    monkeypatch.setattr(sweep, "command_of", lambda plain, run_dir: ["-c", code])
+    assert sweep.run_trial(own) is None
     outcome = json.loads((tmp_path / "alpha" / ".trials" / "1.json").read_text())
     assert outcome["state"] == state and text in outcome["text"]
     assert (folder / "error.txt").exists() is (state == "failed")
@@ -171,10 +171,10 @@ def test_how_a_trial_ended(job, tmp_path, monkeypatch, code, state, text):
 def test_a_signal_to_the_sweep_ends_its_trial_and_then_the_sweep(job, tmp_path, monkeypatch):
     own, _ = job("sampler.alpha=0.1")
     (tmp_path / "alpha" / "sampler.alpha-0.1").mkdir(parents=True)
-    monkeypatch.setattr(trials, "command_of", lambda plain, run_dir: ["-c", TERMINATED])
+    monkeypatch.setattr(sweep, "command_of", lambda plain, run_dir: ["-c", TERMINATED])
     before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(SystemExit) as caught:
-        trials.run_trial(own)
+        sweep.run_trial(own)
     assert caught.value.code == 75
     assert signal.getsignal(signal.SIGTERM) is before
     assert json.loads((tmp_path / "alpha" / ".trials" / "1.json").read_text())["state"] == "killed"
@@ -197,9 +197,9 @@ def test_ctrl_c_waits_for_the_trial_to_save(job, tmp_path, monkeypatch):
     own, _ = job("sampler.alpha=0.1")
     (tmp_path / "alpha" / "sampler.alpha-0.1").mkdir(parents=True)
     command = ["-c", SAVES.format(tmp_path)]
-    monkeypatch.setattr(trials, "command_of", lambda plain, run_dir: command)
+    monkeypatch.setattr(sweep, "command_of", lambda plain, run_dir: command)
     with pytest.raises(SystemExit) as caught:
-        trials.run_trial(own)
+        sweep.run_trial(own)
     assert caught.value.code == 75
     assert (tmp_path / "saved").exists()
 
@@ -215,6 +215,6 @@ def test_a_directory_where_another_process_is_at_work_is_waited_for(job, tmp_pat
     )
     with subprocess.Popen([sys.executable, "-c", finish], stdout=subprocess.PIPE) as other:
         other.stdout.readline()
-        monkeypatch.setattr(trials, "command_of", None)  # nothing is begun
-        assert trials.run_trial(own) == 0.25
+        monkeypatch.setattr(sweep, "command_of", None)  # nothing is begun
+        assert sweep.run_trial(own) == 0.25
     assert "another process is at work there" in " ".join(capsys.readouterr().out.split())

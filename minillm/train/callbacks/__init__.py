@@ -2,8 +2,8 @@
 
 from minillm.train.callbacks.checkpoint import Checkpoints
 from minillm.train.callbacks.progress import Progress
-from minillm.train.callbacks.record import RunRecord
+from minillm.train.callbacks.record import Rows, RunRecord
 from minillm.train.callbacks.validation import Validation
 from minillm.train.preemption import Interruption
 
-__all__ = ["Checkpoints", "Interruption", "Progress", "RunRecord", "Validation"]
+__all__ = ["Checkpoints", "Interruption", "Progress", "Rows", "RunRecord", "Validation"]

@@ -1,12 +1,13 @@
-"""How far a run has come."""
+"""How far a run has come, and warnings if it goes wrong; docs/troubleshooting.md says what to do."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 import lightning as L
 
 from minillm.common.console import say
 from minillm.common.numbers import count
-from minillm.train.alarms import Alarms
 
 _SHOWN = {
     "start/loss": "loss",
@@ -18,6 +19,8 @@ _SHOWN = {
     "memory/peak_gb": "GB",
 }
 _PHASES = ("rollout", "score", "update")
+_N = 5  # the mean of the last 5 rollouts is compared with that of the first 5
+_LONGER, _SHORTER, _CUT = 1.5, 0.5, 0.1  # factors of the length; increase of the share of answers that are cut off
 
 
 def _figures(metrics: dict[str, float]) -> str:
@@ -45,3 +48,39 @@ class Progress(L.Callback):
             say(f"{where}  {_figures(module.metrics)}")
             for text in self._alarms(module.metrics):
                 say(f"WARNING: {text} (docs/troubleshooting.md)")
+
+
+class Alarms:
+    """Gives each warning once. Lengths are compared with those of the first rollouts that it gets."""
+
+    def __init__(self):
+        self._seen: list[tuple[float, float]] = []
+        self._given: set[str] = set()
+
+    def __call__(self, metrics: Mapping[str, float]) -> list[str]:
+        """The new warnings after a round with these metrics."""
+        found = {}
+        if metrics.get("optim/grad_norm") == 0:
+            found["gradient"] = (
+                "all gradients are 0, so that nothing is learned. Likely causes: optim.learning_rate (in the "
+                "supervised start: start.learning_rate) is so large that the student gives all tokens the same "
+                "probability, or one token all of it; or the student equals the teacher"
+            )
+        if "rollout/length" in metrics:
+            self._seen.append((metrics["rollout/length"], metrics["rollout/truncated"]))
+            if len(self._seen) >= 2 * _N:
+                found |= self._lengths()
+        new = {name: text for name, text in found.items() if name not in self._given}
+        self._given |= new.keys()
+        return list(new.values())
+
+    def _lengths(self) -> dict[str, str]:
+        (length, cut), (before, cut_before) = (
+            [sum(column) / _N for column in zip(*part, strict=True)] for part in (self._seen[-_N:], self._seen[:_N])
+        )
+        change = f"answers have {length:.0f} tokens and had {before:.0f}"
+        if length > _LONGER * before and cut > cut_before + _CUT:
+            return {"longer": f"{change}, and {cut:.0%} are cut off (before: {cut_before:.0%}): length explosion"}
+        if length < _SHORTER * before:
+            return {"shorter": f"{change}: collapse to short answers"}
+        return {}

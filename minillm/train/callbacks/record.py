@@ -1,4 +1,4 @@
-"""What a run leaves behind: metrics.csv rows, metrics.json and the exported student."""
+"""What a run leaves behind: rows of metrics.csv, metrics.json and the exported student."""
 
 from __future__ import annotations
 
@@ -23,9 +23,23 @@ from minillm.train.callbacks.validation import Validation
 from minillm.train.loggers import STEP, MetricsCSV, log_row
 
 
+class Rows(L.Callback):
+    """Logs each rollout (supervised: optimizer step) before it is validated and saved, so that metrics.csv has every
+    row up to a checkpoint's step. What is of later steps goes when a run goes on from it."""
+
+    def on_train_start(self, trainer, module) -> None:
+        csv = next(logger for logger in trainer.loggers if isinstance(logger, MetricsCSV))
+        csv.resume_at(module.start_step + module.step if trainer.ckpt_path else None)
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx) -> None:
+        if module.at_boundary:
+            seconds = find(trainer, RunRecord).wall_seconds
+            progress = {"progress/round": module.round, "progress/wall_seconds": seconds}
+            log_row(trainer, module.metrics | {STEP: module.start_step + module.step} | progress)
+
+
 class RunRecord(L.Callback):
-    """Logs once a rollout (supervised: an optimizer step); at the end writes metrics.json, student/ and the
-    adapter/ that is merged there, if one was trained.
+    """At the end writes metrics.json, student/ and the adapter/ that is merged there, if one was trained.
 
     Args:
         export: which weights go to student/: `best` by the checkpoints' monitor, or `last`; None writes no student.
@@ -37,53 +51,20 @@ class RunRecord(L.Callback):
     ):
         self.run_dir, self.card, self.export = Path(run_dir), card, export
         self._began, self._earlier = began, 0.0
-        self._module: L.LightningModule | None = None
-        self._csv: MetricsCSV | None = None
-        self._logged = 0  # rounds whose row is in the loggers
-        self._n_rows = 0  # of metrics.csv, at the checkpoint this run goes on from
-        self._made: tuple[int, dict[str, float]] = (-1, {})  # a round and its row
-        self._waiting: dict[str, float] | None = None  # the row that comes next after resuming
 
     @property
     def wall_seconds(self) -> float:
         return self._earlier + max(0.0, time.time() - self._began)  # clocks may be set back
 
     def state_dict(self) -> dict:
-        """Also the number of rows in metrics.csv, and the row of this round if it is not among them: a checkpoint is
-        written before its row, and a kill may come between the two."""
-        row = self._waiting if self._logged == self._module.round else self._row()
-        return {"wall_seconds": self.wall_seconds, "rows": len(self._csv.rows), "row": row}
+        return {"wall_seconds": self.wall_seconds}
 
     def load_state_dict(self, state: dict) -> None:
-        self._earlier, self._n_rows, self._waiting = state["wall_seconds"], state["rows"], state["row"]
-
-    def on_fit_start(self, trainer, module) -> None:
-        self._module = module
-        self._csv = next(logger for logger in trainer.loggers if isinstance(logger, MetricsCSV))
-        self._csv.resume_at(self._n_rows)
-        self._logged = module.round
+        self._earlier = state["wall_seconds"]
 
     def on_train_start(self, trainer, module) -> None:
-        if self._waiting is not None:
-            log_row(trainer, self._waiting)
-            self._waiting = None
         if module.step < module.n_steps:  # a finished run that was made longer
             (self.run_dir / "metrics.json").unlink(missing_ok=True)
-
-    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx) -> None:
-        validation = find(trainer, Validation)
-        if not module.at_boundary or (validation is not None and validation.owed):
-            return  # owed: its row comes first
-        log_row(trainer, self._row())
-        self._logged = module.round
-
-    def _row(self) -> dict[str, float]:
-        """Of this round. A checkpoint and the loggers get the same one, with the same wall_seconds."""
-        module = self._module
-        if self._made[0] != module.round:
-            progress = {"progress/round": module.round, "progress/wall_seconds": self.wall_seconds}
-            self._made = (module.round, module.metrics | {STEP: module.start_step + module.step} | progress)
-        return self._made[1]
 
     def on_train_end(self, trainer, module) -> None:
         checkpoints, validation = find(trainer, Checkpoints), find(trainer, Validation)

@@ -1,78 +1,46 @@
-"""Before the first step of a run: collect, compare a few answers."""
+"""Before the first step of a run: the page is made of what is loaded, and completed by a few answers of the models."""
 
 from __future__ import annotations
 
 import logging
-from dataclasses import replace
+from dataclasses import asdict
 
 import lightning as L
 import torch
 
 from minillm.common.errors import ModelError
-from minillm.data import Corpus, PromptSet
+from minillm.common.seeding import seed_for
+from minillm.common.types import PromptBatch
+from minillm.data import Corpus, PromptSet, rows_at
+from minillm.data.prompts import pad
 from minillm.models import LanguageModel, Pair
+from minillm.objectives.linear_loss import LinearLoss
 from minillm.planning import measure
-from minillm.train.preview.agreement import agreement, consistency
+from minillm.rollout import decode, rollout_divergence
+from minillm.rollout.consistency import Consistency, check_consistency
 from minillm.train.preview.memory import case_of, sizes_of
-from minillm.train.preview.page import Page, page_of, show, write
-from minillm.train.preview.work import Work
-from minillm.train.regime import OnPolicy, Supervised
+from minillm.train.preview.page import Page, page_of
 from minillm.train.resume import BEGUN
 from minillm.train.settings import Settings
 from minillm.train.student import TrainingModule
 
 log = logging.getLogger(__name__)
-_SIZES = ("sampler.batch_size", "regime.microbatch_tokens", "regime.microbatch_size", "linear_loss.chunk_mb")
+SAMPLES, TOKENS = 8, 32  # answers whose KL is on the page, and their tokens
+_ROWS, _ANSWER, _LONG = 8, 12, 512  # of the check that decoding and update are one model
 
 
 def begin(
-    settings: Settings,
-    pair: Pair,
-    train: PromptSet,
-    validation: PromptSet,
-    corpus: Corpus | None,
-    precision: str,
+    settings: Settings, pair: Pair, train: PromptSet, validation: PromptSet, corpus: Corpus | None, precision: str
 ) -> Preview | None:
     """The callback that shows the page of a run that begins; with preflight=false None, and the page's warnings are
     logged."""
-    work, optim = work_of(settings, len(train)), settings.optim
-    longest, half = train.longest, precision == "bf16-mixed"
-    case = case_of(settings, *sizes_of(pair), prompt=longest, answer=settings.answer_tokens, half=half)
-    chooses = settings.callbacks["record"].export == "best"
-    page = page_of(
-        pair,
-        settings.data,
-        train,
-        validation,
-        corpus,
-        work,
-        model=settings.model,
-        memory=measure(case),
-        monitor=settings.callbacks["checkpoints"].monitor if chooses else None,
-    )
-    late = f"optim.warmup_steps={optim.warmup_steps}: the run has {work.steps} optimizer steps, so that the learning "
-    late += f"rate never reaches {optim.learning_rate:g}"
-    groups = [(key, getattr(settings, key.split(".")[0]), key.split(".")[1]) for key in _SIZES]
-    sizes = {key: size for key, group, name in groups if (size := getattr(group, name, None)) is not None}
-    page = page.adding(
-        *[late] * (optim.warmup_steps >= work.steps),
-        rate=f"{optim.learning_rate:g}, {optim.schedule} after {optim.warmup_steps} steps of warm-up",
-        sizes=", ".join(f"{key}={size:,g}" for key, size in sizes.items()),
-    )
+    sizes = dict(prompt=train.longest, answer=settings.answer_tokens, half=precision == "bf16-mixed")
+    page = page_of(settings, pair, train, validation, corpus, measure(case_of(settings, *sizes_of(pair), **sizes)))
     if settings.plain["preflight"]:
         return Preview(page, settings, pair, train)
     for text in page.warnings:
         log.warning(text)
     return None
-
-
-def work_of(settings: Settings, n_prompts: int) -> Work:
-    """What the run will do with so many training prompts."""
-    if isinstance(settings.regime, Supervised):
-        return Work.supervised(settings.regime, n_prompts, settings.answer_tokens)
-    rows = settings.regulariser.batch_size
-    work = Work.on_policy(settings.regime, settings.start, settings.sampler, corpus_rows=rows)
-    return replace(work, learns_references=work.learns_references or settings.data.on_policy < 1)
 
 
 class Preview(L.Callback):
@@ -96,21 +64,82 @@ class Preview(L.Callback):
                     (self.settings.run_dir / name).unlink(missing_ok=True)
             raise
         if trainer.is_global_zero:
-            show(self.page)
-            write(self.page, self.settings.run_dir)
+            self.page.show()
+            self.page.write(self.settings.run_dir)
 
     def _compare(self, models: dict[str, LanguageModel]) -> None:
-        """Put on the page how far apart the models are."""
-        settings, regime = self.settings, self.settings.regime
-        work = work_of(settings, len(self.train))
-        reach = self.train.longest + work.answer_tokens
-        reach = reach if work.sampler else min(reach, settings.data.longest)
-        temperature = work.sampler.temperature if work.sampler else 1.0
-        tokens = regime.microbatch_tokens if isinstance(regime, OnPolicy) else regime.microbatch_size * reach
-        sizes = dict(seed=settings.plain["seed"], max_new_tokens=work.answer_tokens, max_tokens=tokens)
-        same = consistency(models, self.pair, self.train, longest=reach, temperature=temperature, **sizes)
-        self.page = self.page.with_consistency(same)
-        if self.pair.teacher is not None:
-            teacher = models.get("teacher", self.pair.teacher)
-            found = agreement(models["student"], teacher, self.pair, self.train, **sizes)
-            self.page = self.page.with_agreement(found, self.pair.n_vocab)
+        """Put on the page whether decoding and update are one model, and how far apart the models are."""
+        settings, regime, pair, page = self.settings, self.settings.regime, self.pair, self.page
+        longest = self.train.longest + settings.answer_tokens
+        longest = longest if regime.rollouts else min(longest, settings.data.longest)
+        tokens = regime.microbatch_tokens if regime.rollouts else regime.microbatch_size * longest
+        found = {side: self._consistency(side, model, longest, tokens) for side, model in models.items()}
+        texts = [
+            f"{side} mean {each.mean:+.1g}, largest {each.largest:.1g} on {each.tokens:,} tokens"
+            for side, each in found.items()
+        ]
+        page.lines["log-ratio"] = f"update against decoding, same weights, in nats: {'; '.join(texts)}"
+        page.figures["consistency"] = {side: asdict(each) for side, each in found.items()}
+        if pair.teacher is not None:
+            both = models["student"], models.get("teacher", pair.teacher)
+            sizes = dict(seed=settings.plain["seed"], max_new_tokens=settings.answer_tokens, max_tokens=tokens)
+            page.add_agreement(*agreement(*both, pair, self.train, **sizes), n_vocab=pair.n_vocab)
+
+    def _consistency(self, side: str, model: LanguageModel, longest: int, max_tokens: int) -> Consistency:
+        """See `check_consistency`; on some training prompts, and on a row that is longer than every window of attention
+        that a row of `longest` tokens, prompt and answer, can reach."""
+        settings, pair, prompts = self.settings, self.pair, self.train.for_teacher if side == "teacher" else self.train
+        seed, n_new = settings.plain["seed"], min(_ANSWER, settings.answer_tokens)
+        rows = rows_at(seed_for(seed, "consistency"), 0, min(_ROWS - 1, len(prompts)), len(prompts))
+        reachable = [window + _ANSWER for window in model.windows if window < longest]
+        n_long = max(1, min(longest - n_new, max([_LONG, *reachable])))
+        text = max(prompts.prompt_ids, key=len)
+        long = (text * -(-n_long // len(text)))[:n_long]
+        ids_BP, mask_BP = pad([*(prompts.prompt_ids[row] for row in rows), long], pair.pad_id, left=True)
+        return check_consistency(
+            model,
+            PromptBatch(ids_BP, mask_BP, torch.arange(len(ids_BP))).to(model.device),
+            seeds=[seed_for(seed, "consistency", row) for row in range(len(ids_BP))],
+            stop_ids=(pair.n_vocab,),  # none: few tokens would leave the mean KL to chance
+            pad_id=pair.pad_id,
+            max_new_tokens=n_new,
+            max_tokens=max_tokens,
+            temperature=settings.sampler.temperature if settings.regime.rollouts else 1.0,
+            training=side == "student",
+        )
+
+
+def agreement(
+    student: LanguageModel,
+    teacher: LanguageModel,
+    pair: Pair,
+    prompts: PromptSet,
+    *,
+    seed: int,
+    max_new_tokens: int,
+    max_tokens: int,
+) -> tuple[float, float, int, int]:
+    """Sample up to 8 answers of at most 32 tokens and compare. No global random state is read or changed.
+
+    Args:
+        max_new_tokens: a lower limit on answers, if the run has one. max_tokens: through the models at a time.
+
+    Returns:
+        KL[student || teacher] and KL[teacher || student], exact over the shared vocabulary, in nats a token; the
+        number of answers and of their tokens.
+    """
+    rows = rows_at(seed_for(seed, "preflight prompts"), 0, min(SAMPLES, len(prompts)), len(prompts))
+    rollout = decode(
+        student,
+        None,
+        prompts.batch(rows).to(student.device),
+        seeds=[seed_for(seed, "preflight", row) for row in rows],
+        batch_size=SAMPLES,
+        stop_ids=pair.stop_ids,
+        pad_id=pair.pad_id,
+        max_new_tokens=min(TOKENS, max_new_tokens),
+    )
+    n_tokens = int(rollout.response_mask_BR.sum())
+    found = rollout_divergence(student, teacher, rollout, LinearLoss(), max_tokens=max_tokens)
+    reverse, forward = (each.sum().item() / n_tokens for each in (found.reverse_kl_BR, found.forward_kl_BR))
+    return reverse, forward, len(rows), n_tokens

@@ -101,12 +101,11 @@ def case_of(
     """What settings without `auto` mean for memory and time.
 
     Args:
-        prompt, answer: tokens of the longest ones. half: whether autocast computes products in bfloat16. layout: one
-            device unless it is given.
+        prompt, answer: tokens of the longest ones. half: whether autocast computes products in bfloat16. layout: that
+            of the settings unless it is given.
     """
     model, regime, regulariser = settings.model, settings.regime, settings.regulariser
-    on_policy = isinstance(regime, OnPolicy)
-    tokens = regime.microbatch_tokens if on_policy else regime.microbatch_size * settings.data.longest
+    tokens = regime.microbatch_tokens if regime.rollouts else regime.microbatch_size * settings.data.longest
     return Case(
         student,
         teacher,
@@ -115,13 +114,13 @@ def case_of(
         minibatch=regime.minibatch_size,
         microbatch_tokens=tokens,
         microbatch_rows=regime.microbatch_size,
-        rollouts=regime.rollouts if on_policy else 0,
+        rollouts=regime.rollouts,
         decoded=settings.sampler.batch_size,
         chunk_mb=settings.linear_loss.chunk_mb,
         reads_teacher=TEACHER in settings.objective.needs,
         shares_base=model.own_teacher == "base" or (model.own_teacher == "ema" and model.lora is not None),
         keeps_start=START in settings.objective.needs,
-        keep_states=on_policy and regime.teacher_states == "keep",
+        keep_states=regime.rollouts > 0 and regime.teacher_states == "keep",
         teacher_decodes=settings.sampler.alpha > 0,
         blocks=regulariser.batch_size if regulariser.on else 0,
         block=settings.data.block_size,
@@ -129,7 +128,7 @@ def case_of(
         offload=bool(getattr(model.teacher, "offload", False)),
         half=half,
         recompute=model.gradient_checkpointing,
-        layout=layout or Parallel(),
+        layout=layout or settings.strategy,
     )
 
 
@@ -147,13 +146,5 @@ def choose_sizes(settings: Settings, pair: Pair, train: PromptSet, precision: st
     if memory is None:
         return CPU
     student, teacher = sizes_of(pair)
-    make = partial(
-        case_of,
-        student=student,
-        teacher=teacher,
-        prompt=train.longest,
-        answer=settings.answer_tokens,
-        half=precision == "bf16-mixed",
-        layout=settings.strategy,
-    )
-    return choose(settings, make, memory)[0]
+    sizes = dict(prompt=train.longest, answer=settings.answer_tokens, half=precision == "bf16-mixed")
+    return choose(settings, partial(case_of, student=student, teacher=teacher, **sizes), memory)[0]
