@@ -18,7 +18,7 @@ SEEDS, REPETITIONS = (1, 3, 10), 3
 
 def measure(n_seeds: int) -> dict:
     from minillm.evaluation.report import read_folder, write_report
-    from minillm.evaluation.report.samples import samples_of
+    from minillm.evaluation.report.write import samples_of
     from tests.evaluation_files import write_evaluation
 
     out = {"whole": [], "wall": [], "answers": []}

@@ -7,7 +7,6 @@ import hydra
 from omegaconf import DictConfig
 
 from minillm.common import cli
-from minillm.common.ranks import rank, started_processes
 
 
 @hydra.main(config_path="../conf", config_name="generate", version_base="1.3")
@@ -17,7 +16,7 @@ def main(cfg: DictConfig) -> None:
 
     work = check_generation(cfg)
     cli.prepare()
-    generate(work, cfg.device, rank(), started_processes())
+    generate(work)
 
 
 class _Callable(ModuleType):

@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 from minillm.api.inputs import Prompts, Run, Student, pair_of_model, prompts_of
 from minillm.common.child import ROOT
 from minillm.common.errors import ConfigError
-from minillm.evaluation import answer_prompts
+from minillm.evaluation.answers import answer_prompts
 from minillm.evaluation.generation import row_of
 from minillm.evaluation.suite.run import run_suite
 from minillm.evaluation.suite.settings import check_suite
@@ -50,7 +50,8 @@ def generate(
         stop_ids=pair.stop_ids,
         temperature=temperature,
     )
-    return [row_of(record, answer) for record, answer in zip(chosen.records, answers, strict=True)]
+    pairs = zip(chosen.records, answers, strict=True)
+    return [row_of(record, answer.answer, answer.truncated) for record, answer in pairs]
 
 
 def evaluate(

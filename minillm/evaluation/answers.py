@@ -1,24 +1,31 @@
-"""Answer held-out prompts and measure the answers: the validation of a run and evaluate.py share this."""
+"""Answer held-out prompts and measure the answers: the validation of a run and evaluate.py share this. And samples,
+several a prompt, with what student and teacher say at every token of them.
+
+Axes: B answers, R response positions.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from minillm.common.seeding import seed_for
 from minillm.common.types import Rollout
 from minillm.data import PromptSet
-from minillm.evaluation.metrics import FIGURES, Figure, distinct
+from minillm.data.prompts import pad
+from minillm.evaluation.metrics import FIGURES, Figure, PrefixKL, distinct
 from minillm.evaluation.metrics.figures import Answered
 from minillm.models import LanguageModel
 from minillm.objectives.linear_loss import LinearLoss
 from minillm.parallel import ALONE, Group
-from minillm.rollout import decode, rollout_alignment
+from minillm.rollout import Divergence, decode, rollout_alignment, rollout_divergence
 from minillm.rollout.micro_batch import micro_batches
 
 _ALIGNED = ("reverse_kl", "entropy", "teacher_entropy", "overlap", "overlap_mass")
@@ -59,23 +66,19 @@ def answer_prompts(
     tokenizer: PreTrainedTokenizerBase,
     *,
     seeds: Sequence[int] | None,
-    max_new_tokens: int,
-    batch_size: int,
     stop_ids: tuple[int, ...],
     teacher: LanguageModel | None = None,
     rows: Sequence[int] | None = None,
-    temperature: float = 1.0,
-    no_repeat_ngram_size: int = 0,
     group: Group = ALONE,
-    interrupt: Callable[[], None] | None = None,
     asking: Callable[[], AbstractContextManager] = nullcontext,
+    **decoding: Any,
 ) -> list[Answer]:
     """One answer a prompt and seed, seed by seed in the order of the prompts; greedy ones where `seeds` is None.
 
-    `rows` chooses some of the prompts. The ranks of `group` share the work, and each gets all answers.
-    `no_repeat_ngram_size`, `interrupt`: see `decode`; `asking`: around the teacher's passes, on every rank. The reverse
-    KL is that of the models' own distributions at T = 1, whatever temperature and n-gram limit the answers were drawn
-    with.
+    `rows` chooses some of the prompts. The ranks of `group` share the work, and each gets all answers. `decoding`:
+    max_new_tokens, batch_size, temperature, no_repeat_ngram_size and interrupt of `decode`; `asking`: around the
+    teacher's passes, on every rank. The reverse KL is that of the models' own distributions at T = 1, whatever
+    temperature and n-gram limit the answers were drawn with.
 
     A prompt's random stream depends on seed and prompt number only: not on the batch, nor on what was trained.
     """
@@ -84,20 +87,8 @@ def answer_prompts(
     if not asked:
         with asking():
             return group.join([])
-    batch = prompts.batch([row for _, row in asked]).to(model.device)
-    rollout = decode(
-        model,
-        None,
-        batch,
-        seeds=None if seeds is None else [seed_for(seed, "evaluation", row) for seed, row in asked],
-        batch_size=batch_size,
-        stop_ids=stop_ids,
-        pad_id=prompts.pad_id,
-        max_new_tokens=max_new_tokens,
-        temperature=temperature,
-        no_repeat_ngram_size=no_repeat_ngram_size,
-        interrupt=interrupt,
-    )
+    streams = None if seeds is None else [seed_for(seed, "evaluation", row) for seed, row in asked]
+    rollout = _sampled(model, prompts, [row for _, row in asked], streams, stop_ids=stop_ids, **decoding)
     aligned: dict[str, list[float]] = {}
     with asking():
         if teacher:
@@ -184,3 +175,75 @@ def summarise(
     for key, found in figure_values(answers, references or [()] * len(answers), chosen).items():
         figures[key] = found if isinstance(found, float) else sum(found[0]) / sum(found[1])
     return figures
+
+
+@dataclass(frozen=True)
+class Sample:
+    """An answer to the prompt of that row number, with its end token where it has one."""
+
+    prompt: int
+    tokens: tuple[int, ...]
+
+
+def sample_answers(
+    model: LanguageModel,
+    prompts: PromptSet,
+    *,
+    seed: int,
+    n_samples: int = 10,
+    rows: Sequence[int] | None = None,
+    **decoding: Any,
+) -> list[Sample]:
+    """`n_samples` answers to every prompt (or those of `rows`) at temperature 1, those of one prompt together.
+    `decoding`: max_new_tokens, batch_size and stop_ids of `decode`.
+
+    A random stream depends on seed, prompt and sample only. Student and teacher get the same streams, so that what
+    differs between their samples is the models and not the luck.
+    """
+    rows = range(len(prompts)) if rows is None else rows
+    numbers = [(row, sample) for row in rows for sample in range(n_samples)]
+    if not numbers:
+        return []
+    streams = [seed_for(seed, "prefix", row, sample) for row, sample in numbers]
+    rollout = _sampled(model, prompts, [row for row, _ in numbers], streams, **decoding)
+    ids, counts = rollout.response_ids_BR.tolist(), rollout.response_mask_BR.sum(-1).tolist()
+    return [Sample(row, tuple(ids[at][: counts[at]])) for at, (row, _) in enumerate(numbers)]
+
+
+def _sampled(
+    model: LanguageModel, prompts: PromptSet, rows: Sequence[int], streams: list[int] | None, **decoding: Any
+) -> Rollout:
+    """An answer to each of `rows`, from the random stream of its place; greedy ones without."""
+    return decode(model, None, prompts.batch(rows).to(model.device), seeds=streams, pad_id=prompts.pad_id, **decoding)
+
+
+def divergence(
+    student: LanguageModel,
+    teacher: LanguageModel,
+    prompts: PromptSet,
+    samples: Sequence[Sample],
+    *,
+    max_tokens: int = 2048,
+) -> Divergence:
+    """[B, R] float64 on the CPU: both models at every token of the samples, whoever drew them; see
+    `rollout_divergence`."""
+    if not samples:
+        return Divergence(*(torch.zeros(0, 0, dtype=torch.float64) for _ in fields(Divergence)))
+    batch = prompts.batch([sample.prompt for sample in samples])
+    rollout = Rollout(batch.ids_BP, batch.mask_BP, *pad([sample.tokens for sample in samples], 0, left=False))
+    found = rollout_divergence(student, teacher, rollout.to(student.device), LinearLoss(), max_tokens=max_tokens)
+    return Divergence(*(getattr(found, field.name).double().cpu() for field in fields(Divergence)))
+
+
+def sample_mask(samples: Sequence[Sample]) -> Tensor:
+    """[B, R] bool: the tokens that the samples have."""
+    return pad([sample.tokens for sample in samples], 0, left=False)[1]
+
+
+def prefix_kl(
+    student: LanguageModel, teacher: LanguageModel, prompts: PromptSet, samples: Sequence[Sample], **options
+) -> PrefixKL:
+    """KL[p || q] at the prefixes of the samples: one side of `metrics.exposure_curve`. `options`: see `divergence`."""
+    found = divergence(student, teacher, prompts, samples, **options)
+    prompt_B = torch.tensor([sample.prompt for sample in samples], dtype=torch.long)
+    return PrefixKL(found.forward_kl_BR, sample_mask(samples), prompt_B)

@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 from minillm.common.checks import construct, node_problems
 from minillm.common.errors import ConfigError
 from minillm.evaluation.suite import check_suite
-from minillm.evaluation.suite.measures import read_measures
+from minillm.evaluation.suite.settings import read_measures
 from minillm.models import Architecture
 from minillm.train.loaded import check_lengths
 from minillm.train.settings import check_config
@@ -221,7 +221,7 @@ def test_answers_longer_than_the_models_positions_are_refused():
 @pytest.mark.parametrize(
     ("overrides", "text"),
     [
-        (["data.val_file=x.jsonl"], "data.val_file: is for training; evaluate.py measures data.files"),
+        (["data.val_file=x.jsonl"], "data.val_file: is for training; here prompts are in data.files"),
         (["data.template=latex"], "data.template='latex': wanted one of paper, chat"),
         (["data.max_prompt_tokens=0"], "data.max_prompt_tokens=0: wanted a positive number"),
         (["models=[/no/model]"], "models: source=/no/model: no such file or directory"),

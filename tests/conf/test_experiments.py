@@ -203,7 +203,7 @@ def let_answer(teacher_run, chat):
     with initialize_config_dir(str(CONF), version_base="1.3"):
         cfg = compose("generate", [f"teacher=runs/{teacher_run}/student", "data.file=train.jsonl", f"run.name={name}",
                                    f"run.dir=runs/{name}", "max_new_tokens=4", *template])  # fmt: skip
-    assert generate(check_generation(cfg), "cpu").exists()
+    assert generate(check_generation(cfg)).exists()
 
 
 @pytest.mark.slow

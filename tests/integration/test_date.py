@@ -11,6 +11,7 @@ from omegaconf import OmegaConf
 from transformers import AutoTokenizer
 
 import minillm.data.sources
+import minillm.evaluation.suite.run
 from minillm.chain import stages_of
 from minillm.common.errors import ConfigError
 from minillm.common.stored import read_config
@@ -131,18 +132,21 @@ def test_an_evaluation_keeps_its_date_and_its_units_depend_on_it(tmp_path, dated
     assert units[0] and not units[0] & units[1]
 
 
-def test_answers_of_a_teacher_keep_their_date(tmp_path, dated, day):
+def test_answers_of_a_teacher_keep_their_date(tmp_path, dated, day, monkeypatch):
     def work():
         file, teacher = f"data.file={dated}/train.jsonl", f"teacher={dated}/teacher"
         options = ("max_new_tokens=4", "chunk=3", "batch_size=3", f"run.dir={tmp_path}")
         return check_generation(job("generate", teacher, file, *options))
 
-    generate(work(), "cpu", rank=0, world_size=2)  # half of the parts
-    made = {file.name: file.read_text() for file in (tmp_path / "parts").iterdir()}
+    monkeypatch.setattr(minillm.evaluation.suite.run, "started_processes", lambda: 2)
+    assert generate(work()) is None  # half of the units
+    made = {file.name for file in (tmp_path / "units").iterdir()}
     day("2024-02-29")
-    generate(work(), "cpu", rank=1, world_size=2)
+    monkeypatch.setattr(minillm.evaluation.suite.run, "rank", lambda: 1)
+    assert generate(work()) is not None
     assert json.loads((tmp_path / "settings.json").read_text())["data"]["date"] == "2024-02-28"
-    assert made and (tmp_path / "answers.jsonl").read_text().startswith(made["000000.jsonl"])
+    units = {file.name for file in (tmp_path / "units").iterdir()}
+    assert made < units and len(units) == 3  # of the same name, and so of the same date
 
 
 def test_the_note_names_the_date_that_a_model_was_trained_with(tmp_path, dated, run_of, day):

@@ -6,7 +6,8 @@ import pytest
 from hydra import compose, initialize_config_dir
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-import minillm.evaluation.generation
+import minillm.evaluation.suite.run
+import minillm.evaluation.suite.work
 from minillm.common.errors import ConfigError
 from minillm.common.ranks import rank, started_processes
 from minillm.data import read_records
@@ -34,29 +35,29 @@ def answers(run_dir):
 
 @pytest.mark.quick
 def test_one_sampled_response_a_prompt_in_the_schema_of_training_data(tmp_path, world):
-    generate(work(world, tmp_path), "cpu")
+    generate(work(world, tmp_path))
     rows = list(map(json.loads, answers(tmp_path).splitlines()))
     given = list(map(json.loads, (world / "train.jsonl").read_text().splitlines()))
     assert [row["instruction"] for row in rows] == [row["instruction"] for row in given]
-    assert len({row["output"] for row in rows}) > 6 and not list((tmp_path / "parts").iterdir())
+    assert len({row["output"] for row in rows}) > 6 and len(list((tmp_path / "units").iterdir())) == 3
     greedy = AutoModelForCausalLM.from_pretrained(world / "teacher")
     assert greedy.config.vocab_size == 31  # the tokens of every answer are the teacher's
     tokenizer = AutoTokenizer.from_pretrained(world / "teacher")
     assert all(len(tokenizer(row["output"]).input_ids) <= 6 for row in rows)
-    generate(work(world, tmp_path / "other", "seed=11"), "cpu")
+    generate(work(world, tmp_path / "other", "seed=11"))
     assert answers(tmp_path / "other") != answers(tmp_path)
 
 
 def test_what_was_cut_off_is_counted_and_trained_on_without_an_end(tmp_path, world, capsys):
-    generate(work(world, tmp_path, "max_new_tokens=2"), "cpu")
+    generate(work(world, tmp_path, "max_new_tokens=2"))
     records = read_records(str(tmp_path / "answers.jsonl"))
     n_cut = sum(record.truncated for record in records)
     assert n_cut > 0 and f"{n_cut} of 12 answers were cut off at max_new_tokens" in capsys.readouterr().out
 
 
 def test_a_stopped_run_goes_on_and_ends_the_same(tmp_path, world, monkeypatch):
-    generate(work(world, tmp_path / "whole"), "cpu")
-    calls, real = [], minillm.evaluation.answers.answer_prompts
+    generate(work(world, tmp_path / "whole"))
+    calls, real = [], minillm.evaluation.suite.work.answer_prompts
 
     def stop_at_the_second(*args, **kwargs):
         calls.append(kwargs["rows"])
@@ -64,19 +65,19 @@ def test_a_stopped_run_goes_on_and_ends_the_same(tmp_path, world, monkeypatch):
             raise KeyboardInterrupt
         return real(*args, **kwargs)
 
-    monkeypatch.setattr(minillm.evaluation.answers, "answer_prompts", stop_at_the_second)
+    monkeypatch.setattr(minillm.evaluation.suite.work, "answer_prompts", stop_at_the_second)
     with pytest.raises(KeyboardInterrupt):
-        generate(work(world, tmp_path / "cut"), "cpu")
+        generate(work(world, tmp_path / "cut"))
     assert not (tmp_path / "cut" / "answers.jsonl").exists()
-    generate(work(world, tmp_path / "cut"), "cpu")
-    assert calls == [range(0, 5), range(5, 10), range(5, 10), range(10, 12)]  # nothing twice but what was cut
+    generate(work(world, tmp_path / "cut"))
+    assert calls == [[0, 1, 2, 3, 4], [5, 6, 7, 8, 9], [5, 6, 7, 8, 9], [10, 11]]  # nothing twice but what was cut
     assert answers(tmp_path / "cut") == answers(tmp_path / "whole")
-    generate(work(world, tmp_path / "cut"), "cpu")
+    generate(work(world, tmp_path / "cut"))
     assert len(calls) == 4
 
 
 def test_two_processes_share_the_work(tmp_path, world):
-    generate(work(world, tmp_path / "one"), "cpu")
+    generate(work(world, tmp_path / "one"))
     options = [
         f"teacher={world}/teacher", f"data.file={world}/train.jsonl", "data.template=paper", "dtype=float64",
         "max_new_tokens=6", "batch_size=2", "chunk=5", "run.name=two",
@@ -86,10 +87,12 @@ def test_two_processes_share_the_work(tmp_path, world):
     assert answers(tmp_path / "runs" / "two") == answers(tmp_path / "one")
 
 
-def test_each_rank_does_its_share_and_the_last_one_joins(tmp_path, world):
-    assert generate(work(world, tmp_path), "cpu", rank=0, world_size=2) is None
-    assert sorted(file.name for file in (tmp_path / "parts").iterdir()) == ["000000.jsonl", "000002.jsonl"]
-    assert generate(work(world, tmp_path), "cpu", rank=1, world_size=2) == tmp_path / "answers.jsonl"
+def test_each_rank_does_its_share_and_the_last_one_joins(tmp_path, world, monkeypatch):
+    monkeypatch.setattr(minillm.evaluation.suite.run, "started_processes", lambda: 2)
+    for number in (0, 1):
+        monkeypatch.setattr(minillm.evaluation.suite.run, "rank", lambda number=number: number)
+        assert generate(work(world, tmp_path)) == (tmp_path / "answers.jsonl" if number else None)
+        assert len(list((tmp_path / "units").iterdir())) == 2 + number
 
 
 @pytest.mark.parametrize(
@@ -104,7 +107,7 @@ def test_torchrun_and_srun_say_which_share_is_whose(tmp_path, world, monkeypatch
 
 
 def test_answers_are_trained_on(tmp_path, world):
-    generate(work(world, tmp_path / "answers"), "cpu")
+    generate(work(world, tmp_path / "answers"))
     run = train(
         tmp_path / "seqkd",
         [
@@ -123,7 +126,7 @@ def test_mistakes_come_in_one_message(tmp_path, world):
     assert len(caught.value.problems) == 5
     with pytest.raises(ConfigError, match="no such file or directory"):
         work(world, tmp_path, "teacher=./nothing")
-    generate(work(world, tmp_path), "cpu")
+    generate(work(world, tmp_path))
     with pytest.raises(
         ConfigError, match="seed was 10, is 12 now; .* was begun with the first: choose another run.name"
     ):

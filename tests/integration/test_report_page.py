@@ -94,7 +94,7 @@ def search(browser, text: str, expected: str) -> None:
 def test_files_beside_the_page(page):
     folder, names = page.parent, {file.name for file in page.parent.iterdir()}
     assert {"index.html", "table.csv"} <= names
-    assert {"exposure-dolly_test.png", "reliability-sst2-demo_start.png"} <= names
+    assert {"exposure-dolly_test.png", "reliability-sst2.png"} <= names
     text = page.read_text()
     assert text.count("<figure") == len(list(folder.glob("*.png"))) > 20
     assert not re.search(r"(src|href)=\"(?!#)", text)

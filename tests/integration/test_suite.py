@@ -6,12 +6,10 @@ import weakref
 import pytest
 import torch
 
-import minillm.evaluation.suite.run
 import minillm.evaluation.suite.work
 from minillm.data import read_records
-from minillm.evaluation import answer_prompts, summarise
+from minillm.evaluation.answers import answer_prompts, prefix_kl, sample_answers, summarise
 from minillm.evaluation.metrics import calibration_figures, exposure_curve, label_probabilities, rouge_l
-from minillm.evaluation.prefixes import prefix_kl, sample_answers
 from minillm.evaluation.suite import run_suite
 from minillm.evaluation.zero_shot import label_logprobs, word_tokens
 from minillm.models import LanguageModel
@@ -128,7 +126,7 @@ def test_the_teachers_samples_are_made_once(whole):
 
 
 def test_one_model_is_loaded_at_a_time_beside_the_teacher(checked, tmp_path, monkeypatch):
-    alive, real = weakref.WeakSet(), minillm.evaluation.suite.run.load
+    alive, real = weakref.WeakSet(), minillm.evaluation.suite.work.load
 
     def load(suite, source):
         network, tokenizer = real(suite, source)
@@ -137,7 +135,7 @@ def test_one_model_is_loaded_at_a_time_beside_the_teacher(checked, tmp_path, mon
         return network, tokenizer
 
     counts = []
-    monkeypatch.setattr(minillm.evaluation.suite.run, "load", load)
+    monkeypatch.setattr(minillm.evaluation.suite.work, "load", load)
     found = run_suite(checked(tmp_path, *BRIEF, "limit=2", "suite.exposure.limit=1"))
     assert {each["student"]["alive"][0] for files in found["exposure"].values() for each in files.values()} == {2}
     assert counts == [1, 2, 2]  # teacher, teacher and one, teacher and two

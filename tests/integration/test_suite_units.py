@@ -10,9 +10,10 @@ import pytest
 import torch
 
 import minillm.evaluation.suite.run
+import minillm.evaluation.suite.work
 from minillm.common.errors import ConfigError, DataError
 from minillm.evaluation.suite import run_suite
-from minillm.evaluation.suite.units import Store, Unit, file_name, units_of
+from minillm.evaluation.suite.units import Store, Unit, units_of
 from tests.integration.evaluations import ALONE, BRIEF, command, results, same
 from tests.tiny import make_model
 
@@ -37,7 +38,7 @@ def copy(brief, tmp_path):
 
 @pytest.fixture
 def no_model(monkeypatch):
-    monkeypatch.setattr(minillm.evaluation.suite.run, "load", lambda *_: pytest.fail("loaded"))
+    monkeypatch.setattr(minillm.evaluation.suite.work, "load", lambda *_: pytest.fail("loaded"))
 
 
 def units(run_dir):
@@ -117,7 +118,7 @@ def test_what_is_left_out_and_taken_in_again_is_not_measured_again(brief, checke
 def test_another_value_makes_its_own_units_anew(checked, place, tmp_path, change, kinds):
     def names(*more):
         suite = checked(tmp_path, *BRIEF, *more)
-        return {file_name(suite, unit): unit for unit in units_of(suite, f"{place}/one/student")}
+        return {Store(suite).file(unit): unit for unit in units_of(suite, f"{place}/one/student")}
 
     before, now = names(), names(change)
     new = {unit.kind for name, unit in now.items() if name not in before}
@@ -146,7 +147,7 @@ def test_a_data_set_of_the_hub_is_known_by_its_records(checked, place, tmp_path,
 
     def name():
         suite = checked(tmp_path, "data.files=[owner/set]", f"models=[{place}/one/student]")
-        return file_name(suite, Unit("answers", f"{place}/one/student", "owner/set", "plain"))
+        return Store(suite).file(Unit("answers", f"{place}/one/student", "owner/set", "plain"))
 
     before = name()
     assert name() == before

@@ -8,7 +8,7 @@ import torch
 import minillm.evaluation.answers
 from minillm.common.types import Rollout
 from minillm.data import PromptSet, Record
-from minillm.evaluation import answer_prompts, is_uniform, reference_loss, reference_losses
+from minillm.evaluation.answers import answer_prompts, is_uniform, reference_loss, reference_losses
 from minillm.models import LanguageModel
 from tests.helpers import PROMPTS
 from tests.tiny import make_model, make_tokenizer

@@ -12,7 +12,7 @@ import torch
 
 from minillm.common.errors import DataError, NonFiniteError
 from minillm.data.prompts import pad
-from minillm.evaluation.metrics import PrefixKL, exposure_curve, exposure_interval
+from minillm.evaluation.metrics import PrefixKL, exposure_curve
 
 V, T, END = 3, 4, 0
 ROWS = [(1, 1, 2), (1, 2, 1), (2, 1, 1)]  # quarters
@@ -119,7 +119,7 @@ def test_models_that_only_emit_the_end_token_and_models_that_never_stop():
 def test_a_student_equal_to_its_teacher_has_no_excess():
     curve = exposure_curve(one([2] * 20, 0.0), one([2] * 20, 1e-9))
     assert curve.excess == (None, None) and curve.student_error == (0.0, 0.0)
-    assert exposure_interval(one([2] * 20, 0.0), one([2] * 20, 1e-9)) == ((None, None), (None, None))
+    assert (curve.low, curve.high) == ((None, None), (None, None))
 
 
 def test_other_prompts_no_samples_and_infinite_values_are_refused():
@@ -135,17 +135,16 @@ def test_other_prompts_no_samples_and_infinite_values_are_refused():
 def test_the_interval_draws_prompts_with_all_their_samples():
     student, teacher = (one([3, 3, 3, 2], prompts=[5, 5, 8, 8]) for _ in range(2))
     student.kl_BR[2:] *= 3.0  # prompt 8: KL 3 at its own prefixes
-    options = dict(min_alive=1, resamples=4000)
-    low, high = exposure_interval(student, teacher, **options)
+    curve = exposure_curve(student, teacher, min_alive=1, resamples=4000)
     # A quarter of the draws are prompt 5 twice, a quarter prompt 8 twice.
-    assert low == pytest.approx((0.0, 0.0, 0.0)) and high == pytest.approx((200.0, 200.0, 200.0))
-    assert exposure_curve(student, teacher, min_alive=1).excess == (100.0, 100.0, 100.0)
-    low, high = exposure_interval(student, teacher, min_alive=4)
-    assert low[2] is None and high[2] is None and high[1] == pytest.approx(200.0)
+    assert curve.low == pytest.approx((0.0, 0.0, 0.0)) and curve.high == pytest.approx((200.0, 200.0, 200.0))
+    assert curve.excess == (100.0, 100.0, 100.0)
+    curve = exposure_curve(student, teacher, min_alive=4)
+    assert curve.low[2] is None and curve.high[2] is None and curve.high[1] == pytest.approx(200.0)
 
 
 def test_a_resample_without_a_prompt_alive_is_left_out():
     student, teacher = (one([2, 1], prompts=[0, 1]) for _ in range(2))
     student.kl_BR[0, 1] = 2.0
-    low, high = exposure_interval(student, teacher, min_alive=1, resamples=1000)
-    assert low == pytest.approx((0.0, 50.0)) and high == pytest.approx((0.0, 50.0))
+    curve = exposure_curve(student, teacher, min_alive=1, resamples=1000)
+    assert curve.low == pytest.approx((0.0, 50.0)) and curve.high == pytest.approx((0.0, 50.0))

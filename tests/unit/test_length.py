@@ -2,8 +2,7 @@
 
 import pytest
 
-from minillm.common.errors import DataError
-from minillm.evaluation.metrics import by_length, reference_length
+from minillm.evaluation.metrics import by_length
 
 
 def test_edges_belong_to_the_lower_bin_and_empty_bins_stay():
@@ -17,13 +16,6 @@ def test_other_edges():
     assert by_length([1, 2], [0, 9], edges=()) == {"0+": [1, 2]}
 
 
-def test_the_shortest_reference_counts():
-    assert reference_length(["a b c", "d e", "f g h i"], str.split) == 2
-    assert reference_length([""], str.split) == 0
-
-
 def test_what_does_not_fit_is_refused():
-    with pytest.raises(DataError, match="without references"):
-        reference_length([], str.split)
     with pytest.raises(ValueError, match="zip"):
         by_length([1, 2], [3])

@@ -9,8 +9,8 @@ import torch
 
 from minillm.common.types import Rollout
 from minillm.data import PromptSet, Record
+from minillm.evaluation.answers import Sample, divergence, prefix_kl, sample_answers, sample_mask
 from minillm.evaluation.metrics import exposure_curve
-from minillm.evaluation.prefixes import Sample, divergence, prefix_kl, sample_answers, sample_mask
 from minillm.losses import reverse_kl, token_logprobs
 from minillm.models import LanguageModel
 from minillm.objectives.linear_loss import LinearLoss

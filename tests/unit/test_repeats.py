@@ -8,7 +8,7 @@ from transformers import GenerationConfig, NoRepeatNGramLogitsProcessor
 
 from minillm.common.errors import ConfigError
 from minillm.data import PromptSet, Record
-from minillm.evaluation import answer_prompts
+from minillm.evaluation.answers import answer_prompts
 from minillm.models import LanguageModel
 from minillm.rollout import decode
 from minillm.rollout.repeats import Repeats

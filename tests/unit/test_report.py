@@ -12,10 +12,9 @@ import pytest
 from minillm.common.errors import StorageError
 from minillm.evaluation.report import read_folder, write_report
 from minillm.evaluation.report.plots import COLOURS, page_svg
-from minillm.evaluation.report.samples import samples_of
 from minillm.evaluation.report.sections import sections_of
-from minillm.evaluation.report.source import run_of
 from minillm.evaluation.report.tables import ROWS, long_table, results
+from minillm.evaluation.report.write import samples_of
 from tests.evaluation_files import CHINESE, FILES, HOSTILE, START, STUDENT, TEACHER, write_evaluation
 
 SHOWN = HOSTILE.replace("\ud83d", "\ufffd")  # half a character can be in no file
@@ -203,10 +202,11 @@ def test_sections_name_the_decoding_and_have_the_first_token_and_the_judges_coun
             assert all(decoding in panel.title for decoding, panels in shown.items() for panel in panels)
     columns, rows = made["exposure"].table.columns, made["exposure"].table.rows
     assert columns[2] == "first token’s KL, nats" and rows[0][:3] == ["dolly_test", "demo/start", "0.900"]
-    assert rows[0][5] == "35" and rows[1][1:] == ["demo/minillm", "0.900", "–", "–", "–"]
-    assert made["judge"].table.rows[0] == ["plain", "demo/start", "20", "2,014", "4", "2", "10"]
+    assert rows[0][3].endswith("] at 35") and rows[1][1:] == ["demo/minillm", "0.900", "–"]
+    assert made["judge"].table.rows[0] == ["plain", "dolly_test", "demo/start", "10", "1,007", "2", "1", "5"]
+    assert made["calibration"].table.rows[0] == ["sst2", "teacher", "0.090 [0.100, 0.300]", "0.760 [0.500, 0.800]", "3"]
     page = write_report(judged).read_text()
-    assert page.count("2,014") == 1 and '<a href="#judge">' in page
+    assert page.count("1,007") == 3 and '<a href="#judge">' in page
 
 
 def test_samples_say_each_prompt_once(evaluation):
@@ -239,15 +239,3 @@ def test_a_page_has_no_more_answers_than_it_can_carry_and_says_so(folder, monkey
     assert {row["file"] for row in found.answers} == {*FILES}
     said = f"The first {prompts} prompts of each data set, {prompts * of_first} of 180 answers"
     assert said in write_report(folder).read_text()
-
-
-def test_learning_curves_are_found_where_the_models_lie(tmp_path, monkeypatch):
-    folder = write_evaluation(tmp_path / "runs" / "test", prompts=1)
-    made = (tmp_path / STUDENT).parent
-    made.mkdir(parents=True)
-    (made / "metrics.csv").write_text("progress/optimizer_step,val/loss\n0,3\n")
-    runs = read_folder(folder).runs
-    assert list(runs) == [STUDENT] and runs[STUDENT].curve("val/loss") == [(0.0, 3.0)]
-    monkeypatch.setenv("HOME", str(made.parent))
-    assert run_of(folder, f"~/{made.name}/student").rows
-    assert run_of(folder, "~nobody-of-this-name/student") is run_of(folder, "x" * 5000 + "/y") is None

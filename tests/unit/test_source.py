@@ -44,8 +44,7 @@ METRICS = [
     (edit("models", value={}), "models: "),
     (edit(*PLAIN, TEACHER, value={}), rf"answers\.plain\.{FILES[0]}\.{TEACHER}\.figures: "),
     (edit(*LOW, value="x"), r"rouge_l\.low.*: .*got 'x'"),
-    (edit(*LOW, value=10**400), r"rouge_l\.low"),
-    (edit("exposure", FILES[0], START, "low", value=[1]), "of one length"),
+    (edit(*LOW, value="nan"), r"rouge_l\.low.*: .*got 'nan'"),
     (edit(*KL, "alive", value=1), r"reverse_kl\.alive.*: .*got 1"),
     (edit("calibration", "sst2", START, "bins", value=[{}]), r"bins\.0\.low: "),
     (edit("judge", value={"plain": {FILES[0]: {START: {"items": "x"}}}}), r"judge.*items.*: "),
@@ -57,9 +56,6 @@ LINES = [
     ("answers.jsonl", lambda text: text + '{"model": "x"}\n' * 2, r"line 181: file: .*left out: 2$"),
     ("answers.jsonl", lambda text: text.replace(START, "other", 1), "line 61: model 'other' is not in metrics"),
     ("answers.jsonl", lambda text: text.replace('"references": [', '"references": [1, ', 1), r"references\.0: .*got 1"),
-    ("answers.jsonl", lambda text: text.replace('"n_tokens": ', '"n_tokens": 1e999', 1), "n_tokens: .*got inf"),
-    ("answers.jsonl", lambda text: text.replace('"n_tokens": ', '"n_tokens": ' + "9" * 400, 1), "n_tokens"),
-    ("tokens.jsonl", lambda text: text.replace('"log_q": [', '"log_q": [1, ', 1), "line 1: .*of one length"),
 ]
 
 
@@ -84,6 +80,20 @@ def test_a_broken_line_is_named_and_the_others_are_read(folder, name, change, me
     (note,) = found.notes
     assert pytest.approx(len(found.answers), abs=1) == (rows if (folder / "answers.jsonl").exists() else 0)
     assert re.search(message, note)
+
+
+def test_numbers_that_are_none_and_lists_of_several_lengths_are_shown_as_far_as_they_go(folder):
+    """Infinity, 10^400 and what no figure of ours can be count as no value."""
+    for path, value in ((LOW, 10**400), ((*LOW[:-1], "mean"), 1e300), (("exposure", FILES[0], START, "low"), [1])):
+        broken(folder, "metrics.json", edit(*path, value=value))
+    broken(folder, "answers.jsonl", lambda text: text.replace('"n_tokens": ', '"n_tokens": 1e999', 1))
+    broken(folder, "answers.jsonl", lambda text: text.replace('"rouge_l": ', '"rouge_l": ' + "9" * 9000, 1))
+    broken(folder, "tokens.jsonl", lambda text: text.replace('"log_q": [', '"log_q": [1, ', 1))
+    found = read_folder(folder)
+    spread = found.metrics["answers"]["plain"][FILES[0]][TEACHER]["figures"]["rouge_l"]
+    assert found.notes == [] and (spread["low"], spread["mean"], found.answers[0]["n_tokens"]) == (None, None, None)
+    page = write_report(folder).read_text()
+    assert "9" * 30 not in page and (folder / "report" / "exposure-dolly_test.png").exists()
 
 
 def test_a_directory_without_a_run_is_refused(tmp_path):

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from minillm.evaluation.judge.verdict import QUESTION, ratio_interval, ratio_over_seeds, read_scores, score_ratio
+from minillm.evaluation.judge.verdict import QUESTION, Rating, Ratings, read_scores, score_over_seeds
 
 
 @pytest.mark.parametrize(
@@ -83,35 +83,44 @@ def test_a_text_with_braces_stands_in_the_question_as_it_is():
     assert all(each in text for each in ("{first} {}", "{second}", "%s {0}"))
 
 
+def rated(*scores, outcome="rated"):
+    """Ratings of prompts 0, 1, ..."""
+    return Ratings(tuple(Rating(str(number), outcome, *pair) for number, pair in enumerate(scores)))
+
+
 def test_the_ratio_is_of_sums_and_not_a_mean_of_ratios():
-    assert score_ratio([(2, 1), (1, 9)]) == pytest.approx(100 * 3 / 10)  # the mean of 200% and 11% would be 106%
-    assert score_ratio([]) is None
+    assert rated((2, 1), (1, 9)).ratio == pytest.approx(100 * 3 / 10)  # the mean of 200% and 11% would be 106%
+    assert rated().ratio is None
 
 
 def test_seeds_have_a_mean_and_a_sample_deviation():
-    figures = ratio_over_seeds({10: [(5, 10)], 20: [(7, 10)], 30: [], 40: [(9, 10), (9, 10)]})
-    assert figures["per_seed"] == {"10": 50, "20": 70, "30": None, "40": 90}
-    assert figures["mean"] == pytest.approx(70) and figures["deviation"] == pytest.approx(
-        statistics.stdev([50, 70, 90])
-    )
-    assert ratio_over_seeds({10: [(5, 10)]})["deviation"] is None
-    assert ratio_over_seeds({10: []}) == {"mean": None, "deviation": None, "per_seed": {"10": None}}
+    scores = {"10": rated((5, 10)), "20": rated((7, 10)), "30": rated((None, None), outcome="failed")}
+    figures = score_over_seeds(scores | {"40": rated((9, 10), (9, 10))})
+    assert figures["per_seed"] == {"10": 50, "20": 70, "30": None, "40": 90} and figures["n"] == 2
+    assert figures["mean"] == pytest.approx(70)
+    assert figures["deviation"] == pytest.approx(statistics.stdev([50, 70, 90]))
+    assert score_over_seeds({"10": rated((5, 10))})["deviation"] is None
 
 
-def test_the_interval_is_that_of_resampled_pairs():
+def test_the_interval_is_that_of_resampled_prompts():
+    """Each with its mean pair over the seeds."""
     draw = random.Random(1)
-    scores = [(draw.randint(1, 10), draw.randint(1, 10)) for _ in range(40)]
+    first, second = ([(draw.randint(1, 10), draw.randint(1, 10)) for _ in range(40)] for _ in range(2))
+    pairs = [((a + c) / 2, (b + d) / 2) for (a, b), (c, d) in zip(first, second, strict=True)]
     ratios = []
     for _ in range(4000):
-        sample = draw.choices(scores, k=len(scores))
+        sample = draw.choices(pairs, k=len(pairs))
         ratios.append(100 * sum(a for a, _ in sample) / sum(b for _, b in sample))
     low, *_, high = statistics.quantiles(ratios, n=40)
-    found = ratio_interval(scores)
-    assert found == pytest.approx((low, high), abs=0.06 * (high - low)) and found == ratio_interval(scores)
-    assert found[0] < score_ratio(scores) < found[1]
+    found = score_over_seeds({"1": rated(*first), "2": rated(*second)})
+    assert (found["low"], found["high"]) == pytest.approx((low, high), abs=0.06 * (high - low))
+    assert found == score_over_seeds({"1": rated(*first), "2": rated(*second)})
+    assert found["low"] < found["mean"] < found["high"]
 
 
 def test_intervals_of_little():
-    assert ratio_interval([]) is None
-    assert ratio_interval([(4, 8)]) == pytest.approx((50, 50))
-    assert ratio_interval([(1, 2), (2, 4), (3, 6)], resamples=1500) == pytest.approx((50, 50))  # pairs stay together
+    ends = [[figure["low"], figure["high"]] for figure in (
+        score_over_seeds({"10": rated()}), score_over_seeds({"10": rated((4, 8))}),
+        score_over_seeds({"10": rated((1, 2), (2, 4), (3, 6))}, resamples=1500),  # pairs stay together
+    )]  # fmt: skip
+    assert ends == [[None, None], pytest.approx([50, 50]), pytest.approx([50, 50])]

@@ -54,7 +54,6 @@ class Endpoint:
                 response = await self.client.post(
                     "/chat/completions", cast_to=httpx2.Response, content=content, options={"headers": self._headers}
                 )
-                return _redacted(_content(response.text), self._key)
         except TimeoutError:
             raise Unanswered(f"{self._url}: no answer within deadline={self._deadline:g} s") from None
         except openai.APIStatusError as error:
@@ -69,8 +68,9 @@ class Endpoint:
         except openai.APIConnectionError as error:
             cause = error.__cause__
             raise Unanswered(self._shown(f"{self._url}: {type(cause).__name__} ({cause})")) from None
-        except _NoCompletion as error:
-            raise Unanswered(f"{self._url}: the body is no chat completion: {self._shown(str(error))}") from None
+        if (reply := _content(response.text)) is None:
+            raise Unanswered(f"{self._url}: the body is no chat completion: {self._shown(response.text)}")
+        return _redacted(reply, self._key)
 
     def _shown(self, text: str) -> str:
         text = " ".join(_redacted(text, self._key).split())
@@ -95,12 +95,8 @@ class _Bounded(httpx2.AsyncByteStream):
             yield piece
 
 
-class _NoCompletion(Exception):
-    """With the body."""
-
-
-def _content(body: str) -> str:
-    """The reply in a chat completion."""
+def _content(body: str) -> str | None:
+    """The reply in a chat completion; None where the body is none."""
     try:
         message = json.loads(body)["choices"][0]["message"]
         content = message.get("content")
@@ -108,10 +104,8 @@ def _content(body: str) -> str:
             content = "".join(part["text"] for part in content if part.get("type") == "text")
         content = content or message.get("refusal") or ""
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
-        raise _NoCompletion(body) from None
-    if not isinstance(content, str):
-        raise _NoCompletion(body)
-    return content
+        return None
+    return content if isinstance(content, str) else None
 
 
 def _redacted(text: str, key: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from hashlib import sha256
 from statistics import mean, stdev
@@ -55,8 +55,10 @@ class Ratings:
 
     @property
     def ratio(self) -> float | None:
-        """The GPT-4 score in percent, over the rated items; None where there are none."""
-        return score_ratio(self.scores)
+        """The paper's GPT-4 score: sum of the answers' scores over that of the references', in percent, of the rated
+        items; None where there are none."""
+        scores = self.scores
+        return 100 * sum(answer for answer, _ in scores) / sum(given for _, given in scores) if scores else None
 
     def counts(self) -> dict[str, int]:
         """items = rated + malformed + failed. asked: replies paid for in this call. from_cache: items with a reply that
@@ -149,33 +151,24 @@ def _in_range(first: str | float, second: str | float) -> tuple[float, float] | 
     return scores if all(1 <= score <= 10 for score in scores) else None
 
 
-def score_ratio(scores: Sequence[tuple[float, float]]) -> float | None:
-    """Sum of the answers' scores over that of the references', in percent, of (answer, reference) pairs; None of none.
+def score_over_seeds(ratings: Mapping[str, Ratings], **options) -> dict:
+    """The score of one set of prompts that was answered with several seeds, in percent.
 
-    Source: the paper's GPT-4 score.
+    `per_seed`: the ratio of each seed, None where nothing was rated. `mean` and sample `deviation` are those of the
+    seeds. `low`, `high`: 95% interval by `bootstrap` (`options`) over the `n` rated prompts, each with its mean pair of
+    scores over the seeds, as its two scores belong together. None where there is too little.
     """
-    return 100 * sum(answer for answer, _ in scores) / sum(reference for _, reference in scores) if scores else None
-
-
-def ratio_over_seeds(scores: Mapping[Hashable, Sequence[tuple[float, float]]]) -> dict:
-    """Mean and sample deviation of the seeds' ratios, in percent, and each of them; None where nothing was rated (mean)
-    or fewer than two seeds were (deviation)."""
-    per_seed = {str(seed): score_ratio(pairs) for seed, pairs in scores.items()}
-    values = [value for value in per_seed.values() if value is not None]
-    return {
-        "mean": mean(values) if values else None,
-        "deviation": stdev(values) if len(values) > 1 else None,
-        "per_seed": per_seed,
-    }
-
-
-def ratio_interval(scores: Sequence[tuple[float, float]], **options) -> tuple[float, float] | None:
-    """Interval of `score_ratio`, in percent, by `bootstrap` (`options`): pairs are resampled, as a prompt's two scores
-    belong together. Give one pair a prompt (its mean over seeds). None of none."""
-    if not scores:
-        return None
-    answer_N, reference_N = np.asarray(scores, dtype=np.float64).T
-    low, high = bootstrap(
-        len(scores), lambda counts_MN: 100 * (counts_MN @ answer_N) / (counts_MN @ reference_N), **options
-    )
-    return float(low), float(high)
+    per_seed = {seed: own.ratio for seed, own in ratings.items()}
+    ratios = [ratio for ratio in per_seed.values() if ratio is not None]
+    by_prompt: dict[str, list[tuple[float, float]]] = {}
+    for item in (item for own in ratings.values() for item in own.items if item.outcome == "rated"):
+        by_prompt.setdefault(item.id, []).append((item.answer, item.reference))
+    low = high = None
+    if by_prompt:
+        pairs = [[mean(scores) for scores in zip(*own, strict=True)] for own in by_prompt.values()]
+        answer_N, reference_N = np.array(pairs, dtype=np.float64).T
+        ends = bootstrap(len(pairs), lambda n_MN: 100 * (n_MN @ answer_N) / (n_MN @ reference_N), **options)
+        low, high = map(float, ends)
+    deviation = stdev(ratios) if len(ratios) > 1 else None
+    figure = {"mean": mean(ratios) if ratios else None, "deviation": deviation, "low": low, "high": high}
+    return figure | {"n": len(by_prompt), "per_seed": per_seed}

@@ -4,11 +4,11 @@ from minillm.common.lazy import lazily
 
 _MODULES = {
     "calibration": ("Calibration", "calibration_figures", "label_probabilities"),
-    "exposure": ("ExposureCurve", "PrefixKL", "exposure_curve", "exposure_interval"),
+    "exposure": ("ExposureCurve", "PrefixKL", "exposure_curve"),
     "figures": ("FIGURES", "Figure", "figures_at"),
     "intervals": ("Spread", "bootstrap", "over_seeds"),
     "position": ("PositionMeans", "pooled", "position_means"),
-    "texts": ("by_length", "distinct", "distinct_n", "exact_match", "reference_length", "rouge_l"),
+    "texts": ("by_length", "distinct", "distinct_n", "exact_match", "rouge_l"),
 }
 __getattr__ = lazily(__name__, _MODULES)
 __all__ = [name for names in _MODULES.values() for name in names]

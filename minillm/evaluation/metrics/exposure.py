@@ -9,7 +9,6 @@ Axes: B sampled answers, R positions, N prompts, M resamples.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import accumulate
 
 import numpy as np
 from torch import Tensor
@@ -36,14 +35,16 @@ class PrefixKL:
 class ExposureCurve:
     """Curves over the lengths l = 1, 2, ...: ExAccErr in percent, R(l) and l eps(l) in nats, and the means
     they add up (`student`: at the student's prefixes, `teacher`: at the teacher's) with the number of answers alive.
-    None: no value, because fewer than `min_alive` answers of that side are alive, or, for ExAccErr, l eps(l) is no more
-    than rounding."""
+    `low`, `high`: interval of ExAccErr. None: no value, because fewer than `min_alive` answers of that side are alive,
+    or, for ExAccErr, l eps(l) is no more than rounding."""
 
     excess: Values
     student_error: Values
     teacher_error: Values
     student: PositionMeans
     teacher: PositionMeans
+    low: Values
+    high: Values
 
     @property
     def first_token(self) -> float | None:
@@ -51,9 +52,11 @@ class ExposureCurve:
         return self.student.mean[0]
 
 
-def exposure_curve(student: PrefixKL, teacher: PrefixKL, *, min_alive: int = 20) -> ExposureCurve:
+@np.errstate(invalid="ignore", divide="ignore")  # NaN: no value, for instance where no prompt of a resample is alive
+def exposure_curve(student: PrefixKL, teacher: PrefixKL, *, min_alive: int = 20, **options) -> ExposureCurve:
     """The curve, as long as the longest answer of either model. KL_t is averaged over the answers still alive at t,
-    first within a prompt, then over prompts.
+    first within a prompt, then over prompts. The interval is a bootstrap over prompts, each drawn with all its samples
+    of both sides (`options`: see `bootstrap`).
 
     A student equal to its teacher has no value anywhere (0 / 0). Models that only emit the end token have one value, 0
     at l = 1. Answers that never stop are alive up to the cap.
@@ -61,50 +64,40 @@ def exposure_curve(student: PrefixKL, teacher: PrefixKL, *, min_alive: int = 20)
     Raises:
         DataError: no samples, or the two sides have other prompts. NonFiniteError: a KL inside a mask.
     """
-    prompts = [side.prompt_B.unique().tolist() for side in (student, teacher)]
-    if prompts[0] != prompts[1] or not (student.mask_BR.any() and teacher.mask_BR.any()):
+    given = (student, teacher)
+    prompts = [side.prompt_B.unique().tolist() for side in given]
+    if prompts[0] != prompts[1] or not all(side.mask_BR.any() for side in given):
         raise DataError(
             f"exposure bias: samples to {len(prompts[0])} prompts by the student and {len(prompts[1])} by the teacher; "
             "wanted samples of both, with at least one token, on the same prompts"
         )
-    sides = [
-        position_means(side.kl_BR, side.mask_BR, side.prompt_B, min_alive=min_alive) for side in (student, teacher)
+    means = [position_means(side.kl_BR, side.mask_BR, side.prompt_B, min_alive=min_alive) for side in given]
+    n = max(len(side.mean) for side in means)
+    means = [
+        PositionMeans(side.mean + (None,) * (n - len(side.mean)), side.alive + (0,) * (n - len(side.alive)))
+        for side in means
     ]
-    missing = [max(0, len(other.mean) - len(side.mean)) for side, other in zip(sides, reversed(sides), strict=True)]
-    sides = [
-        PositionMeans(side.mean + (None,) * n, side.alive + (0,) * n) for side, n in zip(sides, missing, strict=True)
-    ]
-    errors = [tuple(accumulate(side.mean, _plus)) for side in sides]
-    excess = tuple(
-        None if None in pair or pair[1] <= length * _ROUNDING else 100 * (pair[0] - pair[1]) / pair[1]
-        for length, pair in enumerate(zip(*errors, strict=True), start=1)
-    )
-    return ExposureCurve(excess, *errors, *sides)
+    own_R, given_R = np.array([side.mean for side in means], float).cumsum(1)  # NaN from the first on
+    excess_R = np.where(given_R > _ROUNDING * np.arange(1, n + 1), _excess(own_R, given_R), np.nan)
+    ends_2R = np.full((2, n), np.nan)
+    if last := max(np.flatnonzero(np.isfinite(excess_R)) + 1, default=0):
+        sides = []
+        for side in given:
+            mean_NR, alive_NR = group_means(side.kl_BR, side.mask_BR, side.prompt_B)
+            sides.append((mean_NR[:, :last].numpy(), (alive_NR[:, :last] > 0).double().numpy()))
+
+        def excess(counts_MN: np.ndarray) -> np.ndarray:
+            return _excess(*(((counts_MN @ mean) / (counts_MN @ alive)).cumsum(1) for mean, alive in sides))
+
+        ends_2R[:, :last] = bootstrap(len(prompts[0]), excess, **options)
+        ends_2R[:, np.isnan(excess_R)] = np.nan
+    low, high = map(_values, ends_2R)
+    return ExposureCurve(_values(excess_R), _values(own_R), _values(given_R), *means, low, high)
 
 
-def exposure_interval(student: PrefixKL, teacher: PrefixKL, *, min_alive: int = 20, **options) -> tuple[Values, Values]:
-    """(low, high) of ExAccErr at each length: bootstrap over prompts, each drawn with all its samples of both sides
-    (`options`: see `bootstrap`). None where the curve has no value. Raises as `exposure_curve`."""
-    curve = exposure_curve(student, teacher, min_alive=min_alive)
-    lengths = [length for length, value in enumerate(curve.excess, start=1) if value is not None]
-    if not lengths:
-        return curve.excess, curve.excess
-    sides = []
-    for side in (student, teacher):
-        mean_NR, alive_NR = group_means(side.kl_BR, side.mask_BR, side.prompt_B)
-        sides.append((mean_NR[:, : lengths[-1]].numpy(), (alive_NR[:, : lengths[-1]] > 0).double().numpy()))
-
-    def excess(counts_MN: np.ndarray) -> np.ndarray:
-        with np.errstate(invalid="ignore", divide="ignore"):  # no prompt alive in a resample: NaN from there on
-            own, given = (((counts_MN @ mean) / (counts_MN @ alive)).cumsum(1) for mean, alive in sides)
-            return 100 * (own - given) / given
-
-    low, high = bootstrap(len(sides[0][0]), excess, **options)
-    low, high = (
-        tuple(None if value is None else float(end[at]) for at, value in enumerate(curve.excess)) for end in (low, high)
-    )
-    return low, high
+def _excess(own: np.ndarray, given: np.ndarray) -> np.ndarray:
+    return 100 * (own - given) / given
 
 
-def _plus(total: float | None, mean: float | None) -> float | None:
-    return None if total is None or mean is None else total + mean
+def _values(values_R: np.ndarray) -> Values:
+    return tuple(None if np.isnan(value) else float(value) for value in values_R)

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import string
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from functools import cache
 from typing import TypeVar
 
 from rouge_score.scoring import fmeasure
 from rouge_score.tokenizers import DefaultTokenizer
-
-from minillm.common.errors import DataError
 
 REFERENCE_EDGES = (5, 10)  # [0, 5], [6, 10], [11, inf) tokens, the paper's (section 3.3)
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
@@ -45,17 +43,6 @@ def distinct(answers: Iterable[Sequence[int]]) -> dict[str, float]:
     """distinct_1 to distinct_4, each as `distinct_n`. The share falls as text is added: compare sets of one size."""
     answers = list(answers)
     return {f"distinct_{n}": distinct_n(answers, n) for n in range(1, 5)}
-
-
-def reference_length(references: Sequence[str], encode: Callable[[str], Sequence[int]]) -> int:
-    """Tokens of the shortest reference under `encode`, the evaluated model's tokenizer without special tokens.
-
-    Raises:
-        DataError: no reference.
-    """
-    if not references:
-        raise DataError("a prompt without references has no reference length; leave it out of the length bins")
-    return min(len(encode(reference)) for reference in references)
 
 
 def by_length(

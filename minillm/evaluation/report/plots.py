@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from minillm.evaluation.report.tables import Table, text_of
+from minillm.evaluation.report.tables import Table, cell_text
 
 # Each colour of a drawing is one of these and becomes the page's variable of that name, which dark mode changes.
 INK, FAINT, RULE, PAPER, TEACHER = "#1c1d20", "#66655f", "#dcdad3", "#fffffd", "#7b7a74"
@@ -27,16 +27,13 @@ SOFTWARE = "minillm.evaluation.report"  # in the header of each PNG: a report de
 
 @dataclass(frozen=True)
 class Series:
-    """One model's curve or points. `style` chooses colour and marker: 0 is the teacher. A None has no value. `n`:
-    prompts behind each point."""
+    """One model's curve or points. `style` chooses colour and marker: 0 is the teacher. `points`: (x, y, low, high), x
+    a number or a name, the others None where there is no value. `at`: where a point stands if not at its x."""
 
     name: str
     style: int
-    x: Sequence
-    y: Sequence[float | None]
-    low: Sequence[float | None] | None = None
-    high: Sequence[float | None] | None = None
-    n: Sequence[int | None] = ()
+    points: Sequence[tuple]
+    at: Sequence[float | None] = ()
 
     @property
     def colour(self) -> str:
@@ -67,33 +64,42 @@ def slot(style: int) -> int:
 
 
 def line_panel(
-    name: tuple[str, str, str], x: str, series: list[Series], *, y: str = "", alive: Sequence = (), points: bool = False
-) -> list[Panel]:
-    """Curves with their bands, the teacher's dashed; gaps where there is no value. `alive`: how many answers are as
-    long, in a small plot below."""
+    name: tuple[str, str, str], x: str, series: list[Series], *, y: str = "", below: Sequence[Series] = (),
+    counted: str = "alive", marked: bool = False, diagonal: bool = False, digits: int = 3,
+) -> list[Panel]:  # fmt: skip
+    """Curves with their bands, the teacher's dashed; gaps where there is no value. `below`: what is `counted`, in a
+    small plot below. `marked`: a marker at each point. `diagonal`: from (0, 0) to (1, 1)."""
+    places = _places(series)
+    names = [place for place in places if isinstance(place, str) and not series[0].at]
 
     def draw(figure) -> None:
-        above, *small = figure.subplots(2, 1, sharex=True, height_ratios=[3.4, 1]) if alive else [figure.subplots()]
-        for axes, curves in zip((above, *small), (series, alive), strict=False):
-            for each in curves:
-                y_values, dashes = np.array(each.y, float), "--" if each.style == 0 else "-"
-                marker = each.marker if points or np.isfinite(y_values).sum() == 1 else None
-                axes.plot(each.x, y_values, label=each.name, color=each.colour, linestyle=dashes, marker=marker)
-                if each.low is not None:
-                    low, high = np.array([each.low, each.high], float)
-                    axes.fill_between(each.x, low, high, color=each.colour, alpha=0.16, linewidth=0)
+        above, *small = figure.subplots(2, 1, sharex=True, height_ratios=[3.4, 1]) if below else [figure.subplots()]
+        if diagonal:
+            above.axline((0, 0), (1, 1), color=INK, linewidth=0.9, linestyle=(0, (4, 3)))
+        for axes, curves in zip((above, *small), (series, below), strict=False):
+            for number, each in enumerate(curves):
+                at = each.at or [names.index(point[0]) if names else point[0] for point in each.points]
+                # Points over names stand side by side.
+                at = np.array(at, float) + (0.5 * ((number + 0.5) / len(curves) - 0.5) if names else 0)
+                values, low, high = np.array([point[1:] for point in each.points], float).reshape(-1, 3).T
+                marker = each.marker if marked or np.isfinite(values).sum() == 1 else None
+                line = "none" if names else "--" if each.style == 0 else "-"
+                axes.plot(at, values, label=each.name, color=each.colour, linestyle=line, marker=marker)
+                if names:
+                    axes.vlines(at, low, high, color=each.colour, linewidth=1.4)
+                elif np.isfinite(low).any():
+                    axes.fill_between(at, low, high, color=each.colour, alpha=0.16, linewidth=0)
         for axes in small:
-            axes.set(ylim=(0, None), ylabel="alive")
+            axes.set(ylim=(0, None), ylabel=counted)
             axes.locator_params(axis="y", nbins=2)
-        above.locator_params(axis="x", integer=True)
+        if names:
+            figure.axes[-1].set_xticks(range(len(names)), names)
+        else:
+            above.locator_params(axis="x", integer=not diagonal)
         above.set_ylabel(y)
         figure.axes[-1].set_xlabel(x)
 
-    values = [dict(zip(each.x, each.y, strict=True)) for each in series]
-    places = sorted({place for each in values for place in each})
-    chosen = sorted({*places[:: len(places) // _ROWS + 1], *places[-1:]})  # some of many, with the last
-    rows = [[f"{place:g}", *(text_of(each.get(place), 3) for each in values)] for place in chosen]
-    return _panel(name, series, draw, Table([x, *(each.name for each in series)], rows), curves=x)
+    return _panel(name, series, draw, _numbers(x, series, places, digits), curves="" if names or diagonal else x)
 
 
 def dot_panel(name: tuple[str, str, str], series: list[Series], digits: int) -> list[Panel]:
@@ -102,8 +108,7 @@ def dot_panel(name: tuple[str, str, str], series: list[Series], digits: int) -> 
     def draw(figure) -> None:
         axes = figure.subplots()
         for number, each in enumerate(series):
-            points = np.array([each.y, each.low, each.high], float).T
-            for turn, (y, low, high) in enumerate(points):
+            for turn, (y, low, high) in enumerate(np.array([point[1:] for point in each.points], float)):
                 place, face = number + 0.24 * turn, PAPER if turn else each.colour
                 axes.plot([low, high], [place] * 2, color=each.colour, linewidth=1.4)
                 axes.plot([y], [place], marker=each.marker, color=each.colour, mfc=face, markersize=5.5)
@@ -115,62 +120,24 @@ def dot_panel(name: tuple[str, str, str], series: list[Series], digits: int) -> 
         axes.grid(axis="y", visible=False)
         axes.margins(x=0.06)
 
-    return _panel(name, series, draw, _means("decoding", series, digits), height=0.8 + 0.56 * len(series))
+    numbers = _numbers("decoding", series, _places(series), digits)
+    return _panel(name, series, draw, numbers, height=0.8 + 0.56 * len(series))
 
 
-def bin_panel(name: tuple[str, str, str], y: str, series: list[Series], digits: int) -> list[Panel]:
-    """Points with intervals side by side above each bin of tokens."""
-    bins = list(dict.fromkeys(place for each in series for place in each.x))
-
-    def draw(figure) -> None:
-        axes, counts = figure.subplots(), dict.fromkeys(bins, 0)
-        for number, each in enumerate(series):
-            counts |= {place: max(counts[place], n or 0) for place, n in zip(each.x, each.n, strict=True)}
-            x = np.array([bins.index(place) for place in each.x]) + 0.6 * ((number + 0.5) / len(series) - 0.5)
-            y_values, low, high = np.array([each.y, each.low, each.high], float)
-            axes.plot(x, y_values, marker=each.marker, color=each.colour, linestyle="none", label=each.name)
-            axes.vlines(x, low, high, color=each.colour, linewidth=1.4)
-        axes.set_xticks(range(len(bins)), [f"{place} tokens\nn = {n}" for place, n in counts.items()])
-        axes.set(xlim=(-0.5, len(bins) - 0.5), ylabel=y)
-        axes.grid(axis="x", visible=False)
-
-    return _panel(name, series, draw, _means("tokens", series, digits))
+def _places(series: Sequence[Series]) -> list:
+    """Every x, in order; names as they come."""
+    places = list(dict.fromkeys(point[0] for each in series for point in each.points))
+    return places if any(isinstance(place, str) for place in places) else sorted(places)
 
 
-def _means(x: str, series: list[Series], digits: int) -> Table:
-    rows = [
-        [each.name, str(place), text_of(mean, digits), text_of((low, high), digits), str(n or 0)]
-        for each in series
-        for place, mean, low, high, n in zip(each.x, each.y, each.low, each.high, each.n, strict=True)
-    ]
-    return Table(["model", x, "mean", "95%", "prompts"], rows)
-
-
-def reliability_panel(name: tuple[str, str, str], bins: list[dict], model: Series, note: str) -> list[Panel]:
-    """Accuracy of each bin as a bar, against the diagonal of a calibrated model; the share of records below."""
-    filled = [each for each in bins if each["count"] and None not in (each["confidence"], each["accuracy"])]
-
-    def draw(figure) -> None:
-        axes, shade = figure.subplots(), model.colour
-        axes.plot([0, 1], [0, 1], color=INK, linewidth=0.9, linestyle=(0, (4, 3)))
-        total = sum(each["count"] for each in filled)
-        for each in filled:
-            low, width = min(each["low"], 0.97), max(each["high"] - each["low"], 0.03)
-            axes.bar(low, each["accuracy"], width, align="edge", color=shade, alpha=0.3, edgecolor=shade, linewidth=1)
-            axes.plot(each["confidence"], each["accuracy"], marker="o", markersize=4, color=shade)
-            axes.bar(low, -0.2 * each["count"] / total, width, align="edge", color=FAINT, alpha=0.6, linewidth=0)
-        axes.axhline(0, color=FAINT, linewidth=0.7)
-        axes.set(xlim=(0.45 if all(each["low"] >= 0.45 for each in filled) else 0, 1.0), ylim=(-0.22, 1.02))
-        axes.set(yticks=[0, 0.25, 0.5, 0.75, 1], xlabel="confidence", ylabel="accuracy")
-        axes.spines["bottom"].set_visible(False)
-        axes.annotate(note, (0.03, 0.97), xycoords="axes fraction", va="top", fontsize=12)
-
+def _numbers(x: str, series: Sequence[Series], places: list, digits: int) -> Table:
+    """A row for some of the places, with the last, and a column for each model."""
+    values = [{place: dict(mean=y, low=low, high=high) for place, y, low, high in each.points} for each in series]
     rows = []
-    for each in bins:
-        values = [text_of(each[key], 3) for key in ("confidence", "accuracy")]
-        rows.append([f"{each['low']:.1f}–{each['high']:.1f}", str(each["count"] or 0), *values])
-    numbers = Table(["confidence", "records", "mean confidence", "accuracy"], rows)
-    return _panel(name, [model], draw, numbers, height=3.6)
+    for place in dict.fromkeys([*places[:: len(places) // _ROWS + 1], *places[-1:]]):
+        texts = (cell_text(of.get(place, {"mean": None}), digits) for of in values)
+        rows.append([place if isinstance(place, str) else f"{place:g}", *texts])
+    return Table([x, *(each.name for each in series)], rows)
 
 
 def _panel(
@@ -181,7 +148,7 @@ def _panel(
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
-    if all(value is None for each in series for value in each.y):
+    if all(point[1] is None for each in series for point in each.points):
         return []
     kind, caption, heading = name
     stem = re.sub(r"[^A-Za-z0-9_.-]+", "_", f"{kind}-{caption}")[:100]
@@ -211,7 +178,7 @@ def _curves(figure, x: str, series: list[Series]) -> dict:
     box = (above.x0 * width, above.x1 * width, (1 - above.y1) * height, (1 - below.y0) * height)
     shown = []
     for each in series:
-        points = [[x, float(f"{y:.4g}")] for x, y in zip(each.x, each.y, strict=True) if y is not None]
+        points = [[place, float(f"{y:.4g}")] for place, y, _, _ in each.points if y is not None]
         shown.append({"label": each.name, "slot": slot(each.style), "points": points})
     return {"x": x, "box": box, "limits": figure.axes[0].get_xlim(), "series": shown}
 

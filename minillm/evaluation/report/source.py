@@ -9,55 +9,25 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import accumulate
 from pathlib import Path
-from typing import Annotated, Any, Literal, NotRequired, TypeVar
+from typing import Annotated, Any, Literal, NotRequired
 
-from pydantic import AfterValidator, BeforeValidator, Field, TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 from typing_extensions import TypedDict  # pydantic wants this one on Python 3.11
 
 from minillm.common.errors import DataError
 from minillm.common.labels import file_labels
 from minillm.common.read import RunFiles, whole_rows
 from minillm.evaluation.metrics.figures import FIGURES, Figure
+from minillm.evaluation.rows import cells, files_of
 
 # A page shows the first prompts of each file with all their answers: at most so many prompts, and as many as keep all
 # files together within so many characters. An answer counts as 1,200 at least. More would be too large to open.
 SHOWN, MOST_CHARACTERS, LEAST = 100, 12_000_000, 1_200
 LARGEST = 10**15  # no figure of ours is as large; beyond it plots and the browser's numbers fail
-_BY_FILE = ("reference_loss", "position", "exposure")
 _STAGES = 5  # of a training run: columns of its samples
 
-
-def whole_characters(text: Any) -> Any:
-    """JSON may hold half a character (a lone surrogate), which no file can be written with."""
-    return re.sub("[\ud800-\udfff]", "\ufffd", text) if isinstance(text, str) else text
-
-
-def _one_length(found: dict) -> dict:
-    names = [name for name, value in found.items() if isinstance(value, list)]
-    if len({len(found[name]) for name in names}) > 1:
-        raise ValueError(f"{', '.join(names)} should be of one length")
-    return found
-
-
 # metrics.json and the lines of the other files, as far as the page uses them; other keys may be there.
-Text = Annotated[str, BeforeValidator(whole_characters)]
-Finite = Annotated[float, Field(ge=-LARGEST, le=LARGEST)]
-Number = Finite | None
-Count = Annotated[int, Field(ge=0, le=LARGEST)] | None
-
-
-class Facts(TypedDict):
-    label: Text
-    role: Text
-    parameters: NotRequired[Number]
-
-
-class Own(TypedDict):
-    key: Text
-    name: Text
-    digits: Annotated[int, Field(ge=0, le=20)]
-    better: Literal[-1, 0, 1]
-    heading: Text
+Number, Count = float | None, int | None
 
 
 class Spread(TypedDict):
@@ -68,61 +38,56 @@ class Spread(TypedDict):
     n: Count
 
 
-class Entry(TypedDict):
-    figures: dict[str, Spread]
-    by_length: NotRequired[dict[str, dict[str, Spread]]]
+class Curve(TypedDict):
+    mean: list[Number]
+    alive: list[Count]
 
 
-Curve = Annotated[TypedDict("Curve", {"mean": list[Number], "alive": list[Count]}), AfterValidator(_one_length)]
-Exposure = Annotated[
-    TypedDict("Exposure", {"excess": list[Number], "low": list[Number], "high": list[Number], "student": Curve,
-                           "teacher": Curve, "first_token": NotRequired[Number]}),
-    AfterValidator(_one_length),
-]  # fmt: skip
+_INTERVAL = NotRequired[Annotated[list[Number], Field(min_length=2, max_length=2)] | None]
 
 
-class Bin(TypedDict):
-    low: Finite
-    high: Finite
-    count: Count
-    confidence: Number
-    accuracy: Number
+def _each(shape: Any) -> Any:
+    """By file or task, then by model."""
+    return dict[str, dict[str, shape]]
 
 
-Interval = Annotated[list[Number], Field(min_length=2, max_length=2)] | None
-
-
-class Calibration(TypedDict):
-    ece: Number
-    accuracy: Number
-    bins: list[Bin]
-    n: NotRequired[Count]
-    dropped: NotRequired[Count]
-    ece_interval: NotRequired[Interval]
-    accuracy_interval: NotRequired[Interval]
-    words: NotRequired[list[Text]]
-
-
-T = TypeVar("T")
-Each = dict[str, dict[str, T]]  # by file or task, then by model
+_MODEL = {"label": str, "role": str, "parameters": NotRequired[Number]}
+_OWN = {"key": str, "name": str, "digits": Annotated[int, Field(ge=0, le=20)], "better": Literal[-1, 0, 1],
+        "heading": str}  # fmt: skip
+_ENTRY = {"figures": dict[str, Spread], "by_length": NotRequired[_each(Spread)]}
+_EXPOSURE = {"excess": list[Number], "low": list[Number], "high": list[Number], "student": Curve, "teacher": Curve,
+             "first_token": NotRequired[Number]}  # fmt: skip
+_BIN = {"low": float, "high": float, "count": Count, "confidence": Number, "accuracy": Number}
+_CALIBRATION = {
+    "ece": Number, "accuracy": Number, "bins": list[TypedDict("Bin", _BIN)], "n": NotRequired[Count],
+    "dropped": NotRequired[Count], "words": NotRequired[list[str]], "ece_interval": _INTERVAL,
+    "accuracy_interval": _INTERVAL,
+}  # fmt: skip
 METRICS = TypeAdapter(TypedDict("Metrics", {
-    "models": Annotated[dict[str, Facts], Field(min_length=1)], "answers": dict[str, Each[Entry]],
-    "figures": NotRequired[dict[str, Own]], "judge": NotRequired[dict[str, Each[dict[str, Count]]]],
-    "reference_loss": NotRequired[Each[Spread]], "position": NotRequired[Each[dict[str, Curve]]],
-    "exposure": NotRequired[Each[Exposure]], "calibration": NotRequired[Each[Calibration]],
-    "settings": NotRequired[dict[str, Any]], "teacher": NotRequired[Text | None], "notes": NotRequired[list[Text]],
+    "models": Annotated[dict[str, TypedDict("Model", _MODEL)], Field(min_length=1)],
+    "answers": dict[str, _each(TypedDict("Entry", _ENTRY))],
+    "figures": NotRequired[dict[str, TypedDict("Own", _OWN)]],
+    "judge": NotRequired[dict[str, _each(dict[str, Count])]],
+    "reference_loss": NotRequired[_each(Spread)],
+    "position": NotRequired[_each(dict[str, Curve])],
+    "exposure": NotRequired[_each(TypedDict("Exposure", _EXPOSURE))],
+    "calibration": NotRequired[_each(TypedDict("Calibration", _CALIBRATION))],
+    "settings": NotRequired[dict[str, Any]], "teacher": NotRequired[str | None], "notes": NotRequired[list[str]],
 }))  # fmt: skip
-_WHERE = {"model": Text, "file": Text, "decoding": Text}
+_WHERE = {"model": str, "file": str, "decoding": str}
 _SAMPLE = {
-    "id": Text, "prompt": Text, "answer": Text, "seed": NotRequired[Count], "truncated": NotRequired[bool | None],
-    "references": NotRequired[list[Text] | None], "n_tokens": NotRequired[Count], "teacher": NotRequired[Text],
+    "id": str, "prompt": str, "answer": str, "seed": NotRequired[Count], "truncated": NotRequired[bool | None],
+    "references": NotRequired[list[str] | None], "n_tokens": NotRequired[Count], "teacher": NotRequired[str],
 } | {name: NotRequired[Number] for name in ("reverse_kl", "rouge_l", "exact_match")}  # fmt: skip
 SAMPLE = TypeAdapter(TypedDict("Sample", _SAMPLE))
 ANSWER = TypeAdapter(TypedDict("Answer", _WHERE | _SAMPLE))
-_TOKENS = _WHERE | {
-    "id": Text, "seed": NotRequired[Count], "tokens": list[Text], "log_q": list[Number], "log_p": list[Number],
-}  # fmt: skip
-TOKENS = TypeAdapter(Annotated[TypedDict("Tokens", _TOKENS), AfterValidator(_one_length)])
+_TOKENS = {"id": str, "seed": NotRequired[Count], "tokens": list[str], "log_q": list[Number], "log_p": list[Number]}
+TOKENS = TypeAdapter(TypedDict("Tokens", _WHERE | _TOKENS))
+
+
+def whole_characters(text: str) -> str:
+    """JSON may hold half a character (a lone surrogate), which no file can be written with."""
+    return re.sub("[\ud800-\udfff]", "\ufffd", text)
 
 
 @dataclass(frozen=True)
@@ -138,9 +103,8 @@ class Model:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """`figures` by key, those of one's own among them; `files`: short names of the data files; `runs`: the training
-    runs that models lie in; `answers`: those of the first `shown` prompts of each file, out of `n_answers`; `notes`:
-    what is broken."""
+    """`figures` by key, those of one's own among them; `files`: short names of the data files; `answers`:
+    those of the first `shown` prompts of each file, out of `n_answers`; `notes`: what is broken."""
 
     metrics: dict[str, Any]
     models: list[Model]
@@ -151,18 +115,11 @@ class Evaluation:
     n_answers: int
     shown: int
     tokens: list[dict] = field(repr=False)
-    runs: dict[str, RunFiles] = field(repr=False)
     notes: list[str]
 
-    def cells(self, decoding: str, file: str, source: str) -> dict[str, Spread]:
-        """By figure; those by length of the reference as `rouge_l@0-5`. The loss on references is the same in every
-        decoding."""
-        entry = self.metrics["answers"][decoding].get(file, {}).get(source, {"figures": {}})
-        loss = self.metrics.get("reference_loss", {}).get(file, {}).get(source)
-        found = entry["figures"] | ({"reference_loss": loss} if loss else {})
-        for name, figures in entry.get("by_length", {}).items():
-            found |= {f"{key}@{name}": cell for key, cell in figures.items()}
-        return found
+    def cells(self, decoding: str, file: str, source: str) -> dict[str, dict]:
+        """By figure, see `minillm.evaluation.rows.cells`."""
+        return cells(self.metrics, decoding, file, source)
 
     def entries(self, name: str, file: str) -> list[tuple[Model, dict]]:
         """What a part of metrics.json (position, exposure, ...) has for a file or task, in the order of the models."""
@@ -172,11 +129,14 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Training:
-    """One training run; `samples`: answers by stage (raw, start, step_100, ...)."""
+    """One training run; `models`: its stages (raw, start, step_100, ...), and the teacher where it has answers."""
 
     run: RunFiles
-    samples: dict[str, list[dict]] = field(repr=False)
+    models: list[Model]
+    answers: list[dict] = field(repr=False)
     notes: list[str]
+    files: dict[str, str] = field(default_factory=dict)
+    tokens: tuple = ()
 
 
 def read_folder(folder: Path) -> Evaluation | Training:
@@ -207,7 +167,18 @@ def _training(folder: Path) -> Training:
     notes = [run.note] if run.note else []
     if left_out := len(whole_rows(folder / "metrics.csv")[1]):
         notes.append(f"{folder / 'metrics.csv'}: {left_out} lines cannot be read and are left out")
-    return Training(run, {file.stem: list(_rows(file, SAMPLE, notes)) for file in files}, notes)
+    stages = {file.stem: list(_rows(file, SAMPLE, notes)) for file in files}
+    kept = ("id", "prompt", "references", "seed")
+    first = next(iter(stages.values()), [])  # the teacher's answers are the same at every stage
+    teacher = [{key: row.get(key) for key in kept} | {"answer": row["teacher"]} for row in first if "teacher" in row]
+    columns = ({"teacher (greedy)": teacher} if teacher else {}) | stages
+    models = [
+        Model(name, name.replace("_", " "), "student", None, style)
+        for style, name in enumerate(columns, start=0 if teacher else 1)
+    ]
+    place = {"file": "validation", "decoding": "validation"}
+    answers = [row | place | {"model": name} for name, rows in columns.items() for row in rows]
+    return Training(run, models, answers, notes)
 
 
 def _stage(file: Path) -> tuple[int, int]:
@@ -240,24 +211,10 @@ def _evaluation(folder: Path, file: Path, answers: Path) -> Evaluation:
     shown = max(1, sum(total <= MOST_CHARACTERS for total in accumulate(sizes[place] for place in sorted(sizes))))
     tokens = folder / "tokens.jsonl"
     coloured = list(_rows(tokens, TOKENS, notes, metrics["models"])) if tokens.exists() else []
-    parts = [*metrics["answers"].values(), *(metrics.get(key, {}) for key in _BY_FILE)]
-    files = file_labels(list(dict.fromkeys(name for part in parts for name in part)))
-    runs = {model.source: run for model in models if (run := run_of(folder, model.source))}
+    files = file_labels(files_of(metrics))
     rows = [row for place, row in rows if place < shown]
     decodings = list(metrics["answers"])
-    return Evaluation(metrics, models, figures, decodings, files, rows, n_answers, shown, coloured, runs, notes)
-
-
-def run_of(folder: Path, source: str) -> RunFiles | None:
-    """The training run that made the model: runs/x/student lies in runs/x."""
-    try:
-        for base in (Path(), folder.resolve().parent.parent):
-            run = (base / Path(source).expanduser()).parent
-            if (run / "metrics.csv").is_file():
-                return RunFiles.read(run)
-    except (OSError, RuntimeError):  # a name that no path can have, or the home of nobody
-        return None
-    return None
+    return Evaluation(metrics, models, figures, decodings, files, rows, n_answers, shown, coloured, notes)
 
 
 def _rows(file: Path, shape: TypeAdapter, notes: list[str], models: dict | None = None) -> Iterator[dict]:
@@ -282,14 +239,27 @@ def _rows(file: Path, shape: TypeAdapter, notes: list[str], models: dict | None 
 
 
 def _parsed(shape: TypeAdapter, text: str) -> dict:
-    """NaN and Infinity count as null, where there is no value. Raises ValueError with one line."""
+    """NaN, Infinity and numbers beyond LARGEST count as null, where there is no value. Raises ValueError with one
+    line."""
     try:
-        return shape.validate_python(json.loads(text, parse_constant=lambda _: None), strict=True)
+        found = json.loads(text, parse_constant=lambda _: None, parse_int=_int, parse_float=_float)
+        if re.search(r"\\u[dD]", text):
+            found = json.loads(whole_characters(json.dumps(found, ensure_ascii=False)))
+        return shape.validate_python(found, strict=True)
     except ValidationError as error:
-        found = error.errors(include_url=False)
-        where = ".".join(map(str, found[0]["loc"])) or "the whole"
-        got = "" if found[0]["type"] == "missing" else f", got {found[0]['input']!r:.60}"
-        more = f"; problems: {len(found)}" if len(found) > 1 else ""
-        raise ValueError(f"{where}: {found[0]['msg']}{got}{more}") from error
+        first, *others = error.errors(include_url=False)
+        where = ".".join(map(str, first["loc"])) or "the whole"
+        got = "" if first["type"] == "missing" else f", got {first['input']!r:.60}"
+        more = f"; problems: {len(others) + 1}" if others else ""
+        raise ValueError(f"{where}: {first['msg']}{got}{more}") from error
     except (ValueError, RecursionError) as error:
         raise ValueError(f"not JSON ({error})") from error
+
+
+def _float(text: str) -> float | None:
+    value = float(text)
+    return value if abs(value) <= LARGEST else None
+
+
+def _int(text: str) -> int | None:
+    return int(text) if len(text) < 20 and abs(int(text)) <= LARGEST else None

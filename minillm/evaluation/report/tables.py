@@ -1,4 +1,4 @@
-"""Tables of an evaluation: results for the page, the paper's values (published.yaml), table.csv, judged answers."""
+"""What the page shows as tables, the paper's values (published.yaml), and table.csv."""
 
 from __future__ import annotations
 
@@ -8,23 +8,18 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
 
 from minillm.evaluation.report.source import Evaluation, Model
+from minillm.evaluation.rows import figure_rows
 
 _PAPER = yaml.safe_load(Path(__file__).with_name("published.yaml").read_text(encoding="utf-8"))
 SETS: dict[str, str] = _PAPER["sets"]
 # Words of a label that say that something of the method was left out or done otherwise: the paper has no row for it.
 _OTHERWISE = {"nopt", "no", "without", "wo", "ablation", "lora"}
-# Counts of a judge, by their names in metrics.json.
-JUDGED = {
-    "items": "answers", "rated": "rated", "malformed": "malformed", "failed": "failed",
-    "malformed_replies": "replies without scores",
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -53,16 +48,13 @@ def text_of(value: float | Sequence[float | None] | None, digits: int) -> str:
     if value is None:
         return "–"
     if isinstance(value, int | float):
-        return f"{value:.{digits}f}"
+        return f"{value:,.{digits}f}"
     return "–" if None in value else f"[{value[0]:.{digits}f}, {value[1]:.{digits}f}]"
 
 
-def last_excess(exposure: dict) -> dict[str, Any]:
-    """ExAccErr at the last length that has a value: length, mean, low, high; all None where no length has one."""
-    at = max((at for at, value in enumerate(exposure["excess"]) if value is not None), default=None)
-    if at is None:
-        return dict.fromkeys(("length", "mean", "low", "high"))
-    return {"length": at + 1, "mean": exposure["excess"][at], "low": exposure["low"][at], "high": exposure["high"][at]}
+def cell_text(cell: dict[str, Any], digits: int) -> str:
+    """The mean, with its interval where there is one."""
+    return f"{text_of(cell['mean'], digits)} {text_of((cell.get('low'), cell.get('high')), digits)}".removesuffix(" –")
 
 
 class Row(NamedTuple):
@@ -106,14 +98,20 @@ def row_of(model: Model) -> Row | None:
     return None
 
 
-def judge_table(evaluation: Evaluation) -> Table | None:
-    """By decoding and model, all data sets together."""
-    rows = []
-    for (decoding, files), model in product(evaluation.metrics.get("judge", {}).items(), evaluation.models):
-        if found := [by_model[model.source] for by_model in files.values() if model.source in by_model]:
-            totals = [sum(counts.get(name) or 0 for counts in found) for name in JUDGED]
-            rows.append([decoding, model.label, *(f"{total:,}" for total in totals)])
-    return Table(["decoding", "model", *JUDGED.values()], rows, heads=2) if rows else None
+def figure_table(evaluation: Evaluation, names: dict[str, str]) -> Table | None:
+    """A row for each place (decoding, file or task) and model, a column for each of the figures `names`, with intervals
+    where there are any; None without a row. The length of `exposure_bias@35` stands behind its value."""
+    cells: dict[tuple[str, str, str], dict[str, str]] = {}
+    for row in figure_rows(evaluation.metrics):
+        key, _, length = row["figure"].partition("@")
+        if key in names:
+            text = cell_text(row, 0 if isinstance(row["mean"], int) else 3) + (f" at {length}" if length else "")
+            place = (row.get("decoding", ""), evaluation.files.get(row["file"], row["file"]), row["model"])
+            cells.setdefault(place, {})[key] = text
+    first = 0 if any(decoding for decoding, _, _ in cells) else 1  # a column of decodings where there are any
+    columns = ["decoding", "data", "model", *names.values()][first:]
+    rows = [[*place, *(found.get(key, "–") for key in names)][first:] for place, found in cells.items()]
+    return Table(columns, rows, heads=3 - first) if rows else None
 
 
 def results(evaluation: Evaluation) -> dict:
@@ -146,29 +144,8 @@ def published_table(files: dict[str, str]) -> Table:
 
 
 def long_table(evaluation: Evaluation) -> Table:
-    """A row for each figure. What has no decoding (calibration, exposure bias) has an empty one; `file` is the task of
-    a calibration; the decoding of the paper's values is `published`."""
-    rows = []
-    for decoding, model, file in product(evaluation.decodings, evaluation.models, evaluation.files):
-        place = {"decoding": decoding, "model": model.label, "source": model.source, "file": file}
-        cells = evaluation.cells(decoding, file, model.source)
-        rows += [place | {"figure": key} | cell for key, cell in cells.items()]
-        counts = evaluation.metrics.get("judge", {}).get(decoding, {}).get(file, {}).get(model.source, {})
-        judged = [name for name in JUDGED if name in counts]
-        rows += [place | {"figure": f"judge_{name}", "mean": counts[name], "n": counts.get("items")} for name in judged]
-    for task in evaluation.metrics.get("calibration", {}):
-        for (model, entry), figure in product(evaluation.entries("calibration", task), ("ece", "accuracy")):
-            place = {"model": model.label, "source": model.source, "file": task, "figure": figure}
-            low, high = entry.get(f"{figure}_interval") or (None, None)
-            rows.append(place | {"mean": entry[figure], "low": low, "high": high, "n": entry.get("n")})
-    for file in evaluation.metrics.get("exposure", {}):
-        for model, entry in evaluation.entries("exposure", file):
-            place = {"model": model.label, "source": model.source, "file": file}
-            last = last_excess(entry)
-            if length := last.pop("length"):
-                rows.append(place | {"figure": f"exposure_bias@{length}"} | last)
-            if entry.get("first_token") is not None:
-                rows.append(place | {"figure": "first_token_kl", "mean": entry["first_token"]})
+    """A row for each figure, see `figure_rows`; the decoding of the paper's values is `published`."""
+    rows = figure_rows(evaluation.metrics)
     for model in evaluation.models:
         if paper := row_of(model):
             place = {"decoding": "published", "model": paper.name, "source": model.source, "figure": "rouge_l"}

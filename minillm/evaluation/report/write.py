@@ -16,12 +16,14 @@ from minillm.common.errors import StorageError
 from minillm.common.files import write_whole
 from minillm.common.wandb import wandb_logger
 from minillm.evaluation.report.plots import SOFTWARE, Panel, slot
-from minillm.evaluation.report.samples import samples_of
 from minillm.evaluation.report.sections import number_of, overview, sections_of, training_sections
-from minillm.evaluation.report.source import Evaluation, read_folder, whole_characters
+from minillm.evaluation.report.source import Evaluation, Training, read_folder, whole_characters
 from minillm.evaluation.report.tables import Table, long_table, published_table, results, rows_table
 
 HERE = Path(__file__).parent
+_ANSWER = (
+    "model", "file", "id", "decoding", "seed", "answer", "truncated", "n_tokens", "reverse_kl", "rouge_l", "exact_match"
+)  # fmt: skip
 
 
 def write_report(run_dir: Path, *, wandb: bool = False) -> Path:
@@ -59,6 +61,24 @@ def write_report(run_dir: Path, *, wandb: bool = False) -> Path:
         _log(run_dir, settings, table, dict(zip(files, panels, strict=True)))
     say(f"Wrote {folder / 'index.html'}")
     return folder / "index.html"
+
+
+def samples_of(source: Evaluation | Training) -> dict:
+    """As samples.js reads them, each prompt once, and of an answer what is shown. models: source, label, and slot of
+    its colour; files: with their short names; prompts, answers and tokens by the names that they have in the files of
+    the run."""
+    files, prompts = dict(source.files), {}
+    for row in source.answers:
+        files.setdefault(row["file"], row["file"])
+        prompt = {name: row[name] for name in ("file", "id", "prompt")} | {"references": row.get("references") or []}
+        prompts.setdefault((row["file"], row["id"]), prompt)
+    return {
+        "models": [{"source": each.source, "label": each.label, "slot": slot(each.style)} for each in source.models],
+        "files": list(files.items()),
+        "prompts": list(prompts.values()),
+        "answers": [{name: row[name] for name in _ANSWER if row.get(name) is not None} for row in source.answers],
+        "tokens": [row for row in source.tokens if (row["file"], row["id"]) in prompts],
+    }
 
 
 def _write_plots(folder: Path, panels: list[Panel]) -> list[Path]:

@@ -2,6 +2,6 @@
 
 from minillm.common.lazy import lazily
 
-_MODULES = {"command": ("evaluate",), "run": ("run_suite",), "settings": ("Suite", "check_suite")}
+_MODULES = {"run": ("evaluate", "run_suite"), "settings": ("Suite", "check_suite")}
 __getattr__ = lazily(__name__, _MODULES)
 __all__ = [name for names in _MODULES.values() for name in names]

@@ -6,7 +6,7 @@ Axes: S seeds, N prompts, B samples, R positions.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from itertools import product
 from statistics import mean, stdev
@@ -15,10 +15,11 @@ from types import SimpleNamespace
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
+from minillm.common.console import say
 from minillm.common.labels import labels, seed_name
 from minillm.data import Record
-from minillm.evaluation import figure_values
-from minillm.evaluation.judge.verdict import ratio_interval, ratio_over_seeds
+from minillm.evaluation.answers import figure_values
+from minillm.evaluation.judge.verdict import Item, Ratings, score_over_seeds
 from minillm.evaluation.metrics import (
     FIGURES,
     Figure,
@@ -27,66 +28,62 @@ from minillm.evaluation.metrics import (
     by_length,
     calibration_figures,
     exposure_curve,
-    exposure_interval,
     over_seeds,
     pooled,
 )
-from minillm.evaluation.suite.settings import Suite
-from minillm.evaluation.suite.units import Store, Unit, answers, chunks
+from minillm.evaluation.suite.units import Store, Unit, chunks
 
 Rows = dict[int | None, list[dict]]  # of each seed, in the order of the records
 NOTHING = {"mean": None, "deviation": None, "low": None, "high": None, "n": 0, "per_seed": {}}
 
 
-def results_of(suite: Suite, store: Store) -> dict:
-    """What metrics.json holds."""
-    names, measures = labels(suite.models), suite.measures
+def results_of(store: Store) -> dict:
+    """What metrics.json holds. A judge is asked here: its replies are kept in a place of their own.
+
+    Raises:
+        DataError: a unit is missing or damaged. JudgeError, StorageError: see `Judge.rate`.
+    """
+    suite, measures, names = store.suite, store.suite.measures, labels(store.suite.models)
+    students = [source for source in suite.models if suite.teacher not in (None, source)]
+    first, first_file = next(iter(measures.decodings)), next(iter(suite.records))
+
+    def by_file(make: Callable, wanted: bool = True, sources: Sequence[str] = suite.models) -> dict[str, dict]:
+        """`make(store, source, file)` by file and model, without what is None."""
+        found = {file: {source: make(store, source, file) for source in sources} for file in suite.records if wanted}
+        found = {file: {s: each for s, each in own.items() if each is not None} for file, own in found.items()}
+        return {file: own for file, own in found.items() if own}
+
     out: dict = {
         "suite": measures.name,
         "settings": suite.settings,
         "teacher": suite.teacher,
         "models": {
             source: {"label": names[source], "role": "teacher" if source == suite.teacher else "student"}
-            | store.read(Unit("model", source))
+            | {"parameters": store.read(chunks(suite, "answers", source, first_file, first)[0])["parameters"]}
             for source in suite.models
         },
         "figures": {figure.key: figure.facts() for figure in measures.all_figures},
         "notes": [*suite.notes],
-        "answers": {},
-        "reference_loss": {},
-        "position": {},
-        "exposure": {},
-        "calibration": {
-            task: {source: _calibration(store.read(Unit("calibration", source, task)), calibration.words)
-            for source in suite.models}
-            for task, (calibration, _) in suite.tasks.items()
+        "answers": {
+            decoding: by_file(lambda *place, decoding=decoding: _answers(*place, decoding))
+            for decoding in measures.decodings
         },
+        "reference_loss": by_file(_reference_loss, measures.reference_loss),
+        "position": by_file(_position, measures.plain is not None, students),
+        "exposure": by_file(_exposure, measures.exposure is not None, students),
+        "calibration": {task: {source: _calibration(store, source, task) for source in suite.models}
+                        for task in suite.tasks},
     }  # fmt: skip
     if measures.judge:
         out["judge"] = {}
+        for decoding, file, source in product(measures.decodings, suite.records, suite.models):
+            if rated := _judged(store, source, file, decoding):
+                counts, out["answers"][decoding][file][source]["figures"]["judge"] = rated
+                out["judge"].setdefault(decoding, {}).setdefault(file, {})[source] = counts
     for file in suite.records:
-        answered: dict[str, list[str]] = {}
-        for source in suite.models:
-            for decoding in measures.decodings:
-                rows = answers(suite, store, source, file, decoding)
-                kept = [row["id"] for row in rows[suite.seeds[0]]]
-                by_id = {record.id: record.references for record in suite.records[file]}
-                figures = answer_figures(rows, by_id, measures.all_figures)
-                if measures.judge:
-                    figures |= _judge(suite, store, out["judge"], source, file, decoding)
-                _put(out["answers"], decoding, file, source, value={
-                    "prompts": len(kept), "figures": figures, "by_length": length_bins(rows)
-                })  # fmt: skip
-            answered[source] = kept
-            if measures.reference_loss:
-                _put(out["reference_loss"], file, source, value=_reference_loss(store, source, file))
-            if suite.teacher is not None and source != suite.teacher:
-                if measures.plain:
-                    _put(out["position"], file, source, value=_position(suite, store, source, file))
-                if measures.exposure:
-                    _put(out["exposure"], file, source, value=_exposure(suite, store, source, file))
-        if len({tuple(ids) for ids in answered.values()}) > 1:
-            counts = ", ".join(f"{names[source]} {len(ids)}" for source, ids in answered.items())
+        answered = {source: store.answers(source, file, first)[suite.seeds[0]] for source in suite.models}
+        if len({tuple(row["id"] for row in rows) for rows in answered.values()}) > 1:
+            counts = ", ".join(f"{names[source]} {len(rows)}" for source, rows in answered.items())
             out["notes"].append(
                 f"{file}: the models answered different prompts ({counts}), because each counts its own tokens; raise "
                 "data.max_prompt_tokens to compare them on the same"
@@ -94,25 +91,26 @@ def results_of(suite: Suite, store: Store) -> dict:
     return out
 
 
-def answer_lines(suite: Suite, store: Store) -> Iterator[str]:
+def answer_lines(store: Store) -> Iterator[str]:
     """The lines of answers.jsonl."""
-    for where, row, record in _all_answers(suite, store):
+    for where, row, record in _all_answers(store):
         shown = {name: row[name] for name in ("truncated", "reverse_kl", "rouge_l", "exact_match")}
         texts = {"prompt": record.conversation, "answer": row["answer"], "references": record.references}
         yield _line(where | texts | shown | {"n_tokens": len(row["tokens"])})
 
 
-def token_lines(suite: Suite, store: Store) -> Iterator[str]:
+def token_lines(store: Store) -> Iterator[str]:
     """The lines of tokens.jsonl."""
-    for where, row, _ in _all_answers(suite, store):
+    for where, row, _ in _all_answers(store):
         if "pieces" in row:
             yield _line(where | {"tokens": row["pieces"], "log_q": row["log_q"], "log_p": row["log_p"]})
 
 
-def _all_answers(suite: Suite, store: Store) -> Iterator[tuple[dict, dict, Record]]:
+def _all_answers(store: Store) -> Iterator[tuple[dict, dict, Record]]:
+    suite = store.suite
     for source, (file, records), decoding in product(suite.models, suite.records.items(), suite.measures.decodings):
         by_id = {record.id: record for record in records}
-        for seed, own in answers(suite, store, source, file, decoding).items():
+        for seed, own in store.answers(source, file, decoding).items():
             where = {"model": source, "file": file, "decoding": decoding, "seed": seed}
             for row in own:
                 yield where | {"id": row["id"]}, row, by_id[row["id"]]
@@ -122,22 +120,14 @@ def _line(row: dict) -> str:
     return json.dumps(row, ensure_ascii=False) + "\n"
 
 
-def _put(out: dict, *path: str, value: object) -> None:
-    if value is None:
-        return
-    for name in path[:-1]:
-        out = out.setdefault(name, {})
-    out[path[-1]] = value
-
-
-def spread(values: dict[int | None, Sequence[float]], weights: dict[int | None, Sequence[float]]) -> dict:
-    """Mean, deviation and interval (see `over_seeds`) of a figure that each seed has for each prompt, with the figure
-    of each seed."""
-    found = over_seeds(list(values.values()), list(weights.values()))
+def _spread(seeds: Mapping[int | None, tuple[Sequence[float], Sequence[float]]]) -> dict:
+    """Mean, deviation and interval (see `over_seeds`) of a figure that each seed has for each prompt, as values and
+    weights, with the figure of each seed."""
+    found = over_seeds(*zip(*seeds.values(), strict=True))
     if not found.n:
         return dict(NOTHING)
     return asdict(found) | {
-        "per_seed": {seed_name(seed): sum(own) / sum(weights[seed]) for seed, own in values.items()}
+        "per_seed": {seed_name(seed): sum(values) / sum(weights) for seed, (values, weights) in seeds.items()}
     }
 
 
@@ -145,23 +135,20 @@ def answer_figures(
     rows: Rows, references: Mapping[str, Sequence[str]] | None = None, figures: Sequence[Figure] = FIGURES
 ) -> dict[str, dict]:
     """The figures that apply, each over prompts and seeds. `references` by the id of the row."""
-    by_seed = {seed: _figure_values(own, references or {}, figures) for seed, own in rows.items()}
-    n = len(next(iter(rows.values())))
+    by_seed = {}
+    for seed, own in rows.items():
+        answers = [SimpleNamespace(**row) for row in own]
+        by_seed[seed] = figure_values(answers, [(references or {}).get(row["id"], ()) for row in own], figures)
     found = {}
     for key, first in next(iter(by_seed.values())).items():
+        values = {seed: each[key] for seed, each in by_seed.items()}
         if isinstance(first, float):
-            values = {seed_name(seed): each[key] for seed, each in by_seed.items()}
             deviation = stdev(values.values()) if len(values) > 1 else None
-            found[key] = NOTHING | {"mean": mean(values.values()), "deviation": deviation, "n": n, "per_seed": values}
+            found[key] = NOTHING | {"mean": mean(values.values()), "deviation": deviation, "n": len(own)}
+            found[key]["per_seed"] = {seed_name(seed): value for seed, value in values.items()}
         else:
-            values, weights = ({seed: each[key][at] for seed, each in by_seed.items()} for at in (0, 1))
-            found[key] = spread(values, weights)
+            found[key] = _spread(values)
     return found
-
-
-def _figure_values(rows: list[dict], references: Mapping[str, Sequence[str]], figures: Sequence[Figure]) -> dict:
-    answers = [SimpleNamespace(**row) for row in rows]
-    return figure_values(answers, [references.get(row["id"], ()) for row in rows], figures)
 
 
 def length_bins(rows: Rows) -> dict[str, dict]:
@@ -170,45 +157,47 @@ def length_bins(rows: Rows) -> dict[str, dict]:
     if any(row["reference_length"] is None for row in first):
         return {}
     bins = by_length(range(len(first)), [row["reference_length"] for row in first])
-    ones = {name: {seed: [1] * len(members) for seed in rows} for name, members in bins.items()}
     return {
         name: {
-            figure: spread({seed: [own[at][figure] for at in members] for seed, own in rows.items()}, ones[name])
+            figure: _spread({seed: ([own[at][figure] for at in members], [1] * len(members))
+                             for seed, own in rows.items()})
             for figure in ("rouge_l", "exact_match")
         }
         for name, members in bins.items()
-    }
+    }  # fmt: skip
+
+
+def _answers(store: Store, source: str, file: str, decoding: str) -> dict:
+    rows = store.answers(source, file, decoding)
+    references = {record.id: record.references for record in store.suite.records[file]}
+    figures = answer_figures(rows, references, store.suite.measures.all_figures)
+    return {"prompts": len(rows[store.suite.seeds[0]]), "figures": figures, "by_length": length_bins(rows)}
 
 
 def _reference_loss(store: Store, source: str, file: str) -> dict | None:
-    rows = store.read(Unit("references", source, file))["rows"]
-    if not rows:
+    made = store.read(Unit("references", source, file))
+    if not made["losses"]:
         return None
-    found = over_seeds([[row["loss"] for row in rows]], [[row["tokens"] for row in rows]])
-    return asdict(found) | {"per_seed": {}}
+    return asdict(over_seeds([made["losses"]], [made["tokens"]])) | {"per_seed": {}}
 
 
-def _position(suite: Suite, store: Store, source: str, file: str) -> dict:
-    parts = [
-        position
-        for chunk in chunks(suite, file)
-        if (position := store.read(Unit("answers", source, file, suite.measures.plain, chunk=chunk))["position"])
-    ]
+def _position(store: Store, source: str, file: str) -> dict:
+    units = chunks(store.suite, "answers", source, file, store.suite.measures.plain)
+    parts = [position for unit in units if (position := store.read(unit)["position"])]
     return {
         name: asdict(pooled([PositionMeans(tuple(part[name]["mean"]), tuple(part[name]["alive"])) for part in parts]))
         for name in ("reverse_kl", "forward_kl")
     }
 
 
-def _exposure(suite: Suite, store: Store, source: str, file: str) -> dict | None:
+def _exposure(store: Store, source: str, file: str) -> dict | None:
     """None where no prompt was short enough to be kept."""
-    numbers = chunks(suite, file, suite.measures.exposure.limit)
-    parts = [store.read(Unit("exposure", source, file, chunk=chunk)) for chunk in numbers]
+    parts = [store.read(unit) for unit in chunks(store.suite, "exposure", source, file)]
     sides = [_prefix_kl([part[side] for part in parts]) for side in ("student", "teacher")]
     if not len(sides[0].kl_BR):
         return None
-    curve, (low, high) = exposure_curve(*sides), exposure_interval(*sides)
-    return asdict(curve) | {"low": low, "high": high, "first_token": curve.first_token}
+    curve = exposure_curve(*sides)
+    return asdict(curve) | {"first_token": curve.first_token}
 
 
 def _prefix_kl(parts: list[dict]) -> PrefixKL:
@@ -219,24 +208,28 @@ def _prefix_kl(parts: list[dict]) -> PrefixKL:
     return PrefixKL(kl_BR, torch.arange(kl_BR.shape[1]) < lengths_B[:, None], prompt_B)
 
 
-def _calibration(made: dict, words: Sequence[str]) -> dict:
+def _calibration(store: Store, source: str, task: str) -> dict:
+    made, words = store.read(Unit("calibration", source, task)), store.suite.tasks[task][0].words
     found = calibration_figures(torch.tensor(made["probabilities"], dtype=torch.float64), torch.tensor(made["labels"]))
     return asdict(found) | {"dropped": made["dropped"], "words": list(words)}
 
 
-def _judge(suite: Suite, store: Store, counts: dict, source: str, file: str, decoding: str) -> dict:
-    made = store.read(Unit("judge", source, file, decoding))
-    if not made["rows"]:
-        return {}
-    _put(counts, decoding, file, source, value=made["counts"])
-    scores: dict[int | None, list[tuple[float, float]]] = {seed: [] for seed in suite.seeds}
-    by_prompt: dict[str, list[tuple[float, float]]] = {}
-    for row in made["rows"]:
-        if row["outcome"] == "rated":
-            scores[row["seed"]].append((row["answer"], row["reference"]))
-            by_prompt.setdefault(row["id"], []).append((row["answer"], row["reference"]))
-    # A prompt's mean over the seeds that were rated, both scores alike.
-    pairs = [tuple(map(mean, zip(*own, strict=True))) for own in by_prompt.values()]
-    low, high = ratio_interval(pairs) or (None, None)
-    found = ratio_over_seeds({seed_name(seed): own for seed, own in scores.items()})
-    return {"judge": {"low": low, "high": high, "n": len(pairs)} | found}
+def _judged(store: Store, source: str, file: str, decoding: str) -> tuple[dict, dict] | None:
+    """Counts, and the figure; nothing where a prompt has no reference. Counts of what was paid for are said, not kept:
+    they are others when the work is stopped and goes on."""
+    records = {record.id: record for record in store.suite.records[file]}
+    rows = [row for own in store.answers(source, file, decoding).values() for row in own]
+    if not rows or not all(records[row["id"]].references for row in rows):
+        return None
+    asked = [(records[row["id"]], row["answer"]) for row in rows]
+    items = [Item(record.id, record.conversation, record.references[0], answer) for record, answer in asked]
+    ratings, unit = store.suite.measures.judge.rate(items), f"judge of {source}, {file}, {decoding}"
+    counts = ratings.counts()
+    say(f"{unit}: {', '.join(f'{name} {n}' for name, n in counts.items())}")
+    if failure := ratings.first_failure():
+        say(f"{unit}: failed with {failure}.")
+    by_seed = {seed_name(seed): [] for seed in store.suite.seeds}
+    for row, rating in zip(rows, ratings.items, strict=True):
+        by_seed[seed_name(row["seed"])].append(rating)
+    figure = score_over_seeds({seed: Ratings(tuple(own)) for seed, own in by_seed.items()})
+    return {name: n for name, n in counts.items() if name not in ("asked", "from_cache")}, figure

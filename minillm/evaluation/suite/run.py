@@ -1,22 +1,58 @@
-"""The command: check, start the processes, do what is missing, put it together, show it."""
+"""What evaluate.py does: check, start the processes, do what is missing, put it together, show it."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import logging
+import time
+from datetime import timedelta
 
+from omegaconf import DictConfig, OmegaConf
+from rich import get_console
+from rich.markup import escape
+
+from minillm import parallel
+from minillm.common import cli
 from minillm.common.console import say
-from minillm.common.errors import MinillmError
+from minillm.common.errors import Interrupted, MinillmError
 from minillm.common.files import write_whole
-from minillm.common.ranks import rank, started_processes
+from minillm.common.lazy import lazy
+from minillm.common.machine import on_cuda
+from minillm.common.numbers import duration
+from minillm.common.overrides import override
+from minillm.common.ranks import in_a_worker, rank, started_processes
 from minillm.common.read import SETTINGS
-from minillm.evaluation.job import share
-from minillm.evaluation.suite.results import answer_lines, results_of, token_lines
-from minillm.evaluation.suite.screen import Progress, show_results
-from minillm.evaluation.suite.settings import Suite
-from minillm.evaluation.suite.units import Store, Unit, judge_units, units_of
-from minillm.evaluation.suite.work import Bench, Loaded, judged, load, pair_for
-from minillm.parallel import barrier, on_first
+from minillm.evaluation.suite.screen import show_results
+from minillm.evaluation.suite.settings import Suite, check_suite
+from minillm.evaluation.suite.units import Store, Unit, units_of
+
+# Wrong values need not wait for torch.
+results, work = (lazy(f"minillm.evaluation.suite.{name}") for name in ("results", "work"))
+_PATIENCE = timedelta(days=30)  # shares are by number, and so of unequal length
+_FILES = ("metrics.json", "answers.jsonl", "tokens.jsonl")
+
+
+def evaluate(cfg: DictConfig) -> None:
+    """Measure what `cfg` describes, here or in `devices` processes.
+
+    Raises:
+        MinillmError: see `check_suite` and `run_suite`.
+    """
+    logging.getLogger("minillm.data.prompts").setLevel(logging.WARNING)  # what it counts is said where it matters
+    plain = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=False)
+    if in_a_worker():
+        parallel.join(cuda=on_cuda(plain["device"]), patience=_PATIENCE)
+        plain = parallel.agree(plain)  # the run's name may hold the time
+    suite = check_suite(plain)
+    if suite.devices > 1 and not in_a_worker():
+        try:
+            parallel.launch(suite.devices, [override("run.name", suite.run_name)], cuda=on_cuda(suite.device.type))
+        except Interrupted as error:
+            raise Interrupted(error.signal, "the same command with the same run.name goes on") from error
+        return
+    cli.prepare()
+    run_suite(suite)
+    parallel.leave()
 
 
 def run_suite(suite: Suite) -> dict:
@@ -26,32 +62,32 @@ def run_suite(suite: Suite) -> dict:
     Raises:
         ModelError, ConfigError, DataError, JudgeError: what is finished is kept.
     """
-    done, store = suite.run_dir / "metrics.json", Store(suite)
-    if finished := on_first(lambda: _is_finished(suite) or _begin(suite)):
-        say(f"{done} is already there.")
+    metrics, answers, tokens = (suite.run_dir / name for name in _FILES)
+    store = Store(suite)
+    if finished := parallel.on_first(lambda: _is_finished(suite) or _begin(suite)):
+        say(f"{metrics} is already there.")
     else:
-        store.folder.mkdir(parents=True, exist_ok=True)
-        _work(suite, store)
+        do_units(store)
     if rank() > 0:
         return {}
     if not finished:
-        results = results_of(suite, store)
-        write_whole(suite.run_dir / "answers.jsonl", answer_lines(suite, store))
-        write_whole(suite.run_dir / "tokens.jsonl", token_lines(suite, store))
+        found = results.results_of(store)
+        write_whole(answers, results.answer_lines(store))
+        write_whole(tokens, results.token_lines(store))
         # Only now: the file says that the measurement is complete.
-        write_whole(done, json.dumps(results, indent=2, ensure_ascii=False) + "\n")
-    results = json.loads(done.read_text(encoding="utf-8"))
-    show_results(results)
-    say(f"{suite.run_dir}: metrics.json, answers.jsonl, tokens.jsonl")
-    return results
+        write_whole(metrics, json.dumps(found, indent=2, ensure_ascii=False) + "\n")
+    found = json.loads(metrics.read_text(encoding="utf-8"))
+    show_results(found)
+    say(f"{suite.run_dir}: {', '.join(_FILES)}")
+    return found
 
 
 def _is_finished(suite: Suite) -> bool:
     """Whether all is there, measured with these very settings; a damaged metrics.json is made again."""
-    if not all((suite.run_dir / name).exists() for name in ("metrics.json", "answers.jsonl", "tokens.jsonl")):
+    if not all((suite.run_dir / name).exists() for name in _FILES):
         return False
     try:
-        return json.loads((suite.run_dir / "metrics.json").read_text(encoding="utf-8"))["settings"] == suite.settings
+        return json.loads((suite.run_dir / _FILES[0]).read_text(encoding="utf-8"))["settings"] == suite.settings
     except (ValueError, TypeError, KeyError):
         return False
 
@@ -67,44 +103,39 @@ def _begin(suite: Suite) -> None:
     for note in suite.notes:
         say(f"NOTE: {note}.")
     suite.run_dir.mkdir(parents=True, exist_ok=True)
-    (suite.run_dir / "metrics.json").unlink(missing_ok=True)  # answers of these settings come before their figures
+    (suite.run_dir / _FILES[0]).unlink(missing_ok=True)  # answers of these settings come before their figures
     write_whole(suite.run_dir / SETTINGS, json.dumps(suite.settings, indent=2) + "\n")
 
 
-def _work(suite: Suite, store: Store) -> None:
-    """All that is missing; on the first rank all units are there at the end."""
-    shares = {source: share(units_of(suite, source), rank(), started_processes()) for source in suite.models}
-    # A judge is asked many things at a time as it is; and what it counts is said by the first rank alone.
-    to_judge = judge_units(suite) if rank() == 0 else []
-    all_of = [unit for units in (*shares.values(), to_judge) for unit in units]
-    missing = {unit for unit in all_of if unit not in store}
-    teacher: Loaded | None = None
-    with Progress(len(all_of), len(all_of) - len(missing)) as progress:
-        for source, units in shares.items():
-            left = [unit for unit in units if unit in missing]
-            if left and teacher is None and suite.teacher is not None:
-                teacher = load(suite, suite.teacher)
-            if left:
-                _measure(suite, store, source, teacher, left, progress)
-        barrier()  # what follows needs the units of all; nobody waits for the judge
-        _make(store, [unit for unit in to_judge if unit in missing], lambda unit: judged(suite, store, unit), progress)
+def do_units(store: Store) -> None:
+    """This process's share of what is missing; behind the barrier all units are there."""
+    suite, teacher = store.suite, None
+    (suite.run_dir / "units").mkdir(parents=True, exist_ok=True)
+    shares = {source: units_of(suite, source)[rank() :: started_processes()] for source in suite.models}
+    missing = {source: [unit for unit in units if not store.file(unit).exists()] for source, units in shares.items()}
+    total = sum(map(len, shares.values()))
+    done = total - sum(map(len, missing.values()))
+    if done:
+        say(f"{done} of {total} units of work are already there.")
+    for source, units in missing.items():
+        if units and teacher is None and suite.teacher is not None:
+            teacher = work.load(suite, suite.teacher)
+        if units:
+            _measure(store, source, teacher, units, done, total)
+        done += len(units)
+    parallel.barrier()
 
 
-def _measure(
-    suite: Suite, store: Store, source: str, teacher: Loaded | None, units: list[Unit], progress: Progress
-) -> None:
+def _measure(store: Store, source: str, teacher: work.Loaded | None, units: list[Unit], done: int, total: int) -> None:
     """With one model loaded beside the teacher; it is gone at the end."""
-    loaded = teacher if source == suite.teacher else load(suite, source)
-    _make(store, units, Bench(suite, store, source, pair_for(suite, source, loaded, teacher)).make, progress)
-
-
-def _make(store: Store, units: list[Unit], make: Callable[[Unit], dict], progress: Progress) -> None:
-    for unit in units:
-        progress.begin(unit)
+    loaded = teacher if source == store.suite.teacher else work.load(store.suite, source)
+    bench = work.Bench(store, source, work.pair_for(store.suite, source, loaded, teacher))
+    for number, unit in enumerate(units, start=done + 1):
+        began, title = time.monotonic(), f"[{number}/{total}] {unit}"
         try:
-            made = make(unit)
+            with get_console().status(escape(title)):
+                store.write(unit, bench.make(unit))
         except MinillmError:
             say(f"{unit}: failed.")  # alone, the error knows a tensor or a row
             raise
-        store.write(unit, made)
-        progress.end()
+        say(f"{title}: {duration(time.monotonic() - began)}")

@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import asdict, dataclass
-from itertools import product
 from pathlib import Path
 from typing import Literal
 
@@ -18,8 +17,7 @@ from minillm.common.errors import DataError
 from minillm.common.files import write_whole
 from minillm.evaluation.suite.settings import Suite
 
-Kind = Literal["model", "calibration", "references", "answers", "exposure", "samples", "judge"]
-_HOW = ("seeds", "max_new_tokens", "batch_size", "chunk", "limit", "dtype", "attention")
+_HOW = ("seeds", "seed", "temperature", "max_new_tokens", "batch_size", "chunk", "limit", "dtype", "attention")
 
 
 @dataclass(frozen=True)
@@ -27,9 +25,9 @@ class Unit:
     """`of` is a file of prompts or a task; `chunk` numbers its records in steps of `Suite.chunk`, answered with all
     seeds. The source of samples, the teacher's side of exposure bias, is a hash of what is not among the settings."""
 
-    kind: Kind
+    kind: Literal["calibration", "references", "answers", "exposure", "samples"]
     source: str
-    of: str = ""
+    of: str
     decoding: str = ""
     chunk: int = 0
 
@@ -38,54 +36,41 @@ class Unit:
         return ", ".join(filter(None, [f"{self.kind} of {self.source}", self.of, self.decoding, chunk]))
 
 
-def file_name(suite: Suite, unit: Unit) -> str:
-    depends = [asdict(unit), depends_on(suite, unit)]
-    return f"{unit.kind}-{hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()[:20]}.json"
-
-
-def depends_on(suite: Suite, unit: Unit) -> dict:
-    """What the unit's result depends on beside its own fields, as plain JSON. Models and data are known by their
-    content, see `Suite.settings`."""
-    settings, measures, content = suite.settings, suite.measures, suite.settings["content"]
-    if unit.kind == "judge":
-        parts = [Unit("answers", unit.source, unit.of, unit.decoding, chunk) for chunk in chunks(suite, unit.of)]
-        return {"judge": settings["suite"]["judge"], "answers": [file_name(suite, part) for part in parts]}
-    # The teacher decides on the shared vocabulary and the ends of answers, so on everything; itself it is alone.
-    teacher = None if unit.source == suite.teacher else suite.teacher
-    found = {key: settings[key] for key in _HOW} | {"teacher": teacher}
-    found |= {"contents": [content.get(name) for name in (unit.source, teacher, unit.of)]}
-    found |= {"data": settings["data"] | {"files": None}}
-    if unit.kind == "calibration":
-        task = asdict(suite.tasks[unit.of][0])
-        return found | {"task": task | {"file": content[task["file"]]}, "limit": measures.calibration_limit}
-    if unit.kind == "answers":
-        shown = measures.token_rows if unit.decoding == measures.plain else 0
-        return found | {"no_repeat_ngram_size": measures.decodings[unit.decoding], "token_rows": shown}
-    return found | ({"exposure": asdict(measures.exposure)} if unit.kind in ("exposure", "samples") else {})
-
-
 @dataclass(frozen=True)
 class Store:
-    """Finished units of a suite, each in a file."""
+    """The units of a suite, each in a file."""
 
     suite: Suite
 
-    @property
-    def folder(self) -> Path:
-        return self.suite.run_dir / "units"
+    def file(self, unit: Unit) -> Path:
+        depends = json.dumps([asdict(unit), self._depends_on(unit)], sort_keys=True)
+        name = f"{unit.kind}-{hashlib.sha256(depends.encode()).hexdigest()[:20]}.json"
+        return self.suite.run_dir / "units" / name
 
-    def _file(self, unit: Unit) -> Path:
-        return self.folder / file_name(self.suite, unit)
-
-    def __contains__(self, unit: Unit) -> bool:
-        return self._file(unit).exists()
+    def _depends_on(self, unit: Unit) -> dict:
+        """What the unit's result depends on beside its own fields, as plain JSON. Models and data are known by their
+        content, see `Suite.settings`."""
+        suite, settings = self.suite, self.suite.settings
+        measures, content = suite.measures, settings["content"]
+        # The teacher decides on the shared vocabulary and the ends of answers, so on everything; itself it is alone.
+        teacher = None if unit.source == suite.teacher else suite.teacher
+        found = {key: settings[key] for key in _HOW if key in settings} | {"teacher": teacher}
+        found |= {"contents": [content.get(name) for name in (unit.source, teacher, unit.of)]}
+        found |= {"data": settings["data"] | {"files": None}}
+        if unit.kind == "calibration":
+            task = asdict(suite.tasks[unit.of][0])
+            return found | {"task": task | {"file": content[task["file"]]}, "limit": measures.calibration_limit}
+        if unit.kind == "answers":
+            shown = measures.token_rows if unit.decoding == measures.plain else 0
+            return found | {"no_repeat_ngram_size": measures.decodings[unit.decoding], "token_rows": shown}
+        return found | ({"exposure": asdict(measures.exposure)} if unit.kind in ("exposure", "samples") else {})
 
     def write(self, unit: Unit, made: dict) -> None:
-        write_whole(self._file(unit), json.dumps({"unit": asdict(unit), "made": made}) + "\n")
+        write_whole(self.file(unit), json.dumps({"unit": asdict(unit), "made": made}) + "\n")
 
     def read(self, unit: Unit) -> dict:
         """Raises DataError: it is damaged, or another process's and not in our directory."""
-        file = self._file(unit)
+        file = self.file(unit)
         try:
             return json.loads(file.read_text(encoding="utf-8"))["made"]
         except FileNotFoundError as error:
@@ -93,42 +78,34 @@ class Store:
         except (ValueError, KeyError, TypeError) as error:
             raise DataError(f"{file}: damaged ({error}); delete it, and the same command makes it again") from error
 
+    def answers(self, source: str, file: str, decoding: str) -> dict[int | None, list[dict]]:
+        """The rows of all chunks by seed, in the order of the records."""
+        rows: dict[int | None, list[dict]] = {seed: [] for seed in self.suite.seeds}
+        for unit in chunks(self.suite, "answers", source, file, decoding):
+            for row in self.read(unit)["rows"]:
+                rows[row["seed"]].append(row)
+        return rows
 
-def chunks(suite: Suite, file: str, limit: int | None = None) -> range:
-    """Numbers of the chunks that the records of a file, or its first `limit` records, make."""
-    n = len(suite.records[file][:limit])
-    return range(-(-n // suite.chunk))
+
+def chunks(
+    suite: Suite, kind: Literal["answers", "exposure"], source: str, file: str, decoding: str = ""
+) -> list[Unit]:
+    """A unit for each chunk of the records of a file; for exposure bias, of its first `limit` records."""
+    n = len(suite.records[file][: suite.measures.exposure.limit if kind == "exposure" else None])
+    return [Unit(kind, source, file, decoding, chunk) for chunk in range(-(-n // suite.chunk))]
 
 
 def units_of(suite: Suite, source: str) -> list[Unit]:
     """All that needs this model to be loaded. Those of exposure bias are the last, so that the teacher's samples for a
     chunk are made by the same process whatever the student."""
     measures = suite.measures
-    units = [Unit("model", source), *(Unit("calibration", source, task) for task in suite.tasks)]
+    units = [Unit("calibration", source, task) for task in suite.tasks]
     if measures.reference_loss:
         units += [Unit("references", source, file) for file in suite.records]
     for file in suite.records:
         for decoding in measures.decodings:
-            units += [Unit("answers", source, file, decoding, chunk) for chunk in chunks(suite, file)]
+            units += chunks(suite, "answers", source, file, decoding)
     if measures.exposure and suite.teacher not in (None, source):
         for file in suite.records:
-            numbers = chunks(suite, file, measures.exposure.limit)
-            units += [Unit("exposure", source, file, chunk=chunk) for chunk in numbers]
+            units += chunks(suite, "exposure", source, file)
     return units
-
-
-def judge_units(suite: Suite) -> list[Unit]:
-    """The judge's units for all models together: no model is loaded for them."""
-    if suite.measures.judge is None:
-        return []
-    decodings = suite.measures.decodings
-    return [Unit("judge", *each) for each in product(suite.models, suite.records, decodings)]
-
-
-def answers(suite: Suite, store: Store, source: str, file: str, decoding: str) -> dict[int | None, list[dict]]:
-    """The rows of all chunks by seed, in the order of the records."""
-    rows: dict[int | None, list[dict]] = {seed: [] for seed in suite.seeds}
-    for chunk in chunks(suite, file):
-        for row in store.read(Unit("answers", source, file, decoding, chunk))["rows"]:
-            rows[row["seed"]].append(row)
-    return rows

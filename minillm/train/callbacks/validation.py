@@ -13,7 +13,7 @@ from minillm.common.console import say, show_figures, show_samples
 from minillm.common.errors import Interrupted, StorageError, check
 from minillm.common.files import write_whole
 from minillm.data import PromptSet
-from minillm.evaluation import Answer, answer_prompts, is_uniform, reference_loss, summarise
+from minillm.evaluation.answers import Answer, answer_prompts, is_uniform, reference_loss, summarise
 from minillm.evaluation.metrics import figures_at
 from minillm.models import LanguageModel
 from minillm.parallel import on_first
