@@ -151,8 +151,7 @@ def _measured(folder: Path, pair) -> dict[str, Any]:
     """(sums, weights) of each prompt; distinct-4 has one of each."""
     import minillm
     from minillm.data import read_records
-    from minillm.evaluation import answer_prompts
-    from minillm.evaluation.answers import figure_values
+    from minillm.evaluation.answers import answer_prompts, figure_values
     from minillm.evaluation.metrics import FIGURES, distinct
     from minillm.models import LanguageModel
     from minillm.objectives.linear_loss import LinearLoss

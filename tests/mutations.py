@@ -73,7 +73,7 @@ MUTATIONS = {
     "share of the teacher": Mutation(
         "rollout/decoding.py", "shares = [1 - alpha, alpha]", "shares = [alpha, 1 - alpha]", "unit/test_decoding.py"),
     "predicting state": Mutation(
-        "rollout/micro_batch.py", "number * width + prompt[row] - 1 + place", "number * width + prompt[row] + place",
+        "rollout/micro_batch.py", "at * width + prompt[row] - 1 + place", "at * width + prompt[row] + place",
         "unit/test_micro_batch.py"),
     # training
     "denominator": Mutation(
@@ -93,6 +93,10 @@ MUTATIONS = {
     "rows of several servers": Mutation(
         "models/served.py", "hidden_NH[request_N.argsort(stable=True)] = found_NH", "hidden_NH[:] = found_NH",
         "unit/test_served.py"),
+    "a teacher in each micro-batch": Mutation(
+        "rollout/micro_batch.py", "or numbers[groups[-1][0]] != numbers[row]", "or False", "unit/test_teachers.py"),
+    "rows of several teachers": Mutation(
+        "rollout/decoding.py", "torch.tensor(order).argsort()", "torch.tensor(order)", "unit/test_teachers.py"),
     "order": Mutation("data/order.py", '"order", epoch)', '"order", 0)', "unit/test_order.py"),
 }  # fmt: skip
 

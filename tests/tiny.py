@@ -38,13 +38,14 @@ def make_model(
     vocabulary: int = 31,
     seed: int = 0,
     layers: int = 2,
+    width: int = 32,
     tied: bool = False,
     dtype=torch.float64,
 ):
     """Random weights, large enough that distributions are far from uniform."""
     torch.manual_seed(seed)
     kv_heads = 4 if family in ("gpt2", "opt") else 2
-    sizes = dict(layers=layers, width=32, heads=4, kv_heads=kv_heads, ffn=48, vocabulary=vocabulary, tied=tied)
+    sizes = dict(layers=layers, width=width, heads=4, kv_heads=kv_heads, ffn=48, vocabulary=vocabulary, tied=tied)
     model = Architecture(type=family, **sizes).random_model().to(dtype).eval()
     for name, value in vars(model.config).items():
         if "drop" in name and isinstance(value, float):

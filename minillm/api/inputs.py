@@ -78,5 +78,5 @@ def sources_of(pair: Pair, data: Mapping[str, Any] | None, **files: Any) -> Sour
 
 def prompts_of(pair: Pair, prompts: Prompts, data: Mapping[str, Any] | None) -> PromptSet:
     with tempfile.TemporaryDirectory(prefix="minillm-") as folder:
-        records = read_records(as_file(prompts, Path(folder)))
+        records = read_records(as_file(prompts, Path(folder)), pair.teacher_names)
     return sources_of(pair, data).begun(pair.tokenizer).evaluation_prompts(records, pair, "prompts", teacher=True)

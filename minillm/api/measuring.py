@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -39,7 +40,7 @@ def generate(
     pair = pair_of_model(model)
     if of == "teacher" and pair.teacher is None:
         raise ConfigError("of=teacher: the pair has no teacher")
-    chosen = prompts_of(pair, prompts, data)
+    chosen = prompts_of(pair if of == "teacher" else replace(pair, teacher=None), prompts, data)
     answers = answer_prompts(
         pair.teacher if of == "teacher" else LanguageModel(pair.student, pair.n_vocab),
         chosen.for_teacher if of == "teacher" else chosen,
@@ -74,9 +75,11 @@ def evaluate(
     """
     if isinstance(teacher, Pair | LanguageModel):
         model = teacher.teacher if isinstance(teacher, Pair) else teacher
-        teacher = model and model.network.name_or_path
+        teacher = getattr(getattr(model, "network", None), "name_or_path", None)
         if not teacher:
-            raise ConfigError("teacher: was not loaded from a directory or a hub id; wanted one of them")
+            raise ConfigError(
+                "teacher: is not one model that was loaded from a directory or a hub id; wanted one of them"
+            )
     with tempfile.TemporaryDirectory(prefix="minillm-") as scratch:
         folder = Path(run_dir or f"{scratch}/evaluation")
         cfg = OmegaConf.load(ROOT / "conf" / "evaluate.yaml")

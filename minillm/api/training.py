@@ -34,6 +34,7 @@ def load_pair(
     student: str | Path,
     teacher: str | Path | None = None,
     *,
+    teachers: Mapping[str, str | Path | Mapping[str, Any]] | None = None,
     device: Literal["auto", "cpu", "cuda"] = "auto",
     dtype: str = "auto",
     attention: str = "sdpa",
@@ -48,6 +49,8 @@ def load_pair(
         student, teacher: a directory, a hub id, a .gguf file, or `package:NAME`; without a teacher the student can be
             fine-tuned only. The teacher may also be the address of `minillm.serve`, http://HOST:PORT, or the student
             itself: `start`, `ema` (with its `ema_rate`) or `base`.
+        teachers: several, by names of your own, in the place of `teacher`; each row of the prompts names its own by the
+            key `teacher`. A mapping has the keys of `Checkpoint`: {"source": DIR, "adapter": DIR}.
         dtype: of weights that are not trained; trained ones are float32 with `auto`.
         lora: train adapters of the student. seed: of their initial weights.
 
@@ -56,7 +59,10 @@ def load_pair(
     """
     options = dict(dtype=dtype, attention=attention, lora=lora, gradient_checkpointing=gradient_checkpointing)
     options["ema_rate"] = ema_rate
-    settings = ModelPair(student=str(student), teacher=None if teacher is None else str(teacher), **options)
+    named = teachers and {name: str(each) if isinstance(each, Path) else each for name, each in teachers.items()}
+    settings = ModelPair(
+        student=str(student), teacher=None if teacher is None else str(teacher), teachers=named, **options
+    )
     return settings.load(device_of(device), seed)
 
 

@@ -33,7 +33,7 @@ class _Rows:
 class PromptBatch(_Rows):
     """Prompts, left padded. `records` [B] are row numbers in the prompt set, equal for equal prompts; `references` are
     the tokenised answers that the data gives (with their end token), empty where it gives none. `teacher_` are the
-    prompts that the teacher sees, None where it sees the same; P is the width of both."""
+    prompts that the teacher sees, None where it sees the same; P is the width of both; `teachers_B` numbers several."""
 
     ids_BP: Tensor
     mask_BP: Tensor
@@ -43,6 +43,7 @@ class PromptBatch(_Rows):
     reference_mask_BR: Tensor | None = None
     teacher_ids_BP: Tensor | None = None
     teacher_mask_BP: Tensor | None = None
+    teachers_B: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.ids_BP)
@@ -58,6 +59,7 @@ class PromptBatch(_Rows):
     def answered(self, ids_BR: Tensor, mask_BR: Tensor, **values) -> Rollout:
         """With answers: a rollout that has these other `values`."""
         teacher = dict(teacher_prompt_ids_BP=self.teacher_ids_BP, teacher_prompt_mask_BP=self.teacher_mask_BP)
+        values = dict(teachers_B=self.teachers_B) | values
         return Rollout(self.ids_BP, self.mask_BP, ids_BR, mask_BR, **teacher, **values)
 
     def flush_left(self) -> tuple[Tensor, list[int]]:
@@ -76,8 +78,8 @@ class Rollout(_Rows):
     the edge of a token's share that rounding in float32 may decide (see `draw`; half types round more). `costs_BR`
     and `start_logprobs_BR` are there for an objective that needs them. `teacher_prompt` is what the teacher sees in the
     place of the prompt, None where it sees the same. `given_B` marks answers of the data: they have no behaviour
-    policy, so that their weight is 1 and they have no policy gradient; None where all are sampled. `records_B`: see
-    `PromptBatch`. `rewards_B`, and what they add to the advantages, `gains_B`: see `train.reward`."""
+    policy, so that their weight is 1 and they have no policy gradient; None where all are sampled. `records_B`,
+    `teachers_B`: see `PromptBatch`. `rewards_B`, and what they add to the advantages, `gains_B`: see `train.reward`."""
 
     prompt_ids_BP: Tensor
     prompt_mask_BP: Tensor
@@ -96,6 +98,7 @@ class Rollout(_Rows):
     records_B: Tensor | None = None
     rewards_B: Tensor | None = None
     gains_B: Tensor | None = None
+    teachers_B: Tensor | None = None
     temperature: float = 1.0
 
     def __len__(self) -> int:

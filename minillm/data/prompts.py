@@ -51,12 +51,13 @@ def pad(rows: Sequence[Sequence[int]], value: int, *, left: bool) -> tuple[Tenso
 @dataclass(frozen=True)
 class PromptSet:
     """Records with their prompt ids, and reference ids (the first reference with its end token) where there are any.
-    `teacher_ids`: the prompts that the teacher sees, None where it sees the same."""
+    `teacher_ids`: the prompts that the teacher sees, None where it sees the same; `teachers` numbers several."""
 
     records: tuple[Record, ...]
     prompt_ids: tuple[tuple[int, ...], ...]
     reference_ids: tuple[tuple[int, ...], ...]
     teacher_ids: tuple[tuple[int, ...], ...] | None = field(kw_only=True, default=None)
+    teachers: tuple[int, ...] | None = field(kw_only=True, default=None)
     pad_id: int
     dropped: Counter
     references_cut: int = 0  # for their length, so that they have no end token
@@ -65,8 +66,8 @@ class PromptSet:
         return len(self.records)
 
     def digest(self) -> str:
-        """Hash of the token ids of prompts and references, order included."""
-        own = [] if self.teacher_ids is None else [self.teacher_ids]
+        """Hash of the token ids of prompts and references, order included, and of which teacher each has."""
+        own = [each for each in (self.teacher_ids, self.teachers) if each is not None]
         return hashlib.sha256(json.dumps([self.prompt_ids, self.reference_ids, *own]).encode()).hexdigest()[:24]
 
     @property
@@ -91,7 +92,9 @@ class PromptSet:
         references = (None, None)
         if with_references:
             references = pad([self.reference_ids[row] for row in rows], self.pad_id, left=False)
-        return PromptBatch(ids_BP, mask_BP, torch.tensor(list(rows)), index, *references, *teacher_ids, *teacher_mask)
+        numbers = None if self.teachers is None else torch.tensor([self.teachers[row] for row in rows])
+        seen = (*references, *teacher_ids, *teacher_mask)
+        return PromptBatch(ids_BP, mask_BP, torch.tensor(list(rows)), index, *seen, teachers_B=numbers)
 
 
 def build_prompts(

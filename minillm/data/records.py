@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from minillm.common.errors import DataError, first_line
@@ -33,6 +34,7 @@ class Record:
     truncated: bool = False  # the first reference was cut off: there is no end to learn
     teacher_system: str | None = None  # a system turn that the teacher alone sees
     teacher_context: str | None = None  # text before the question that the teacher alone sees
+    teacher: str | None = None  # which of several teachers it has
 
     @property
     def question(self) -> str:
@@ -56,8 +58,9 @@ class Record:
         return "\n\n".join(f"{role}: {text}" for role, text in (*self.history, ("user", self.question)))
 
 
-def read_records(source: str) -> list[Record]:
-    """All records of a .jsonl file, `builtin`, `builtin:validation`, or a hub data set `owner/name[:split]`.
+def read_records(source: str, teachers: Sequence[str] | None = None) -> list[Record]:
+    """All records of a .jsonl file, `builtin`, `builtin:validation`, or a hub data set `owner/name[:split]`. Each names
+    one of `teachers` by its key `teacher`; none may, where that is empty; None does not read the key.
 
     Raises:
         DataError: naming source, line and key of up to ten problems; or that nothing is there.
@@ -68,7 +71,7 @@ def read_records(source: str) -> list[Record]:
         rows = _hub_records(source)
     else:
         rows = json_lines(Path(source).expanduser())
-    return parse_rows(source, rows, _record, "the key instruction or messages")
+    return parse_rows(source, rows, partial(_record, teachers), "the key instruction or messages")
 
 
 def parse_rows(
@@ -153,11 +156,16 @@ def _hub_records(source: str) -> Iterator[tuple[str, object]]:
         yield f"{source}:{number}", row
 
 
-def _record(where: str, row: dict) -> Record:
+def _record(teachers: Sequence[str] | None, where: str, row: dict) -> Record:
     truncated = row.get("truncated", False)
     if not isinstance(truncated, bool):
         raise DataError(f"{where}: key truncated: wanted true or false, got {truncated!r}")
     own = {key: text_of(where, key, row[key]) for key in TEACHER_KEYS if row.get(key) is not None}
+    name = row.get("teacher")
+    if teachers is not None and name not in (teachers or (None,)):
+        wanted = f"a name in model.teachers ({', '.join(teachers)})" if teachers else "none without model.teachers"
+        raise DataError(f"{where}: key teacher: wanted {wanted}, got {'no such key' if name is None else repr(name)}")
+    own["teacher"] = name if teachers else None
     if "messages" in row:
         return replace(_chat_record(where, row["messages"]), truncated=truncated, **own)
     if "instruction" not in row:

@@ -122,11 +122,11 @@ class Sources:
         ids = templates.front_ids(tokenizer, self.bos) if self.template == "paper" else []
         return "".join(tokenizer.convert_ids_to_tokens(ids))
 
-    def records(self) -> tuple[list[Record], list[Record]]:
+    def records(self, teachers: Sequence[str] | None = None) -> tuple[list[Record], list[Record]]:
         """(train, validation), read without a model; all rows of a val_file. Raises DataError, see `read_records`."""
-        train = read_records(self.train_file)
+        train = read_records(self.train_file, teachers)
         if self.val_file is not None:
-            return train, read_records(self.val_file)
+            return train, read_records(self.val_file, teachers)
         held_out = sorted(random.Random(0).sample(range(len(train)), min(self.val_size, len(train))))
         return train, [train[row] for row in held_out]
 
@@ -167,7 +167,9 @@ class Sources:
         lengths = {key: getattr(self, key) for key in ("max_prompt_tokens", "max_response_tokens", "max_tokens")}
         options |= dict(pad_id=pair.pad_id, n_vocab=pair.n_vocab, name=name, teacher=theirs)
         encode = encoder(self.template_arguments)
-        return prompts.build_prompts(records, encode, pair.tokenizer, **lengths, **options)
+        built = prompts.build_prompts(records, encode, pair.tokenizer, **lengths, **options)
+        named = [record.teacher for record in built.records]
+        return built if None in named else replace(built, teachers=tuple(map(list(pair.teachers).index, named)))
 
     def _for_teacher(
         self, texts: dict[str, str | None], encode: templates.Encoder, records: Sequence[Record]

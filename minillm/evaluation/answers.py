@@ -119,19 +119,14 @@ def reference_losses(model: LanguageModel, prompts: PromptSet, group: Group = AL
     """(- log q, tokens) of each prompt's first reference, nats; 0 where it has none. The ranks of `group` share the
     work, and each gets all values."""
     batch = prompts.batch(range(len(prompts)), with_references=True).to(model.device)
-    references = Rollout(batch.ids_BP, batch.mask_BP, batch.reference_ids_BR, batch.reference_mask_BR)
+    answers = (batch.reference_ids_BR, batch.reference_mask_BR)
+    references = Rollout(batch.ids_BP, batch.mask_BP, *answers, teachers_B=batch.teachers_B)
     losses_B, width = torch.zeros(len(prompts), dtype=torch.float64), batch.reference_ids_BR.shape[1]
     for micro in group.share(micro_batches(references, _MAX_TOKENS)):
         logprobs_N = LinearLoss().logprobs(micro.side(model), micro.take(references.response_ids_BR))
         losses_B.index_add_(0, (micro.token_N // width).cpu(), -logprobs_N.double().cpu())
     shares = group.join([losses_B.tolist()])
     return [sum(each) for each in zip(*shares, strict=True)], batch.reference_mask_BR.sum(-1).tolist()
-
-
-def reference_loss(model: LanguageModel, prompts: PromptSet, group: Group = ALONE) -> float:
-    """Language-modelling loss on the references (the first of each prompt), nats a token over all tokens."""
-    losses, tokens = reference_losses(model, prompts, group)
-    return sum(losses) / sum(tokens)
 
 
 def is_uniform(answers: Sequence[Answer], n_vocab: int) -> bool:

@@ -9,7 +9,8 @@ _MODULES = {
     "kv_cache": ("RollingCache",),
     "language_model": ("LanguageModel",),
     "lora": ("Lora",),
-    "pair": ("OWN_TEACHERS", "ModelPair", "Pair", "PrunedTeacher", "pair_of", "solo"),
+    "loaded": ("Pair", "Teachers", "pair_of", "solo"),
+    "pair": ("OWN_TEACHERS", "ModelPair", "PrunedTeacher"),
     "prune": ("keep_layers",),
 }
 __getattr__ = lazily(__name__, _MODULES)

@@ -11,7 +11,7 @@ from transformers import GenerationConfig
 from minillm.common.files import whole_directory
 from minillm.common.numbers import count
 from minillm.models.adapter import merged_weights
-from minillm.models.pair import Pair
+from minillm.models.loaded import Pair
 
 _CARD = """\
 ---

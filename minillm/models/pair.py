@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import copy
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from minillm.common.checks import collect
 from minillm.common.console import say
 from minillm.common.errors import ConfigError, ModelError, check
 from minillm.common.lazy import lazy
@@ -13,14 +16,13 @@ from minillm.models.architecture import body_of
 from minillm.models.checkpoint import Attention, Checkpoint, Dtype, FromScratch, choose_dtype, missing_for
 from minillm.models.families import text_config
 from minillm.models.lora import Lora
-from minillm.models.vocabulary import Vocabulary, compare_vocabularies, stop_ids
+from minillm.models.vocabulary import stop_ids
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from minillm.models.language_model import LanguageModel
-    from minillm.models.served import ServedTokenizer
+    from minillm.models.loaded import Pair
 else:
     torch = lazy("torch")
 
@@ -31,6 +33,7 @@ OWN_TEACHERS = {
     "ema": "the student's moving average",
     "base": "the student's base (adapters off)",
 }
+_TAKEN = ("student", "teacher", "raw", "start", "mass")  # other figures end so, as a teacher's own end with its name
 
 
 @dataclass(frozen=True)
@@ -61,40 +64,13 @@ class PrunedTeacher:
 
 
 @dataclass(frozen=True)
-class Pair:
-    """A loaded pair. `student` is trained; `teacher` is frozen, in eval mode and outside of every checkpoint, and None
-    where a model is measured alone. `compile`: see `LanguageModel`. `vocabulary`: what was found on the way;
-    `loaded_by`: the settings; `reference`: see there, frozen too."""
-
-    student: PreTrainedModel
-    teacher: LanguageModel | None
-    tokenizer: PreTrainedTokenizerBase
-    n_vocab: int
-    stop_ids: tuple[int, ...]
-    compile: bool = False
-    vocabulary: Vocabulary | None = None
-    loaded_by: ModelPair | None = None
-    reference: LanguageModel | None = None
-
-    @property
-    def teacher_here(self) -> LanguageModel | None:
-        """The teacher if its weights are in this process; a served one scores answers only."""
-        return None if self.teacher is None or self.teacher.served else self.teacher
-
-    @property
-    def pad_id(self) -> int:
-        """What fills padding. Its value never matters: masks are explicit."""
-        pad = self.tokenizer.pad_token_id
-        return pad if pad is not None and pad < self.n_vocab else self.tokenizer.eos_token_id
-
-
-@dataclass(frozen=True)
 class ModelPair:
     """Settings of the pair; `student` and `teacher` may be plain strings, see `Checkpoint.source`; fine-tuning needs no
-    teacher, and one of OWN_TEACHERS is the student itself. `reference` is what an objective compares with (START in its
-    `needs`) in the place of the student at the start. `ema_rate`: see `MovingAverage`. `compile`: see
-    `LanguageModel`. `lora`: train adapters of the student only. `gradient_checkpointing`: its layers keep their inputs
-    only and are computed again in the backward pass."""
+    teacher, and one of OWN_TEACHERS is the student itself. `teachers`, by names of one's own, are in the place of
+    `teacher`: each record names its own. `reference` is what an objective compares with (START in its `needs`) in the
+    place of the student at the start. `ema_rate`: see `MovingAverage`. `compile`: see `LanguageModel`. `lora`: train
+    adapters of the student only. `gradient_checkpointing`: its layers keep their inputs only and are computed again in
+    the backward pass."""
 
     student: Checkpoint | FromScratch | PrunedTeacher | str
     teacher: Checkpoint | str | None = None
@@ -104,9 +80,12 @@ class ModelPair:
     lora: Lora | None = None
     gradient_checkpointing: bool = False
     ema_rate: float = 0.02
+    teachers: dict[str, Checkpoint | str | dict] | None = None
     reference: Checkpoint | str | None = None
 
     def __post_init__(self):
+        if self.teachers is not None:
+            object.__setattr__(self, "teachers", _by_name(self.teachers))
         for name in ("student", "teacher", "reference"):
             if isinstance(getattr(self, name), str):
                 place = "url" if getattr(self, name).startswith(("http://", "https://")) else "source"
@@ -114,6 +93,7 @@ class ModelPair:
         pruned, scratch = (isinstance(self.student, kind) for kind in (PrunedTeacher, FromScratch))
         bits, teacher_bits = (getattr(side, "bits", None) for side in (self.student, self.teacher))
         check(
+            (not (self.teacher and self.teachers), "teacher, teachers: both are given; wanted teacher=null"),
             (self.teacher or not pruned, "teacher=null: the student is made of the teacher's layers; wanted a teacher"),
             (not bits, f"student.bits={bits}: only a teacher can be quantised; remove it, or train adapters (lora)"),
             (
@@ -144,6 +124,17 @@ class ModelPair:
         ]
 
     @property
+    def all_teachers(self) -> dict[str, Checkpoint]:
+        """The settings of each teacher by the key that has them."""
+        several = {f"teachers.{name}": each for name, each in (self.teachers or {}).items()}
+        return several or ({"teacher": self.teacher} if self.teacher else {})
+
+    @property
+    def teacher_names(self) -> tuple[str, ...] | None:
+        """For the key `teacher` of a record, see `read_records`."""
+        return tuple(self.teachers) if self.teachers else () if self.teacher else None
+
+    @property
     def own_teacher(self) -> str | None:
         """Which of OWN_TEACHERS the teacher is."""
         source = getattr(self.teacher, "source", None)
@@ -152,10 +143,18 @@ class ModelPair:
     def load(self, device: torch.device, seed: int = 0, *, keep_on_cpu: bool = False) -> Pair:
         """Load both, compare their vocabularies, cut them to the shared rows. `seed` is of new adapters. keep_on_cpu:
         the device gets the weights later. Raises ConfigError or ModelError for what cannot be loaded or paired."""
+        from minillm.models.loaded import pair_of, with_rows_of, with_teachers
         from minillm.models.own_teacher import Unadapted, copy_of
         from minillm.models.prune import keep_layers
 
         dtypes = self.dtypes(device)
+        if self.reference:
+            pair = replace(self, reference=None).load(device, seed, keep_on_cpu=keep_on_cpu)
+            reference = with_rows_of(pair, *self._load("reference", dtypes["teacher"]))
+            return replace(pair, loaded_by=self, reference=reference)
+        if self.teachers:
+            alone = replace(self, teachers=None).load(device, seed)
+            return replace(with_teachers(alone, self.teachers, dtypes["teacher"], self.attention), loaded_by=self)
         device = torch.device("cpu") if keep_on_cpu else device
         teacher = teacher_tokenizer = None
         if isinstance(self.student, PrunedTeacher):
@@ -187,41 +186,29 @@ class ModelPair:
             pair.teacher.offload = self.teacher.offload
         if self.gradient_checkpointing:
             recompute_activations(student)
-        return replace(pair, loaded_by=self, reference=self._load_reference(pair, dtypes["teacher"], device))
-
-    def _load_reference(self, pair: Pair, dtype: torch.dtype, device: torch.device) -> LanguageModel | None:
-        from minillm.models.language_model import LanguageModel
-
-        if self.reference is None:
-            return None
-        network, tokenizer = self._load("reference", dtype)
-        tokenizers, rows = (pair.tokenizer, tokenizer), network.get_output_embeddings().weight.shape[0]
-        known = [{(n, token) for token, n in each.get_vocab().items() if n < pair.n_vocab} for each in tokenizers]
-        if known[0] != known[1] or rows < pair.n_vocab:
-            raise ModelError("model.reference: has another vocabulary than the student; wanted a model of its family")
-        return LanguageModel(network.to(device), pair.n_vocab).frozen()
+        return replace(pair, loaded_by=self)
 
     def missing_here(self) -> list[str]:
         """What this machine lacks for them, see `missing_for`."""
-        missing = missing_for(self.teacher.bits) if self.teacher is not None else None
-        return [f"model.teacher.{missing}"] if missing else []
+        found = {key: missing_for(each.bits) for key, each in self.all_teachers.items()}
+        return [f"model.{key}.{missing}" for key, missing in found.items() if missing]
 
     def load_student(self, device: torch.device) -> Pair:
         """As `load` gives it, without the teacher: its weights are read only where the student is made of them. A
         teacher that cannot be found adds no tokens that end an answer, and a warning is printed."""
-        if self.teacher is None or isinstance(self.student, PrunedTeacher):
+        if isinstance(self.student, PrunedTeacher):
             return replace(replace(self, reference=None).load(device), teacher=None)
-        pair = replace(self, teacher=None, reference=None).load(device)
-        if self.own_teacher:
-            return pair
-        try:
-            stated, rows = self.teacher.ends()
-        except (ConfigError, ModelError) as error:
-            say(f"model.teacher: {error}\nAnswers will end at the student's own tokens {pair.stop_ids} alone")
-            return pair
-        n_vocab = min(pair.n_vocab, rows)
-        stops = stop_ids(pair.tokenizer, pair.student.generation_config, stated, n_vocab=n_vocab)
-        return replace(pair, n_vocab=n_vocab, stop_ids=stops)
+        pair = replace(self, teacher=None, teachers=None, reference=None).load(device)
+        n_vocab, stated = pair.n_vocab, [pair.student.generation_config]
+        for key, teacher in ({} if self.own_teacher else self.all_teachers).items():
+            try:
+                found, rows = teacher.ends()
+            except (ConfigError, ModelError) as error:
+                others = "and those of other teachers" if self.teachers else "alone"
+                say(f"model.{key}: {error}\nAnswers will end at the student's own tokens {pair.stop_ids} {others}")
+                continue
+            n_vocab, stated = min(n_vocab, rows), [*stated, found]
+        return replace(pair, n_vocab=n_vocab, stop_ids=stop_ids(pair.tokenizer, *stated, n_vocab=n_vocab))
 
     def dtypes(self, device: torch.device) -> dict[str, torch.dtype]:
         """Types of `student` and `teacher`. With `auto` trained weights are float32: a step of 5e-6 is lost in
@@ -235,6 +222,24 @@ class ModelPair:
             return getattr(self, side).load(dtype, self.attention)
         except ConfigError as error:
             raise ConfigError(error.prefixed(f"model.{side}")) from error
+
+
+def _by_name(given: Mapping[str, Any]) -> dict[str, Checkpoint]:
+    """`ModelPair.teachers` as checkpoints, in the order of their names. Raises ConfigError with every problem."""
+    found, problems = {}, [] if given else ["teachers={}: wanted names and checkpoints, such as {math: DIR, code: DIR}"]
+    for name, each in sorted({str(name): each for name, each in given.items()}.items()):
+        place = f"teachers.{name}"
+        if not re.fullmatch(r"[A-Za-z][\w-]*", name) or name in _TAKEN:
+            problems.append(f"{place}: wanted a name of letters, digits, - and _, not one of {', '.join(_TAKEN)}")
+        if not isinstance(each, Checkpoint):
+            node = each if isinstance(each, Mapping) else {"source": each}
+            each = collect(problems, place, {"_target_": "minillm.models.Checkpoint", **node})
+        if each and (each.url or each.offload or each.source in OWN_TEACHERS or each.source.startswith("http")):
+            problems.append(f"{place}={each.name}: a server, offload and the student itself are for model.teacher only")
+        found[name] = each
+    if problems:
+        raise ConfigError(problems)
+    return found
 
 
 def _freeze_unused(student: PreTrainedModel) -> None:
@@ -252,41 +257,3 @@ def recompute_activations(network: PreTrainedModel) -> None:
     # Nothing is drawn in a forward pass, so there is no state of random numbers to keep.
     network.activation_checkpointing_enable({"use_reentrant": False, "preserve_rng_state": False})
     network.disable_input_require_grads()  # only reentrant checkpoints need it
-
-
-def pair_of(
-    student: PreTrainedModel,
-    teacher: PreTrainedModel | LanguageModel | None,
-    tokenizer: PreTrainedTokenizerBase,
-    teacher_tokenizer: PreTrainedTokenizerBase | ServedTokenizer | None,
-    compile: bool = False,
-) -> Pair:
-    """Check that two loaded models can be distilled into one another and freeze the teacher, or a teacher that is
-    served and verified elsewhere. Raises ModelError, see `compare_vocabularies`, `LanguageModel.verify`."""
-    from minillm.models.language_model import LanguageModel
-
-    served = teacher if isinstance(teacher, LanguageModel) else None
-    networks = [each for each in (student, served.network if served else teacher) if each is not None]
-    rows = [each.get_output_embeddings().weight.shape[0] for each in networks]
-    vocabulary = compare_vocabularies(tokenizer, teacher_tokenizer, rows[0], rows[-1])
-    n_vocab = vocabulary.shared
-    for network in networks[:1] if served else networks:
-        LanguageModel(network, n_vocab).verify()
-    if served:
-        served.n_vocab = n_vocab
-    elif teacher is not None:
-        teacher = LanguageModel(teacher, n_vocab, compile).frozen()
-    return Pair(
-        student=student,
-        teacher=teacher,
-        tokenizer=tokenizer,
-        n_vocab=n_vocab,
-        stop_ids=stop_ids(tokenizer, *(each.generation_config for each in networks), n_vocab=n_vocab),
-        compile=compile,
-        vocabulary=vocabulary,
-    )
-
-
-def solo(network: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Pair:
-    """A model without a teacher. Raises as `pair_of`."""
-    return pair_of(network, None, tokenizer, None)

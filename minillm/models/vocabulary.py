@@ -29,13 +29,15 @@ class Tokens:
 @dataclass(frozen=True)
 class Vocabulary:
     """What student and teacher share: the first `shared` rows mean the same token in both. `beyond` counts the ids from
-    there on that only one tokenizer knows, or that are different tokens; no teacher where a model is alone."""
+    there on that only one tokenizer knows, or that are different tokens; no teacher where a model is alone; `others`
+    are further teachers."""
 
     student: Tokens
     teacher: Tokens | None
     shared: int
     beyond: int = 0
     same_template: bool = True
+    others: tuple[Tokens, ...] = ()
 
 
 def compare_vocabularies(

@@ -156,6 +156,8 @@ def configs(model: ModelPair) -> tuple[dict[str, PretrainedConfig], list[str]]:
     """The configs of `student` and, where there is one, `teacher`, found without a hub; and a problem for each that is
     not known or not supported."""
     found, problems = {}, []
+    if model.teachers:
+        problems.append("model.teachers: a plan knows one teacher; give the largest as model.teacher")
     for side in ("teacher", "student"):
         spec = model.student if model.own_teacher else getattr(model, side)
         if isinstance(spec, PrunedTeacher) and "teacher" in found:

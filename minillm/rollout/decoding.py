@@ -7,6 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from functools import wraps
+from itertools import groupby
 
 import torch
 from torch import Tensor
@@ -17,9 +20,11 @@ from minillm.common.errors import check
 from minillm.common.seeding import row_uniforms
 from minillm.common.types import PromptBatch, Rollout
 from minillm.losses import mixture_logprobs
-from minillm.models import LanguageModel, RollingCache
+from minillm.models import LanguageModel, RollingCache, Teachers
+from minillm.models.loaded import kept_states, one_of
 from minillm.rollout.draw import Distribution, draw
 from minillm.rollout.repeats import Repeats
+from minillm.rollout.stored import stacked
 
 _REFILL = 8  # a fraction 1 / _REFILL of the places is free before new prompts are read: a small prefill is a slow one
 _PREFILL = 2**14  # tokens of prompts, padding included, that are read in one pass where one prompt allows it
@@ -112,6 +117,28 @@ class _Places:
         self.rows_B, self.steps_B, self.alive_B = (each[slots_B] for each in (self.rows_B, self.steps_B, self.alive_B))
 
 
+def _by_teacher(decode: Callable[..., Rollout]) -> Callable[..., Rollout]:
+    """`decode` with several teachers too: the rows of each by themselves, which changes no answer."""
+
+    @wraps(decode)
+    def whole(student, teacher, prompts, **options):
+        several = next((each for each in (student, teacher) if isinstance(each, Teachers)), None)
+        if several is None:
+            return decode(student, teacher, prompts, **options)
+        numbers = [None] if prompts.teachers_B is None else prompts.teachers_B.tolist()
+        parts, order = [], sorted(range(len(numbers)), key=numbers.__getitem__)
+        for number, group in groupby(order, key=numbers.__getitem__):
+            rows = list(group)
+            own = {k: [v[row] for row in rows] if isinstance(v, list) else v for k, v in options.items()}
+            part = decode(one_of(student, number), one_of(teacher, number), prompts.rows(rows), **own)
+            hidden = part.teacher_hidden_BRH
+            parts.append(replace(part, teacher_hidden_BRH=None if hidden is None else kept_states(several, hidden)))
+        return stacked(parts).rows(torch.tensor(order).argsort())
+
+    return whole
+
+
+@_by_teacher
 @torch.no_grad()
 def decode(
     student: LanguageModel | None,
@@ -132,8 +159,9 @@ def decode(
 ) -> Rollout:
     """Answer every prompt, token by token from alpha p + (1 - alpha) q, `batch_size` rows at a time.
 
-    Only the models that are given run: the student alone with alpha 0, the teacher alone with alpha 1. Each leaves the
-    log-probs of the chosen tokens; with `keep_hidden` the teacher also leaves its hidden states.
+    Only the models that are given run: the student alone with alpha 0, the teacher alone with alpha 1; of several
+    teachers each for its own rows. Each leaves the log-probs of the chosen tokens; with `keep_hidden` the teacher also
+    leaves its hidden states.
 
     A row ends at its first stop token, which counts, or at `max_new_tokens` (of all rows, or one limit a row); then a
     waiting prompt takes its place. An answer depends on its row's stream alone, not on the batch, but for rounding:

@@ -6,6 +6,7 @@ Axes: B rows of a micro-batch, S its columns, N its counted response tokens, H h
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ from torch.profiler import record_function
 
 from minillm.common.types import LossOutput, Rollout
 from minillm.models import LanguageModel
+from minillm.models.loaded import one_of
 from minillm.objectives import TEACHER, Objective
 from minillm.objectives.chunked import Side
 from minillm.objectives.linear_loss import LinearLoss
@@ -27,6 +29,7 @@ class MicroBatch:
     ids_BS: Tensor
     state_N: Tensor  # where in [B * S] the state is that predicts each counted token
     token_N: Tensor  # where in [rows * R] of the rollout that token is
+    number: int | None = None  # of the teacher of all rows, see `Rollout.teachers_B`
     teacher: MicroBatch | None = None  # the same answers after the teacher's own prompts
 
     def __len__(self) -> int:
@@ -37,13 +40,15 @@ class MicroBatch:
         return values.flatten(0, 1)[self.token_N]
 
     def side(self, model: LanguageModel, temperature: float = 1.0) -> Side:
-        """By a forward pass of the model."""
+        """By a forward pass of the model; of several teachers that of these rows."""
+        model = one_of(model, self.number)
         return Side(model.states(self.ids_BS, self.state_N), model.head(temperature))
 
     def teacher_side(self, teacher: LanguageModel, temperature: float = 1.0) -> Side:
         """By the hidden states of the rollout, or by a forward pass where it has none."""
         if self.rollout.teacher_hidden_BRH is not None:
-            return Side(self.take(self.rollout.teacher_hidden_BRH), teacher.head(temperature))
+            head = one_of(teacher, self.number).head(temperature)
+            return Side(self.take(self.rollout.teacher_hidden_BRH)[:, : head.weight_VH.shape[1]], head)
         with torch.no_grad():
             return self.for_teacher.side(teacher, temperature)
 
@@ -76,38 +81,42 @@ class MicroBatch:
 def micro_batches(
     rollout: Rollout, max_tokens: int, max_rows: int | None = None, *, shares: int = 1
 ) -> list[MicroBatch]:
-    """All rows of a rollout that have an answer, the shortest first; at most `max_rows` of them, and at most
-    `max_tokens` in rows times columns where a single row allows it. shares: number of devices that share the
-    micro-batches; each is then small enough that no device waits."""
+    """All rows of a rollout that have an answer, those of one teacher, the shortest first; at most `max_rows` of them,
+    and at most `max_tokens` in rows times columns where a single row allows it. shares: number of devices that share
+    the micro-batches; each is then small enough that no device waits."""
     prompt, teacher_prompt = (each.prompt_mask_BP.sum(-1).tolist() for each in (rollout, rollout.for_teacher))
     # By the mask itself: a token that does not count may stand before one that does.
     counted = [[place for place, counts in enumerate(row) if counts] for row in rollout.response_mask_BR.tolist()]
     longer = map(max, prompt, teacher_prompt)
     lengths = [p + places[-1] if places else 0 for p, places in zip(longer, counted, strict=True)]
-    rows = sorted(filter(counted.__getitem__, range(len(rollout))), key=lengths.__getitem__)
-    groups = _groups(rows, lengths, max_tokens, max_rows)
+    numbers = [None] * len(rollout) if rollout.teachers_B is None else rollout.teachers_B.tolist()
+    rows = sorted(filter(counted.__getitem__, range(len(rollout))), key=lambda row: (numbers[row] or 0, lengths[row]))
+    divide = partial(_groups, rows, lengths, numbers, max_rows)
+    groups = divide(max_tokens)
     if shares > 1:
         rounds = -(-len(groups) // shares)
         too_few, enough = 0, max_tokens
         while enough - too_few > 1:
             middle = (too_few + enough) // 2
-            fits = len(_groups(rows, lengths, middle, max_rows)) <= rounds * shares
+            fits = len(divide(middle)) <= rounds * shares
             too_few, enough = (too_few, middle) if fits else (middle, enough)
-        groups = _groups(rows, lengths, enough, max_rows)
-    micros = [_micro_batch(rollout, rows, prompt, counted) for rows in groups]
+        groups = divide(enough)
+    micros = [replace(_micro_batch(rollout, rows, prompt, counted), number=numbers[rows[0]]) for rows in groups]
     if (seen := rollout.for_teacher) is rollout:
         return micros
     return [
-        replace(micro, teacher=_micro_batch(seen, rows, teacher_prompt, counted))
+        replace(micro, teacher=replace(_micro_batch(seen, rows, teacher_prompt, counted), number=micro.number))
         for micro, rows in zip(micros, groups, strict=True)
     ]
 
 
-def _groups(rows: list[int], lengths: list[int], max_tokens: int, max_rows: int | None) -> list[list[int]]:
+def _groups(rows: list[int], lengths: list[int], numbers: list, max_rows: int | None, max_tokens: int) -> list[list]:
     groups: list[list[int]] = []
     for row in rows:
         full = groups and (
-            (len(groups[-1]) + 1) * lengths[row] > max_tokens or (max_rows and len(groups[-1]) == max_rows)
+            (len(groups[-1]) + 1) * lengths[row] > max_tokens
+            or (max_rows and len(groups[-1]) == max_rows)
+            or numbers[groups[-1][0]] != numbers[row]
         )
         if not groups or full:
             groups.append([])
@@ -123,8 +132,8 @@ def _micro_batch(rollout: Rollout, rows: list[int], prompt: list[int], counted: 
     column_BS = torch.tensor([[n_prompt - prompt[row]] for row in rows]) + torch.arange(width)
     column_BS = column_BS.clamp(max=n_prompt + n_response - 1).to(device, non_blocking=True)
     states, tokens = [], []
-    for number, row in enumerate(rows):
-        states += [number * width + prompt[row] - 1 + place for place in counted[row]]
+    for at, row in enumerate(rows):
+        states += [at * width + prompt[row] - 1 + place for place in counted[row]]
         tokens += [row * n_response + place for place in counted[row]]
     rows_B, state_N, token_N = (
         torch.tensor(each, dtype=torch.long).to(device, non_blocking=True) for each in (rows, states, tokens)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from minillm.common.types import Experience, Rollout
 from minillm.models import LanguageModel
+from minillm.models.loaded import kept_states
 from minillm.objectives import COSTS, Objective
 from minillm.objectives.linear_loss import LinearLoss
 from minillm.rollout.micro_batch import MicroBatch, micro_batches
@@ -51,7 +52,7 @@ def answer_logprobs(
     def values(micro: MicroBatch) -> tuple[Tensor, ...]:
         side = micro.side(model, rollout.temperature)
         logprobs_N = linear_loss.logprobs(side, micro.take(rollout.response_ids_BR))
-        return (logprobs_N, side.hidden_NH) if keep_hidden else (logprobs_N,)
+        return (logprobs_N, kept_states(model, side.hidden_NH)) if keep_hidden else (logprobs_N,)
 
     logprobs_BR, *hidden = _for_each_token(rollout, max_tokens, values)
     return logprobs_BR, hidden[0] if hidden else None

@@ -18,7 +18,7 @@ from minillm.parallel import Group
 
 _KEPT = (
     "prompt_ids_BP", "prompt_mask_BP", "teacher_prompt_ids_BP", "teacher_prompt_mask_BP", "response_ids_BR",
-    "response_mask_BR", "behaviour_logprobs_BR", "records_B",
+    "response_mask_BR", "behaviour_logprobs_BR", "records_B", "teachers_B",
 )  # fmt: skip
 
 

@@ -66,7 +66,7 @@ def build(settings: Settings, pair: Pair | None = None) -> Run:
     numbers = resume.numbers_of(settings.model, device, precision)
     ckpt_path = on_first(partial(resume.go_on_from, run_dir, plain, numbers)) if plain["resume"] else None
     # Files first: a mistyped name should not cost the download of a teacher.
-    records = settings.data.records()
+    records = settings.data.records((pair or settings.model).teacher_names)
     documents = read_documents(settings.data.corpus_file) if settings.regulariser.on else None
     log.info("On %s: %s", device, ", ".join(f"{key}: {value}" for key, value in numbers.items()))
     # Shards go to their devices one after the other, once the trainer has started; whole weights go now.

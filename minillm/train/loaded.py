@@ -25,7 +25,7 @@ def check_lengths(settings: Settings, pair: Pair) -> None:
         longest["data.max_tokens (null: max_prompt_tokens + max_response_tokens)"] = settings.data.longest
     if settings.regulariser.on:
         longest["data.block_size"] = settings.data.block_size
-    networks = {"student": pair.student} | ({} if pair.teacher is None else {"teacher": pair.teacher.network})
+    networks = {"student": pair.student} | {name: each.network for name, each in pair.teachers.items()}
     size, most = settings.strategy.tensor_parallel_size, getattr(pair.teacher, "max_length", float("inf"))
     check(
         *(

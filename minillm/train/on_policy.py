@@ -158,9 +158,10 @@ class OnPolicyDistillation(TrainingModule):
             with self.phases("rollout"):
                 asked = prompts.rows(drawn)
                 rollout = self.sampler.rollout(self.model, self.pair.teacher, asked, seeds, **ends, **options)
-                if (rollout.for_teacher is rollout) != (asked.for_teacher is asked):
-                    name = type(self.sampler).__name__
-                    raise ConfigError(f"sampler {name}: loses the teacher's prompts; make rollouts by prompts.answered")
+                lost = (rollout.for_teacher is rollout) != (asked.for_teacher is asked)
+                if lost or (rollout.teachers_B is None) != (asked.teachers_B is None):
+                    name, what = type(self.sampler).__name__, "the teacher's prompts, or which teacher each row has"
+                    raise ConfigError(f"sampler {name}: loses {what}; make rollouts by prompts.answered")
                 rollout = replace(rollout, records_B=asked.records)
             with self.phases("score"), self.asking():
                 rollout = self._with_teacher(rollout)

@@ -66,8 +66,12 @@ def rule_problems(built: Mapping[str, Any], plain: Mapping) -> list[str]:
             "data.corpus_file=null: the regulariser needs a corpus; name a file or set regulariser=none",
         ),
         (
-            teacher is None and (on_policy or objective.needs),
+            not model.all_teachers and (on_policy or objective.needs),
             "model.teacher=null with an objective that needs it: wanted a teacher, or regime=supervised objective=sft",
+        ),
+        (
+            model.teachers and (strategy.sharded or data.teacher_cache or (regulariser.on and regulariser.kd_ratio)),
+            "model.teachers: wanted strategy=single or ddp, data.teacher_cache=null and regulariser.kd_ratio=0",
         ),
         (
             strategy.sharded and own in ("ema", "base"),

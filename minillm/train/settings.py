@@ -135,9 +135,10 @@ def assemble(plain: dict, built: Mapping[str, Any], *, command: str = "", began:
 
 def made_by(plain: dict) -> str:
     """One sentence for the model card."""
-    teacher, objective = plain["model"].get("teacher"), plain["objective"]
-    teacher = (teacher.get("url") or teacher.get("source")) if isinstance(teacher, dict) else teacher
-    teacher = OWN_TEACHERS.get(teacher, f"`{teacher}`")
+    model, objective = plain["model"], plain["objective"]
+    given = (model.get("teachers") or {"teacher": model.get("teacher")}).values()
+    names = [(each.get("url") or each.get("source")) if isinstance(each, dict) else each for each in given]
+    teacher = " and ".join(OWN_TEACHERS.get(each, f"`{each}`") for each in dict.fromkeys(map(str, names)))
     if "kd_ratio" not in objective:
         name = str(objective.get("_target_", "MiniLLM")).rpartition(".")[2]
         ours = "MiniLLM (reverse KL on its own samples, arXiv 2306.08543)"

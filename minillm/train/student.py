@@ -85,15 +85,15 @@ class TrainingModule(StudentModule):
             self.model.share_out(keep_head=False, **parts)
             if self.reference is not None:
                 self.reference.share_out(keep_head=False, **parts)
-            if self.pair.teacher is not None:
+            for teacher in self.pair.teachers.values():
                 # Updates need its head on kept hidden states, without its body.
-                self.pair.teacher.share_out(keep_head=True, **parts)
+                teacher.share_out(keep_head=True, **parts)
 
     @contextmanager
     def whole_weights(self) -> Iterator[None]:
         """Gather all models, so that each rank may run them as often as it likes."""
         with ExitStack() as stack:
-            for model in filter(None, (self.model, self.reference, self.pair.teacher)):
+            for model in filter(None, (self.model, self.reference, *self.pair.teachers.values())):
                 stack.enter_context(model.gathered())
             yield
 

@@ -81,16 +81,19 @@ class SupervisedDistillation(TrainingModule):
         answers = prompts.answered(prompts.reference_ids_BR, prompts.reference_mask_BR)
         with torch.no_grad():
             answers = Experience(**vars(answers), constants=self.objective.prepare(answers))
-        (micro,) = micro_batches(answers, max_tokens=answers.ids_BS.numel())
+        micros = micro_batches(answers, max_tokens=answers.ids_BS.numel())  # one for each teacher
+        needs, loss = TEACHER in self.objective.needs, 0.0
         with self.asking():  # the weights have not changed since the last optimizer step
-            teacher = micro.teacher_side(self.teacher) if TEACHER in self.objective.needs else None
-        output = micro.loss(self.linear_loss, self.objective, self.model, teacher, batch.n_tokens)
-        for name, value in {"loss": output.loss.detach(), **output.parts}.items():
-            self._losses[f"train/{name}"] = self._losses[f"train/{name}"] + value
+            teachers = [micro.teacher_side(self.teacher) if needs else None for micro in micros]
+        for micro, teacher in zip(micros, teachers, strict=True):
+            output = micro.loss(self.linear_loss, self.objective, self.model, teacher, batch.n_tokens)
+            loss = loss + output.loss
+            for name, value in {"loss": output.loss.detach(), **output.parts}.items():
+                self._losses[f"train/{name}"] = self._losses[f"train/{name}"] + value
         self._records.append(prompts.records)
         self.reduce_after(len(self._records) == self.trainer.accumulate_grad_batches)
         # The trainer divides by the number of micro-batches; ours are parts of a sum.
-        return output.loss * self.trainer.accumulate_grad_batches
+        return loss * self.trainer.accumulate_grad_batches
 
     def configure_gradient_clipping(self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None) -> None:
         self.sum_gradients()

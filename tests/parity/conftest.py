@@ -26,6 +26,10 @@ def parity_world(tmp_path_factory):
             network.save_pretrained(folder / family / name)
             make_tokenizer().save_pretrained(folder / family / name)
     write_texts(folder)
+    for name in ("train", "val"):  # rows that name one of two teachers
+        rows = map(json.loads, (folder / f"{name}.jsonl").read_text().splitlines())
+        texts = [json.dumps(row | {"teacher": ("one", "two", "two")[n % 3]}) for n, row in enumerate(rows)]
+        (folder / f"{name}_named.jsonl").write_text("\n".join(texts) + "\n")
     return folder
 
 
@@ -62,6 +66,8 @@ def scenarios(world: Path) -> dict[str, list[str]]:
     lean += ["regulariser=pretrain_kd", "regulariser.batch_size=1", "regime.microbatch_tokens=9"]
     kd = ["regime=supervised", "objective=kd", "regime.minibatch_size=4", "regime.microbatch_size=1"]
     kd += ["regime.epochs=null", "regime.max_steps=6"]
+    two = [f"data.{name}_file={world}/{name}_named.jsonl" for name in ("train", "val")]
+    two += ["model.teacher=null", f"model.teachers={{one: {world}/llama/teacher, two: {world}/gpt2/teacher}}"]
     return {
         "base": base,
         "float32": [*on_policy(world, "qwen3", "float32"), "preflight=true"],  # a tied head
@@ -82,6 +88,8 @@ def scenarios(world: Path) -> dict[str, list[str]]:
             "regime.max_steps=12",
         ],
         "kd": [*settings(world), *kd],
+        "teachers": [*base, "sampler.alpha=0.3", *two],
+        "teachers_kd": [*settings(world), *kd, "regime.microbatch_size=2", *two],
         "qwen3": on_policy(world, "qwen3"),
         "opt": on_policy(world, "opt"),
         "gpt2": on_policy(world, "gpt2"),
@@ -97,7 +105,7 @@ def more(strategy: str) -> list[str]:
     """The scenarios of make test-all. gpt2's fused projections cannot be split; what only matters there is run there
     only."""
     return ["float32", "lora", "reference", "lean", "extrapolated", "jsd", "stored", "kd"] + {
-        "ddp": [],
+        "ddp": ["teachers", "teachers_kd"],
         "fsdp": ["gpt2", "offload"],
         "fsdp_tp": ["opt"],
     }[strategy]

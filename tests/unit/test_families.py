@@ -13,7 +13,7 @@ from minillm.common.types import PromptBatch
 from minillm.data.prompts import pad
 from minillm.models import Architecture, Checkpoint, LanguageModel, Lora, ModelPair, PrunedTeacher, keep_layers
 from minillm.models.families import exact_length, positions, too_long, unsupported, without_noise
-from minillm.models.pair import pair_of
+from minillm.models.loaded import pair_of
 from minillm.objectives.linear_loss import LinearLoss
 from minillm.rollout import decode, rollout_divergence
 from minillm.rollout.micro_batch import micro_batches

@@ -13,7 +13,7 @@ from minillm.common.console import say, show_figures, show_samples
 from minillm.common.errors import Interrupted, StorageError, check
 from minillm.common.files import write_whole
 from minillm.data import PromptSet
-from minillm.evaluation.answers import Answer, answer_prompts, is_uniform, reference_loss, summarise
+from minillm.evaluation.answers import Answer, answer_prompts, is_uniform, reference_losses, summarise
 from minillm.evaluation.metrics import figures_at
 from minillm.models import LanguageModel
 from minillm.parallel import on_first
@@ -30,7 +30,8 @@ class Validation(BoundaryCallback):
 
     The stream of random numbers is that of `seed` (eval_seed), the same for all seeds and stages. Where the prompts
     have no references there is no loss, and Rouge-L is against the teacher's greedy answers, if it is here. A
-    student that gives all tokens the same probability has the figure `uniform` only and is never the best.
+    student that gives all tokens the same probability has the figure `uniform` only and is never the best. With several
+    teachers each figure is there for the prompts of each too, `<figure>_<name>`.
 
     Args:
         every: optimizer steps between validations; None for raw, start and end only.
@@ -81,6 +82,7 @@ class Validation(BoundaryCallback):
 
     def setup(self, trainer, module, stage) -> None:
         self._prompts, self._pair, self._module = trainer.datamodule.val_prompts, module.pair, module
+        self._teachers = sorted({record.teacher for record in self._prompts.records} - {None})  # if there are several
 
     @cached_property
     def teacher_answers(self) -> list[Answer]:
@@ -109,10 +111,15 @@ class Validation(BoundaryCallback):
         return self._prompts.for_teacher if model is self._pair.teacher else self._prompts
 
     def _figures(self, model: LanguageModel, answers: list[Answer]) -> dict[str, float]:
-        figures = summarise(answers, self._references, self.figures)
+        losses, tokens, figures = None, None, {}
         if self._prompts.has_references:
             with self._module.whole_weights():
-                figures["loss"] = reference_loss(model, self._seen_by(model), self._module.group)
+                losses, tokens = reference_losses(model, self._seen_by(model), self._module.group)
+        for name in (None, *self._teachers):
+            rows = [row for row, record in enumerate(self._prompts.records) if name in (None, record.teacher)]
+            of = [each and [each[row] for row in rows] for each in (answers, self._references, losses, tokens)]
+            found = summarise(*of[:2], self.figures) | ({} if losses is None else {"loss": sum(of[2]) / sum(of[3])})
+            figures |= {f"{key}_{name}" if name else key: value for key, value in found.items()}
         return figures
 
     @cached_property
@@ -162,7 +169,8 @@ class Validation(BoundaryCallback):
         for name in {stage, "end"} & {"raw", "start", "end"}:
             self.stages[name], self.samples[name] = figures, texts[: self.n_samples]
         self.newest_step = module.step
-        show_figures(f"Validation, {stage}", {"student": figures} | self._teacher_row(), self._columns)
+        rows = {"student": figures} | self._teacher_row() | self._by_teacher(figures)
+        show_figures(f"Validation, {stage}", rows, self._columns)
         if "overlap_mass" in figures:
             say(
                 f"Entropy {figures['entropy']:.3g} nats a token, the teacher's {figures['teacher_entropy']:.3g}; "
@@ -195,8 +203,12 @@ class Validation(BoundaryCallback):
         show_samples(
             "The same held-out prompts at every stage", list(columns), list(zip(*columns.values(), strict=True))
         )
-        figures = {name: self.stages[name] for name in stages} | self._teacher_row()
+        figures = {name: self.stages[name] for name in stages} | self._teacher_row() | self._by_teacher(self.newest)
         show_figures("Figures of all stages", figures, self._columns)
+
+    def _by_teacher(self, figures: dict[str, float]) -> dict[str, dict[str, float]]:
+        """The student's figures on the prompts of each of several teachers."""
+        return {f"on {name}": {key: figures.get(f"{key}_{name}") for key in self._columns} for name in self._teachers}
 
     def final_figures(self) -> dict[str, float]:
         """Flat names for metrics.json: val/<figure>_raw, val/<figure>_start, val/<figure>, val/teacher_<figure>."""

@@ -13,7 +13,7 @@ from minillm.common.seeding import seed_for
 from minillm.common.types import PromptBatch
 from minillm.data import Corpus, PromptSet, rows_at
 from minillm.data.prompts import pad
-from minillm.models import LanguageModel, Pair
+from minillm.models import LanguageModel, Pair, Teachers
 from minillm.objectives.linear_loss import LinearLoss
 from minillm.planning import measure
 from minillm.rollout import decode, rollout_divergence
@@ -51,7 +51,7 @@ class Preview(L.Callback):
 
     def on_fit_start(self, trainer: L.Trainer, module: TrainingModule) -> None:
         """Raises ModelError: see `check_consistency`. The run's name is free again then."""
-        models = {"student": module.model} | ({} if self.pair.teacher_here is None else {"teacher": self.pair.teacher})
+        models = {"student": module.model} | (self.pair.teachers if self.pair.teacher_here else {})
         if not self.settings.strategy.sharded:  # compiling for these few shapes would change those that follow
             models = {side: type(each)(each.network, self.pair.n_vocab) for side, each in models.items()}
         half = torch.autocast(module.device.type, torch.bfloat16, enabled=trainer.precision == "bf16-mixed")
@@ -81,14 +81,16 @@ class Preview(L.Callback):
         page.lines["log-ratio"] = f"update against decoding, same weights, in nats: {'; '.join(texts)}"
         page.figures["consistency"] = {side: asdict(each) for side, each in found.items()}
         if pair.teacher is not None:
-            both = models["student"], models.get("teacher", pair.teacher)
+            teacher = models.get("teacher", pair.teacher)
+            if pair.teacher_names:
+                teacher = Teachers({name: models[name] for name in pair.teacher_names})
             sizes = dict(seed=settings.plain["seed"], max_new_tokens=settings.answer_tokens, max_tokens=tokens)
-            page.add_agreement(*agreement(*both, pair, self.train, **sizes), n_vocab=pair.n_vocab)
+            page.add_agreement(*agreement(models["student"], teacher, pair, self.train, **sizes), n_vocab=pair.n_vocab)
 
     def _consistency(self, side: str, model: LanguageModel, longest: int, max_tokens: int) -> Consistency:
         """See `check_consistency`; on some training prompts, and on a row that is longer than every window of attention
         that a row of `longest` tokens, prompt and answer, can reach."""
-        settings, pair, prompts = self.settings, self.pair, self.train.for_teacher if side == "teacher" else self.train
+        settings, pair, prompts = self.settings, self.pair, self.train if side == "student" else self.train.for_teacher
         seed, n_new = settings.plain["seed"], min(_ANSWER, settings.answer_tokens)
         rows = rows_at(seed_for(seed, "consistency"), 0, min(_ROWS - 1, len(prompts)), len(prompts))
         reachable = [window + _ANSWER for window in model.windows if window < longest]

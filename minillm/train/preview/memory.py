@@ -133,8 +133,13 @@ def case_of(
 
 
 def sizes_of(pair: Pair) -> tuple[Sizes, Sizes | None]:
-    """Of student and teacher as they are loaded."""
-    teacher = None if pair.teacher is None else Sizes.of(pair.teacher.network)
+    """Of student and teacher as they are loaded; of several teachers the largest, with the weights of all."""
+    networks = [each.network for each in pair.teachers.values()]
+    teacher = max(map(Sizes.of, networks), key=lambda each: each.parameters, default=None)
+    if pair.teacher_names:
+        weights = {id(each): each for network in networks for each in network.parameters()}.values()
+        stored = sum(each.numel() * each.element_size() for each in weights)
+        teacher = replace(teacher, stored=stored, width=pair.teacher.width)
     if pair.teacher is not None and pair.teacher.served:  # only its head is here
         teacher = replace(teacher, parameters=teacher.body + teacher.head, stored=teacher.head * teacher.itemsize)
     return Sizes.of(pair.student), teacher

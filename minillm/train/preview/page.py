@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -88,12 +89,12 @@ def page_of(
     settings: Settings, pair: Pair, train: PromptSet, validation: PromptSet, corpus: Corpus | None, memory: Memory
 ) -> Page:
     """From what has been loaded; fast, and nothing is computed by the models. `memory` is the planner's."""
-    networks = {"student": pair.student} | ({} if pair.teacher is None else {"teacher": pair.teacher.network})
+    networks = {"student": pair.student} | {name: each.network for name, each in pair.teachers.items()}
     vocabulary, usable, optim = pair.vocabulary, usable_memory(pair.student.device), settings.optim
-    tokens = [each for each in (vocabulary.student, vocabulary.teacher) if each]
-    own = len(networks) == 2 and networks["teacher"] is pair.student
+    tokens = [each for each in (vocabulary.student, vocabulary.teacher, *vocabulary.others) if each]
+    own = networks.get("teacher") is pair.student
     sides = {
-        "source": [_source(getattr(settings.model, side)) for side in networks],
+        "source": [_source(each) for each in (settings.model.student, *settings.model.all_teachers.values())],
         "model": [_model(network) for network in networks.values()],
         "parameters": [_parameters(pair.student), "the student's"] if own else [*map(_parameters, networks.values())],
         "tokens": [_tokens(each, vocabulary.shared) for each in tokens],
@@ -174,7 +175,9 @@ def _prompts(prompts: PromptSet) -> str:
     if reasons := ", ".join(f"{n:,} {reason}" for reason, n in prompts.dropped.items() if n):
         text += f"; dropped: {reasons}"
     cut = f", {prompts.references_cut:,} of them too long and cut" if prompts.references_cut else ""
-    return f"{text}; {references:,} with a reference{cut}"
+    named = Counter(record.teacher for record in prompts.records if prompts.teachers is not None)
+    teachers = "".join(f"; {name}: {named[name]:,}" for name in sorted(named))
+    return f"{text}; {references:,} with a reference{cut}{teachers}"
 
 
 def _references_in(prompts: PromptSet) -> int:
@@ -253,11 +256,12 @@ def _of_work(
 
 
 def _of_models(settings: Settings, pair: Pair) -> Iterator[str]:
-    tokens, teacher, sampler = pair.vocabulary, pair.teacher and pair.teacher.network, settings.sampler
+    tokens, sampler, teachers = pair.vocabulary, settings.sampler, [each.network for each in pair.teachers.values()]
     if settings.data.template == "chat" and tokens.teacher and not tokens.same_template:
         what = "another chat template" if tokens.teacher.chat_template else "no chat template"
         yield f"The teacher has {what}; prompts are written with the student's, which may be strange to it."
-    if teacher and (ends := _ends(teacher) - _ends(pair.student) - {pair.tokenizer.eos_token_id}):
+    own = _ends(pair.student) | {pair.tokenizer.eos_token_id}
+    if ends := {each for teacher in teachers for each in _ends(teacher)} - own:
         names = ", ".join(map(pair.tokenizer.convert_ids_to_tokens, sorted(ends)))
         yield (
             f"The teacher also ends an answer with {names}, the student alone does not: a base student of an instruct "
@@ -270,7 +274,7 @@ def _of_models(settings: Settings, pair: Pair) -> Iterator[str]:
         )
     parameters, trained = parameters_of(pair.student)
     ours = parameters - trained % parameters  # where only some are trained, those are adapters
-    if teacher and (theirs := teacher.num_parameters()) < ours:
+    if teachers and (theirs := min(each.num_parameters() for each in teachers)) < ours:
         yield (
             f"The teacher has {theirs:,} parameters, the student {ours:,}: model.teacher and model.student the wrong "
             "way round?"
