@@ -14,7 +14,7 @@ from typing import Any, Literal
 from minillm.api.inputs import Prompts, Run, as_file, sources_of
 from minillm.common.errors import ConfigError
 from minillm.data import read_records
-from minillm.models import Lora, ModelPair, Pair, device_of
+from minillm.models import Checkpoint, Lora, ModelPair, Pair, device_of
 from minillm.objectives import CrossEntropy, MiniLLM, PretrainLoss
 from minillm.objectives.linear_loss import LinearLoss
 from minillm.parallel import Parallel
@@ -32,7 +32,7 @@ _NO_CORPUS = PretrainLoss(enabled=False, coefficient=0.0, batch_size=1)
 
 def load_pair(
     student: str | Path,
-    teacher: str | Path | None = None,
+    teacher: str | Path | Checkpoint | None = None,
     *,
     teachers: Mapping[str, str | Path | Mapping[str, Any]] | None = None,
     device: Literal["auto", "cpu", "cuda"] = "auto",
@@ -48,7 +48,7 @@ def load_pair(
     Args:
         student, teacher: a directory, a hub id, a .gguf file, or `package:NAME`; without a teacher the student can be
             fine-tuned only. The teacher may also be the address of `minillm.serve`, http://HOST:PORT, or the student
-            itself: `start`, `ema` (with its `ema_rate`) or `base`.
+            itself: `start`, `ema` (with its `ema_rate`) or `base`. A `Checkpoint` of `minillm.models` has all settings.
         teachers: several, by names of your own, in the place of `teacher`; each row of the prompts names its own by the
             key `teacher`. A mapping has the keys of `Checkpoint`: {"source": DIR, "adapter": DIR}.
         dtype: of weights that are not trained; trained ones are float32 with `auto`.
@@ -61,7 +61,7 @@ def load_pair(
     options["ema_rate"] = ema_rate
     named = teachers and {name: str(each) if isinstance(each, Path) else each for name, each in teachers.items()}
     settings = ModelPair(
-        student=str(student), teacher=None if teacher is None else str(teacher), teachers=named, **options
+        student=str(student), teacher=str(teacher) if isinstance(teacher, Path) else teacher, teachers=named, **options
     )
     return settings.load(device_of(device), seed)
 
@@ -179,7 +179,7 @@ def _train(
             "strategy": Parallel(),
             "data": sources_of(pair, data, val_size=held_out, **files),
         }
-        monitor = "loss" if pair.teacher is None else "reverse_kl"
+        monitor = "loss" if pair.teacher is None else "reverse_kl" if pair.teacher.exact else "reverse_kl_sampled"
         ours, tokens = "minillm.train.callbacks.", groups["sampler"].max_new_tokens
         kept = run_dir is not None
         plain = {name: _plain(each) for name, each in built.items()} | {

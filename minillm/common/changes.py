@@ -11,12 +11,12 @@ NOTHING = (
     "resume", "run", "logger", "preflight", "optimized_metric", "recipe", "callbacks.progress",
     "callbacks.checkpoints.every", "callbacks.record",
     "trainer.enable_model_summary", "optim.on_nonfinite", "optim.skip_limit",
-    "model.teacher.patience", "model.teacher.timeout",
+    "model.teacher.patience", "model.teacher.timeout", "sampler.directory", "sampler.patience", "sampler.timeout",
 )  # fmt: skip
 ROUNDING = (
     "strategy", "linear_loss", "model.compile", "model.attention", "model.gradient_checkpointing",
     "model.teacher.offload", "regime.microbatch_tokens", "regime.microbatch_size",
-    "regime.teacher_states", "sampler.batch_size",
+    "regime.teacher_states", "sampler.batch_size", "sampler.url", "sampler.tolerance",
     "callbacks.validation.batch_size", "trainer.accelerator", "data.teacher_cache",
 )  # fmt: skip
 FIGURES = ("callbacks.validation.every",)  # when it is validated, and so which weights are the best

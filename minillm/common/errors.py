@@ -60,7 +60,7 @@ class Interrupted(MinillmError):
 
 
 class Unanswered(Interrupted):
-    """A teacher's server gave no answer: nothing is wrong with the run, which goes on once there is one again."""
+    """A server of teacher or sampler gave no answer: nothing is wrong with the run, which goes on once it does."""
 
 
 def check(*rules: tuple[bool, str]) -> None:

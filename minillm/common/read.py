@@ -22,7 +22,8 @@ TRIALS = ".trials"  # in the directory of a sweep: how each of its trials ended
 ERROR = "error.txt"  # why a trial of a sweep failed
 LOG = "screen.log"  # what a trial of a sweep wrote on screen
 # Which way is better; of other figures nothing is known.
-_HIGHER = {"rouge_l": True, "exact_match": True, "distinct_4": True, "reverse_kl": False, "loss": False}
+_HIGHER = dict.fromkeys(("rouge_l", "exact_match", "distinct_4"), True)
+_HIGHER |= dict.fromkeys(("reverse_kl", "reverse_kl_sampled", "loss"), False)
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from minillm.evaluation.metrics.figures import Answered
 from minillm.models import LanguageModel
 from minillm.objectives.linear_loss import LinearLoss
 from minillm.parallel import ALONE, Group
-from minillm.rollout import Divergence, decode, rollout_alignment, rollout_divergence
+from minillm.rollout import Divergence, answer_logprobs, decode, rollout_alignment, rollout_divergence
 from minillm.rollout.micro_batch import micro_batches
 
 _ALIGNED = ("reverse_kl", "entropy", "teacher_entropy", "overlap", "overlap_mass")
@@ -35,7 +35,8 @@ _MAX_TOKENS = 2048  # through the models at a time when answers are scored
 @dataclass(frozen=True)
 class Answer:
     """One model's answer to one prompt. `reverse_kl` and what follows it are summed over its tokens, see
-    `minillm.rollout.score.Alignment`; None without a teacher. `logprobs`: the smallest and the largest log-prob of its
+    `minillm.rollout.score.Alignment`; None without a teacher, and but for `reverse_kl_sampled` with one that lists some
+    tokens only. `logprobs`: the smallest and the largest log-prob of its
     tokens under the model."""
 
     id: str
@@ -49,12 +50,13 @@ class Answer:
     teacher_entropy: float | None = None
     overlap: float | None = None
     overlap_mass: float | None = None
+    reverse_kl_sampled: float | None = None
     logprobs: tuple[float, float] | None = field(default=None, repr=False)
 
     def row(self) -> dict:
         """For JSON lines and tables."""
         row = asdict(self)
-        for name in ("logprobs", *_ALIGNED[1:]):
+        for name in ("logprobs", "reverse_kl_sampled", *_ALIGNED[1:]):
             del row[name]
         row["n_tokens"] = len(row.pop("tokens"))
         return row
@@ -91,7 +93,11 @@ def answer_prompts(
     rollout = _sampled(model, prompts, [row for _, row in asked], streams, stop_ids=stop_ids, **decoding)
     aligned: dict[str, list[float]] = {}
     with asking():
-        if teacher:
+        if teacher and not teacher.exact:
+            logp_BR, _ = answer_logprobs(teacher, rollout.for_teacher, LinearLoss(), max_tokens=_MAX_TOKENS)
+            gap_BR = (rollout.student_logprobs_BR - logp_BR).masked_fill(~rollout.response_mask_BR, 0.0)
+            aligned = {"reverse_kl_sampled": gap_BR.sum(-1).tolist()}
+        elif teacher:
             found = rollout_alignment(model, teacher, rollout, LinearLoss(), max_tokens=_MAX_TOKENS)
             aligned = {name: getattr(found, f"{name}_BR").sum(-1).tolist() for name in _ALIGNED}
     answers = []

@@ -38,7 +38,7 @@ class CachedTeacher:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._teacher, name)
 
-    def states(self, ids_BS: Tensor, state_N: Tensor) -> Tensor:
+    def states(self, ids_BS: Tensor, state_N: Tensor, token_N: Tensor | None = None) -> Tensor:
         """[N, H], see `LanguageModel.states`. Raises DataError if the cache cannot be written."""
         width, device, ids_BS, state_N = ids_BS.shape[1], ids_BS.device, ids_BS.cpu(), state_N.cpu()
         rows_N, places_N = state_N // width, state_N % width

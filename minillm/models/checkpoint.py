@@ -69,7 +69,7 @@ class Checkpoint:
     PEFT adapter of this source, which is merged in. `bits` of the weights of its body are for a teacher on a GPU too.
 
     `url` of one or several `minillm.serve` is for a teacher in other processes, in place of `source`; `patience` and
-    `timeout`: see `Server`.
+    `timeout`: see `Server`. With `protocol` vllm it is of vLLM servers, and `source` is read for config and tokenizer.
     """
 
     source: str | None = None
@@ -78,19 +78,22 @@ class Checkpoint:
     adapter: str | None = None
     bits: Bits | None = None
     url: str | list[str] | None = None
+    protocol: Literal["minillm", "vllm"] = "minillm"
     patience: float = 30.0
     timeout: float = 300.0
 
     def __post_init__(self):
+        urls, vllm = [self.url] if isinstance(self.url, str) else self.url or [], self.protocol == "vllm"
         usable = isinstance(self.source, str) and self.source.strip() not in ("", "???")
-        urls = [self.url] if isinstance(self.url, str) else self.url or []
+        usable = usable or (urls and not vllm)
         here = [name for name in ("offload", "adapter", "bits") if getattr(self, name)]
         check(
-            (usable or urls, f"source={self.source!r}: wanted a hub id, a directory, a .gguf file or package:NAME"),
+            (usable, f"source={self.source!r}: wanted a hub id, a directory, a .gguf file or package:NAME"),
+            (urls or not vllm, "protocol=vllm without url: wanted http://HOST:PORT of a vLLM server"),
             (not (self.bits and self.offload), f"bits={self.bits} with offload=true: such weights stay on the GPU"),
             (
                 self.url is None or (urls and all(re.fullmatch(r"https?://[^/\s]+/?", each) for each in urls)),
-                f"url={self.url!r}: wanted http://HOST:PORT of python -m minillm.serve, or a list of them",
+                f"url={self.url!r}: wanted http://HOST:PORT of python -m minillm.serve or vLLM, or a list of them",
             ),
             (not (urls and here), f"{', '.join(here)} with url: wanted null, the weights are the server's"),
             (self.patience >= 0 < self.timeout, f"patience={self.patience}, timeout={self.timeout}: wanted seconds"),
@@ -138,7 +141,7 @@ class Checkpoint:
     def ends(self) -> tuple[GenerationConfig, int]:
         """The generation config, which states tokens that end an answer, and the rows of the head, without the weights.
         Raises as `load`."""
-        if self.url:
+        if self.url and self.protocol == "minillm":
             raise ModelError(f"url={self.url}: a teacher's server is asked in training only")
         config, _ = self.peek()
         path, revision = self.resolve()
@@ -152,13 +155,17 @@ class Checkpoint:
         self, dtype: torch.dtype | None = None, attention: Attention = "sdpa"
     ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         """The model, on the CPU (with `bits` on the GPU) and with dropout and other noise off, and its tokenizer; with
-        `url` a ServedTeacher and its ServedTokenizer.
+        `url` a ServedTeacher and its ServedTokenizer, or a VllmTeacher and the tokenizer of `source`.
         Raises ConfigError or ModelError for what cannot be loaded."""
         if self.url:
-            from minillm.models.served import connect
+            from minillm.models import served, vllm
 
-            urls = [self.url] if isinstance(self.url, str) else self.url
-            return connect(urls, self.patience, self.timeout)
+            urls, limits = [self.url] if isinstance(self.url, str) else self.url, (self.patience, self.timeout)
+            if self.protocol == "minillm":
+                return served.connect(urls, *limits)
+            servers, (config, tokenizer) = [vllm.VllmServer(url, *limits) for url in urls], self.peek()
+            network = served.without_weights(config, None, self.ends()[0])
+            return vllm.VllmTeacher(servers, network, tokenizer), tokenizer
         dtype = dtype or torch.float32
         if missing := missing_for(self.bits):
             raise ConfigError(missing)

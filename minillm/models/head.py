@@ -25,6 +25,14 @@ class Head:
     softcap: float | None = None
     temperature: float = 1.0
 
+    @property
+    def logit_bytes(self) -> int:
+        """Of the logits of a token."""
+        return len(self.weight_VH) * max(4, self.weight_VH.element_size())
+
+    def input_type(self, hidden: Tensor) -> torch.dtype:
+        return product_type(hidden, self.weight_VH)
+
     def to(self, dtype: torch.dtype) -> Head:
         return replace(self, weight_VH=self.weight_VH.detach().to(dtype))
 

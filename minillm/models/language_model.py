@@ -44,6 +44,7 @@ class LanguageModel:
     """
 
     served = False  # its body is in another process, see `ServedTeacher`
+    exact = True  # it gives its whole distribution at each token, see `VllmTeacher`
 
     def __init__(self, network: PreTrainedModel, n_vocab: int | None = None, compile: bool = False):
         self.network = network
@@ -151,8 +152,9 @@ class LanguageModel:
             layer._compiled_call_impl = compiled  # another LanguageModel of this network may not compile
         return self._trunk(input_ids=ids_BS, past_key_values=NoCache(), use_cache=False).last_hidden_state
 
-    def states(self, ids_BS: Tensor, state_N: Tensor) -> Tensor:
-        """Last hidden states [N, H] at these places of [B * S], see `hidden`."""
+    def states(self, ids_BS: Tensor, state_N: Tensor, token_N: Tensor | None = None) -> Tensor:
+        """Last hidden states [N, H] at these places of [B * S], see `hidden`. token_N: the tokens that follow, which
+        only a `VllmTeacher` reads."""
         return self.hidden(ids_BS).flatten(0, 1)[state_N]
 
     def check_length(self, n_tokens: int) -> None:

@@ -28,7 +28,7 @@ class Teachers:
     """Several teachers by name, in the place of one `LanguageModel`. Rows of prompts and rollouts have the number of
     theirs (`teachers_B`): its place among the sorted names."""
 
-    served = False
+    served, exact = False, True
     body_away = staticmethod(nullcontext)
 
     def __init__(self, models: Mapping[str, LanguageModel]):

@@ -16,7 +16,7 @@ import requests
 import torch
 from safetensors.torch import load, save
 from torch import Tensor, nn
-from transformers import CONFIG_MAPPING, AutoModelForCausalLM, GenerationConfig
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM, GenerationConfig, PretrainedConfig, PreTrainedModel
 
 import minillm
 from minillm.common.errors import ModelError, Unanswered
@@ -31,8 +31,8 @@ class Server:
     """One address. One request may take `timeout` seconds. A failed one (no connection, status 500 or higher) is
     repeated after pauses that double, until `patience` seconds after the first try."""
 
-    def __init__(self, url: str, patience: float, timeout: float):
-        self.url, self.patience, self.timeout = url.rstrip("/"), patience, timeout
+    def __init__(self, url: str, patience: float, timeout: float, key: str = "model.teacher.url"):
+        self.url, self.patience, self.timeout, self.key = url.rstrip("/"), patience, timeout, key
         self.model: str | None = None  # digest of the model that the server must have
         self._session = requests.Session()
         self._session.trust_env = False  # no proxy and no .netrc: the token is for this server alone
@@ -47,7 +47,7 @@ class Server:
             ModelError: the server refuses the request (with its own words), or serves another model than before.
         """
         method, deadline = "GET" if body is None else "POST", time.monotonic() + self.patience
-        options, where = dict(timeout=(_CONNECT, self.timeout), allow_redirects=False), f"model.teacher.url={self.url}"
+        options, who = dict(timeout=(_CONNECT, self.timeout), allow_redirects=False), self.key.split(".")[-2]
         for attempt in count():
             try:
                 answer = self._session.request(method, self.url + path, data=body, **options)
@@ -58,16 +58,27 @@ class Server:
                 problem = type(error).__name__
             pause = min(_LONGEST_PAUSE, _FIRST_PAUSE * 2**attempt)
             if time.monotonic() + pause > deadline:
-                raise Unanswered(f"the teacher's server {self.url}: no answer in {self.patience:g} s ({problem})")
+                raise Unanswered(f"the {who}'s server {self.url}: no answer in {self.patience:g} s ({problem})")
             time.sleep(pause)
-        found = answer.headers.get(MODEL)
+        self.check(answer)
+        return answer.content
+
+    def check(self, answer: requests.Response) -> None:
+        found, where = answer.headers.get(MODEL), f"{self.key}={self.url}"
         if found is None:
-            raise ModelError(f"{where}: no server of minillm; wanted that of python -m minillm.serve")
+            raise ModelError(f"{where}: no server of minillm; wanted python -m minillm.serve, or protocol=vllm")
         if answer.status_code != 200:
             raise ModelError(f"{where}: {answer.text.strip()}")
         if found != (self.model or found):
             raise ModelError(f"{where}: serves another model than before (digest {found}, wanted {self.model})")
-        return answer.content
+
+
+def without_weights(config: PretrainedConfig, dtype: torch.dtype | None, ends: GenerationConfig) -> PreTrainedModel:
+    """The shapes of a model that runs elsewhere. `ends` names the tokens that end an answer."""
+    with torch.device("meta"):
+        network = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    network.generation_config, network.name_or_path = ends, ""
+    return network
 
 
 class ServedTokenizer(dict):
@@ -88,12 +99,10 @@ class ServedTeacher(LanguageModel):
 
     def __init__(self, servers: list[Server], about: dict[str, Any], head: dict[str, Tensor]):
         config = CONFIG_MAPPING[about["config"]["model_type"]].from_dict(about["config"])
-        with torch.device("meta"):
-            network = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, about["dtype"]))
+        network = without_weights(config, getattr(torch, about["dtype"]), GenerationConfig(eos_token_id=about["stops"]))
         self._layer = network.get_output_embeddings()
         for name, value in head.items():
             setattr(self._layer, name, nn.Parameter(value))
-        network.generation_config, network.name_or_path = GenerationConfig(eos_token_id=about["stops"]), ""
         super().__init__(network)
         self.servers, self.digest = servers, about["digest"]
         self.max_tokens, self.max_length = about["max_tokens"], about["max_length"]
@@ -112,7 +121,7 @@ class ServedTeacher(LanguageModel):
         raise ModelError("model.teacher.url: a served teacher scores answers and writes none; set sampler.alpha=0")
 
     @torch.no_grad()
-    def states(self, ids_BS: Tensor, state_N: Tensor) -> Tensor:
+    def states(self, ids_BS: Tensor, state_N: Tensor, token_N: Tensor | None = None) -> Tensor:
         """Last hidden states [N, H] at these places of [B * S], in the teacher's type. Raises: see `Server.ask`."""
         (n_rows, width), ids_BS, state_N = ids_BS.shape, ids_BS.cpu(), state_N.cpu()
         n_servers = len(self.servers)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from minillm import losses
 from minillm.common.types import LossOutput
-from minillm.models.head import Head, product_type
+from minillm.models.head import Head
 from minillm.objectives import Objective, TokenLoss
 
 
@@ -36,7 +36,7 @@ class Side(NamedTuple):
 
     def ready(self) -> Side:
         """With inputs in the type of the product, so that chunks do not cast the head again and again; no gradient."""
-        dtype = product_type(self.hidden_NH, self.head.weight_VH)
+        dtype = self.head.input_type(self.hidden_NH)
         return Side(self.hidden_NH.detach().to(dtype), self.head.to(dtype))
 
 

@@ -36,6 +36,12 @@ class Objective:
     long_part: bool = False  # it has a policy gradient with later rewards, to which `with_gains` adds a reward
     per_micro_batch = False  # divide by the tokens of a micro-batch; its size then changes the numbers
 
+    @property
+    def teacher_tokens(self) -> int | None:
+        """How many of the teacher's most probable tokens are enough, with all others as one class and with the log-prob
+        of the answer's token. None: the whole distribution."""
+        return None if TEACHER in self.needs else 0
+
     def prepare(self, rollout: Rollout) -> dict[str, Tensor]:
         """[B, R] each: constants of every token, computed once a rollout, without a gradient. The log-probs that the
         rollout carries are of the student that sampled it; in the supervised regime it carries none. A policy gradient

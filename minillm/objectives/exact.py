@@ -227,6 +227,10 @@ class TopK(Divergence):
         super().__post_init__()
         check((self.k > 0, f"k={self.k}: wanted a positive number of tokens"))
 
+    @property
+    def teacher_tokens(self) -> int | None:
+        return self.k if self.of == "teacher" else None
+
     def costs(self, student_NV: Tensor, teacher_NV: Tensor) -> Tensor:
         return divergences.top_k_with_tail(student_NV, teacher_NV, self.k, self.of, self.kind)
 

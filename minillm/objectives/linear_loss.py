@@ -114,5 +114,4 @@ class LinearLoss:
         return chunked.chunk_values(values, student, teacher, ids_N, step)
 
     def _rows(self, head: Head) -> int:
-        bytes_per_row = len(head.weight_VH) * max(4, head.weight_VH.element_size())
-        return max(1, int(self.chunk_mb * 2**20 / bytes_per_row))
+        return max(1, int(self.chunk_mb * 2**20 / head.logit_bytes))

@@ -14,6 +14,7 @@ _MODULES = {
         "with_costs",
         "with_teacher",
     ),
+    "vllm": ("VllmSampler",),
 }
 __getattr__ = lazily(__name__, _MODULES)
 __all__ = [name for names in _MODULES.values() for name in names]

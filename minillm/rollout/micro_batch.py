@@ -41,14 +41,15 @@ class MicroBatch:
 
     def side(self, model: LanguageModel, temperature: float = 1.0) -> Side:
         """By a forward pass of the model; of several teachers that of these rows."""
-        model = one_of(model, self.number)
-        return Side(model.states(self.ids_BS, self.state_N), model.head(temperature))
+        model, token_N = one_of(model, self.number), self.take(self.rollout.response_ids_BR)
+        return Side(model.states(self.ids_BS, self.state_N, token_N), model.head(temperature))
 
     def teacher_side(self, teacher: LanguageModel, temperature: float = 1.0) -> Side:
         """By the hidden states of the rollout, or by a forward pass where it has none."""
         if self.rollout.teacher_hidden_BRH is not None:
-            head = one_of(teacher, self.number).head(temperature)
-            return Side(self.take(self.rollout.teacher_hidden_BRH)[:, : head.weight_VH.shape[1]], head)
+            hidden_NH, own = self.take(self.rollout.teacher_hidden_BRH), one_of(teacher, self.number)
+            head = own.head(temperature)
+            return Side(hidden_NH if own is teacher else hidden_NH[:, : head.weight_VH.shape[1]], head)
         with torch.no_grad():
             return self.for_teacher.side(teacher, temperature)
 

@@ -25,6 +25,8 @@ class Sampler:
     batch_size: int | Literal["auto"] = 32
     answers_per_prompt: int = 1
 
+    one_process: ClassVar[bool] = False  # it cannot answer for several
+    figures: ClassVar[dict[str, float]] = {}  # of its newest rollout, to be logged
     full_support: ClassVar[bool] = True  # every token that the student can say can be drawn; else weights are biased
 
     def __post_init__(self):
@@ -38,6 +40,9 @@ class Sampler:
                 f"batch_size={self.batch_size}: wanted a positive number of rows, or auto",
             ),
         )
+
+    def begin(self) -> None:
+        """Called before a run. Raises ModelError where it cannot answer."""
 
     def rollout(
         self,

@@ -89,6 +89,9 @@ def build(settings: Settings, pair: Pair | None = None) -> Run:
         digests["model.reference"] = weights_digest(pair.reference.network)
     if pair.teacher is not None and pair.teacher.served:
         digests["model.teacher"] = pair.teacher.digest
+    if pair.teacher is not None and not pair.teacher.exact:
+        pair.teacher.list_tokens(settings.objective.teacher_tokens)
+    settings.sampler.begin()
     module, datamodule = _parts(settings, pair, train_prompts, val_prompts, corpus)
     if ckpt_path:
         resume.compare_data(run_dir, digests)

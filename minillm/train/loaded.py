@@ -29,7 +29,7 @@ def check_lengths(settings: Settings, pair: Pair) -> None:
     size, most = settings.strategy.tensor_parallel_size, getattr(pair.teacher, "max_length", float("inf"))
     check(
         *(
-            (length <= most, f"{name}={length}: the teacher's server takes {most} tokens; give it max_length={length}")
+            (length <= most, f"{name}={length}: the server takes {most} tokens; raise max_length (vLLM: max-model-len)")
             for name, length in longest.items()
         ),
         *(
@@ -50,8 +50,9 @@ def check_references(settings: Settings, pair: Pair, train: PromptSet, validatio
     """Raise ConfigError where the supervised start, data.on_policy or the choice of the best lacks references, or the
     student is its own teacher on the same prompts."""
     start, checkpoints = settings.start, settings.callbacks.get("checkpoints")
-    references, teacher = validation.has_references, pair.teacher is not None
-    measured = {"rouge_l": references or pair.teacher_here is not None, "loss": references, "reverse_kl": teacher}
+    references, exact = validation.has_references, pair.teacher and pair.teacher.exact
+    measured = {"rouge_l": references or pair.teacher_here is not None, "loss": references}
+    measured |= {"reverse_kl": exact, "reverse_kl_sampled": exact is False}
     chooses = checkpoints is not None and settings.callbacks["record"].export == "best"
     own = settings.model.own_teacher
     others = settings.regulariser.on or start.steps or getattr(settings.objective, "kd_ratio", 1) < 1
@@ -75,6 +76,7 @@ def check_references(settings: Settings, pair: Pair, train: PromptSet, validatio
             not chooses or measured[checkpoints.monitor],
             f"callbacks.checkpoints.monitor={chooses and checkpoints.monitor}: the validation of this run measures "
             f"{', '.join(name for name in measured if measured[name]) or 'none of them'}; loss needs a reference in "
-            "every row of data.val_file, reverse_kl a teacher, rouge_l either (a served teacher writes no answers)",
+            "every row of data.val_file, reverse_kl a teacher (reverse_kl_sampled: one on a vLLM server), rouge_l "
+            "references or a teacher in this process",
         ),
     )

@@ -155,7 +155,7 @@ class OnPolicyDistillation(TrainingModule):
         ends = dict(stop_ids=self.pair.stop_ids, pad_id=self.pair.pad_id)
         options = dict(keep_hidden=self.keep_hidden, interrupt=self.interrupt)
         with self.whole_weights():
-            with self.phases("rollout"):
+            with self.phases("rollout"), self.asking():
                 asked = prompts.rows(drawn)
                 rollout = self.sampler.rollout(self.model, self.pair.teacher, asked, seeds, **ends, **options)
                 lost = (rollout.for_teacher is rollout) != (asked.for_teacher is asked)
@@ -212,7 +212,7 @@ class OnPolicyDistillation(TrainingModule):
                     self.step += 1
         self.whole = True
         figures = rollout_figures(rollout, self.pair.stop_ids, self.phases.seconds["rollout"])
-        return figures | log_ratio(gaps, self.group)
+        return figures | self.sampler.figures | log_ratio(gaps, self.group)
 
     def _policy_gradients(self, minibatch: Experience, gaps: list[Tensor] | None = None) -> dict[str, Tensor]:
         """Add the gradients of a mini-batch. `gaps` gets log q(y) now minus log q(y) at sampling, [N] at a time."""

@@ -56,6 +56,8 @@ def rule_problems(built: Mapping[str, Any], plain: Mapping) -> list[str]:
     offload, bits = (teacher is not None and getattr(teacher, name) for name in ("offload", "bits"))
     half, precision = model.dtype in ("bfloat16", "float16"), plain["trainer"].get("precision")
     callbacks, served = plain["callbacks"], teacher is not None and teacher.url is not None
+    vllm = served and teacher.protocol == "vllm"
+    soft = (regulariser.on and regulariser.kd_ratio) or (start.steps and start.kd_ratio)
     best = (callbacks.get("record") or {}).get("export") == "best"
     body_needed = strategy.sharded or (regulariser.on and regulariser.kd_ratio > 0)
     body_needed |= not on_policy or regime.teacher_states == "recompute"
@@ -98,10 +100,24 @@ def rule_problems(built: Mapping[str, Any], plain: Mapping) -> list[str]:
             served and on_policy and regime.teacher_states == "recompute",
             "regime.teacher_states=recompute with model.teacher.url: would ask again in each inner epoch; wanted keep",
         ),
+        (
+            on_policy and sampler.one_process and strategy.world_size > 1,
+            f"strategy={kind} with sampler {type(sampler).__name__}: works in one process; wanted strategy=single",
+        ),
         (served and strategy.sharded, f"strategy={kind} with model.teacher.url: wanted single or ddp"),
         (
             model.reference is not None and START not in objective.needs,
             f"model.reference: objective {type(objective).__name__} compares with none; wanted null",
+        ),
+        (
+            vllm and objective.teacher_tokens is None,
+            f"objective {type(objective).__name__} with model.teacher.protocol=vllm: needs the whole distribution, of "
+            "which the server lists some tokens; wanted objective=topk (of=teacher), sampled, iw_opd or extrapolated",
+        ),
+        (
+            vllm and (soft or data.teacher_cache or (on_policy and sampler.temperature != 1)),
+            "model.teacher.protocol=vllm: the server lists some log-probs, of temperature 1; wanted start.kd_ratio=0, "
+            "regulariser.kd_ratio=0, sampler.temperature=1 and data.teacher_cache=null",
         ),
         (start.steps > 0 and not on_policy, "start.steps > 0 with regime=supervised: wanted 0"),
         (

@@ -138,15 +138,15 @@ class TrainingModule(StudentModule):
 
     @contextmanager
     def asking(self) -> Iterator[None]:
-        """Around passes of the teacher, by all processes. Raises Interrupted on all if the server of a served teacher
-        gave one of them no answer."""
+        """Around passes of the teacher and rollouts, by all processes. Raises Interrupted on all if the server of a
+        served teacher gave one of them no answer, or that of the sampler."""
         failed = False
         try:
             yield
         except Unanswered as error:
             self.preemption.requested, failed = error.signal, True
         served = self.pair.teacher is not None and self.pair.teacher.served
-        if served and self.trainer.strategy.reduce_boolean_decision(failed, all=False):
+        if self.trainer.strategy.reduce_boolean_decision(failed, all=False) if served else failed:
             raise Interrupted(self.preemption.requested or "the teacher's server of another process")
 
     def interrupt(self) -> None:

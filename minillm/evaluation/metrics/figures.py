@@ -52,6 +52,7 @@ FIGURES = (
     Figure("exact_match", "Exact match", 1, 1, _if_any(exact_match), "exact"),
     Figure("judge", "Judge, % of the reference", 1, 1, heading="judge"),
     Figure("reverse_kl", "Reverse KL, nats a token", 3, -1, heading="KL\nq to p"),
+    Figure("reverse_kl_sampled", "Reverse KL of sampled tokens, nats a token", 3, -1),
     Figure("forward_kl", "Forward KL, nats a token", 3, -1, heading="KL\np to q"),
     Figure("entropy", "Entropy, nats a token", 3),
     Figure("teacher_entropy", "Entropy of the teacher, nats a token", 3),

@@ -14,6 +14,8 @@ from minillm.common.saved import damage, load_saved
 from minillm.train.callbacks.boundary import BoundaryCallback, find
 from minillm.train.callbacks.validation import Validation
 
+Monitor = Literal["rouge_l", "loss", "reverse_kl", "reverse_kl_sampled"]
+
 
 class Checkpoints(BoundaryCallback):
     """Saves at rollout boundaries: `last.ckpt` (everything) every `every` optimizer steps, at the end and when a signal
@@ -24,12 +26,11 @@ class Checkpoints(BoundaryCallback):
 
     Args:
         monitor: a figure of the validation: `rouge_l`, higher is better (the paper's choice for every method it
-            compares), `loss` on the references, lower (its choice for the start of MiniLLM), or `reverse_kl`, lower.
+            compares), `loss` on the references, lower (its choice for the start of MiniLLM), or `reverse_kl`, lower,
+            with a teacher on a vLLM server `reverse_kl_sampled`.
     """
 
-    def __init__(
-        self, *, run_dir: Path, every: int | None = 100, monitor: Literal["rouge_l", "loss", "reverse_kl"] = "rouge_l"
-    ):
+    def __init__(self, *, run_dir: Path, every: int | None = 100, monitor: Monitor = "rouge_l"):
         super().__init__(every)
         self.folder, self.monitor = Path(run_dir) / "checkpoints", monitor
         self.last_file, self.best_file = self.folder / "last.ckpt", self.folder / "best.ckpt"

@@ -20,8 +20,8 @@ from minillm.parallel import on_first
 from minillm.train.callbacks.boundary import BoundaryCallback
 from minillm.train.loggers import STEP, log_row
 
-COLUMNS = {"reverse_kl": "reverse KL", "rouge_l": "Rouge-L", "loss": "loss", "length": "length",
-           "truncated": "truncated", "distinct_4": "distinct-4", "tokens": "tokens"}  # fmt: skip
+COLUMNS = {"reverse_kl": "reverse KL", "reverse_kl_sampled": "sampled KL", "rouge_l": "Rouge-L", "loss": "loss",
+           "length": "length", "truncated": "truncated", "distinct_4": "distinct-4", "tokens": "tokens"}  # fmt: skip
 _STATE = ("stages", "samples", "newest_step", "owed")  # in checkpoints
 
 
@@ -83,6 +83,9 @@ class Validation(BoundaryCallback):
     def setup(self, trainer, module, stage) -> None:
         self._prompts, self._pair, self._module = trainer.datamodule.val_prompts, module.pair, module
         self._teachers = sorted({record.teacher for record in self._prompts.records} - {None})  # if there are several
+        if self._pair.teacher and not self._pair.teacher.exact:
+            say("The teacher's server lists some tokens only: in place of the exact KL, val/reverse_kl_sampled is the")
+            say("mean of log q - log p over the student's samples.")
 
     @cached_property
     def teacher_answers(self) -> list[Answer]:

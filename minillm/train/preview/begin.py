@@ -80,7 +80,7 @@ class Preview(L.Callback):
         ]
         page.lines["log-ratio"] = f"update against decoding, same weights, in nats: {'; '.join(texts)}"
         page.figures["consistency"] = {side: asdict(each) for side, each in found.items()}
-        if pair.teacher is not None:
+        if pair.teacher is not None and pair.teacher.exact:
             teacher = models.get("teacher", pair.teacher)
             if pair.teacher_names:
                 teacher = Teachers({name: models[name] for name in pair.teacher_names})
