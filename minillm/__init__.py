@@ -12,7 +12,7 @@ _PUBLIC = {
     "train.regime": ["OnPolicy", "Supervised"],
     "train.reward": ["Reward"],
     "train.start": ["SupervisedStart"],
-    "objectives": ["CrossEntropy", "MiniLLM", "PretrainLoss"],
+    "objectives": ["CrossEntropy", "MiniLLM", "PretrainLoss", "SpanReverseKL"],
     "train.optim": ["Optim"],
     "rollout": ["Sampler"],
     "common.types": ["Rollout"],

@@ -25,6 +25,11 @@ class Mutation(NamedTuple):
 
 
 MUTATIONS = {
+    # a teacher with tokens of its own
+    "any stop token": Mutation(
+        "objectives/linear_loss.py", "logq_NV[:, list(alike)]", "logq_NV[:, alike[:1]]", "unit/test_spans.py"),
+    "settled units": Mutation(
+        "rollout/spans.py", "text[: each.end() + 1]", "text[: each.start()]", "unit/test_spans.py"),
     # the mathematics
     "sign": Mutation(
         "losses.py", "(teacher_logprobs - student_logprobs).detach()", "(student_logprobs - teacher_logprobs).detach()",

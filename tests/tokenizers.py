@@ -24,6 +24,26 @@ def byte_level(*, begins_with_bos: bool = False) -> PreTrainedTokenizerFast:
     return tokenizer
 
 
+def byte_pairs(
+    pairs: list[str], ends: list[str], *, letters="abĠ", by_word=True, template=None
+) -> PreTrainedTokenizerFast:
+    """Byte-level BPE over a few letters; ids: letters, pairs, ends."""
+    names = [*letters, *pairs]
+    core = Tokenizer(models.BPE({name: n for n, name in enumerate(names)}, [tuple(pair) for pair in pairs]))
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=by_word)
+    core.decoder = decoders.ByteLevel()
+    core.add_special_tokens(ends)
+    fast = PreTrainedTokenizerFast(tokenizer_object=core, eos_token=ends[0])
+    fast.chat_template = template
+    return fast
+
+
+def few_letters() -> PreTrainedTokenizerFast:
+    """Letters and two pairs of them; and half a character, which no text has, so that some answers are no text."""
+    turns = "{% for m in messages %}{{ m['role'] + ' ' + m['content'] + '\n' }}{% endfor %}"
+    return byte_pairs(["at", "in"], ["<end>"], letters="abcdefghijklmnopqrstuvwxyzĠĊð", template=turns)
+
+
 def slow() -> ByT5Tokenizer:
     """One without a serialised core, which adds eos at the end of a text."""
     tokenizer = ByT5Tokenizer()

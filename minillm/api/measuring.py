@@ -41,14 +41,16 @@ def generate(
     if of == "teacher" and pair.teacher is None:
         raise ConfigError("of=teacher: the pair has no teacher")
     chosen = prompts_of(pair if of == "teacher" else replace(pair, teacher=None), prompts, data)
+    model = pair.teacher if of == "teacher" else LanguageModel(pair.student, pair.n_vocab)
+    tokenizer, stops = pair.tokens_of(model)
     answers = answer_prompts(
-        pair.teacher if of == "teacher" else LanguageModel(pair.student, pair.n_vocab),
+        model,
         chosen.for_teacher if of == "teacher" else chosen,
-        pair.tokenizer,
+        tokenizer,
         seeds=None if seed is None else [seed],
         max_new_tokens=max_new_tokens,
         batch_size=batch_size,
-        stop_ids=pair.stop_ids,
+        stop_ids=stops,
         temperature=temperature,
     )
     pairs = zip(chosen.records, answers, strict=True)

@@ -16,7 +16,7 @@ from minillm.data import rows_at
 from minillm.models import LanguageModel, Pair
 from minillm.objectives import START, MiniLLM, Objective
 from minillm.objectives.linear_loss import LinearLoss
-from minillm.rollout import Sampler, prepared, with_costs, with_teacher
+from minillm.rollout import Sampler, prepared, with_costs, with_spans, with_teacher
 from minillm.rollout.micro_batch import micro_batches
 
 _MAX_TOKENS = 2048
@@ -44,7 +44,10 @@ def rollouts(
         ends = dict(stop_ids=pair.stop_ids, pad_id=pair.pad_id)
         with torch.no_grad():
             rollout = sampler.rollout(model, pair.teacher, batch, seeds, **ends)
-            rollout = with_teacher(rollout, pair.teacher, LinearLoss(), max_tokens=_MAX_TOKENS)
+            if pair.teacher_tokenizer is None:
+                rollout = with_teacher(rollout, pair.teacher, LinearLoss(), max_tokens=_MAX_TOKENS)
+            else:
+                rollout = with_spans(rollout, model, pair, LinearLoss(), max_tokens=_MAX_TOKENS)
         yield rollout
 
 

@@ -41,6 +41,7 @@ def load_pair(
     lora: Lora | None = None,
     gradient_checkpointing: bool = False,
     ema_rate: float = 0.02,
+    tokenizers: Literal["shared", "separate"] = "shared",
     seed: int = 0,
 ) -> Pair:
     """A student to train and its frozen teacher, checked against one another.
@@ -53,12 +54,13 @@ def load_pair(
             key `teacher`. A mapping has the keys of `Checkpoint`: {"source": DIR, "adapter": DIR}.
         dtype: of weights that are not trained; trained ones are float32 with `auto`.
         lora: train adapters of the student. seed: of their initial weights.
+        tokenizers: `separate` for a teacher with other tokens; the objective is then SpanReverseKL.
 
     Raises:
         ConfigError, ModelError: a model cannot be loaded or is not known here, or the two do not share a vocabulary.
     """
     options = dict(dtype=dtype, attention=attention, lora=lora, gradient_checkpointing=gradient_checkpointing)
-    options["ema_rate"] = ema_rate
+    options |= dict(ema_rate=ema_rate, tokenizers=tokenizers)
     named = teachers and {name: str(each) if isinstance(each, Path) else each for name, each in teachers.items()}
     settings = ModelPair(
         student=str(student), teacher=str(teacher) if isinstance(teacher, Path) else teacher, teachers=named, **options
@@ -180,6 +182,7 @@ def _train(
             "data": sources_of(pair, data, val_size=held_out, **files),
         }
         monitor = "loss" if pair.teacher is None else "reverse_kl" if pair.teacher.exact else "reverse_kl_sampled"
+        monitor += "_per_byte" if pair.teacher_tokenizer else ""
         ours, tokens = "minillm.train.callbacks.", groups["sampler"].max_new_tokens
         kept = run_dir is not None
         plain = {name: _plain(each) for name, each in built.items()} | {

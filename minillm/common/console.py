@@ -16,7 +16,8 @@ def show_figures(title: str, rows: Mapping[str, Mapping[str, float]], columns: M
     """A table with a line for each of `rows`; `columns` maps a figure's name to its heading; those without a
     value are left out."""
     columns = {key: heading for key, heading in columns.items() if any(key in row for row in rows.values())}
-    table = Table(title=title, title_justify="left", caption="reverse KL in nats a token", box=SIMPLE_HEAD)
+    caption = "KL in nats, a token unless it says a byte"
+    table = Table(title=title, title_justify="left", caption=caption, box=SIMPLE_HEAD)
     table.add_column("", overflow="fold", min_width=12)
     for heading in columns.values():
         table.add_column(heading, justify="right", no_wrap=True)

@@ -23,7 +23,7 @@ ERROR = "error.txt"  # why a trial of a sweep failed
 LOG = "screen.log"  # what a trial of a sweep wrote on screen
 # Which way is better; of other figures nothing is known.
 _HIGHER = dict.fromkeys(("rouge_l", "exact_match", "distinct_4"), True)
-_HIGHER |= dict.fromkeys(("reverse_kl", "reverse_kl_sampled", "loss"), False)
+_HIGHER |= dict.fromkeys(("reverse_kl", "reverse_kl_sampled", "reverse_kl_per_byte", "dropped", "loss"), False)
 
 
 @dataclass(frozen=True)

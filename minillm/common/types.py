@@ -79,7 +79,9 @@ class Rollout(_Rows):
     and `start_logprobs_BR` are there for an objective that needs them. `teacher_prompt` is what the teacher sees in the
     place of the prompt, None where it sees the same. `given_B` marks answers of the data: they have no behaviour
     policy, so that their weight is 1 and they have no policy gradient; None where all are sampled. `records_B`,
-    `teachers_B`: see `PromptBatch`. `rewards_B`, and what they add to the advantages, `gains_B`: see `train.reward`."""
+    `teachers_B`: see `PromptBatch`. `rewards_B`, and what they add to the advantages, `gains_B`: see `train.reward`.
+    `spans_BR2` is there where the teacher has tokens of its own, see `rollout.spans`; an answer that was dropped then
+    has an empty mask."""
 
     prompt_ids_BP: Tensor
     prompt_mask_BP: Tensor
@@ -99,6 +101,7 @@ class Rollout(_Rows):
     rewards_B: Tensor | None = None
     gains_B: Tensor | None = None
     teachers_B: Tensor | None = None
+    spans_BR2: Tensor | None = None
     temperature: float = 1.0
 
     def __len__(self) -> int:

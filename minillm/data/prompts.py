@@ -110,11 +110,12 @@ def build_prompts(
     exclude: Sequence[Record] = (),
     answered: bool = False,
     teacher: Encoder | None = None,
+    n_teacher: int | None = None,
     name: str = "prompts",
 ) -> PromptSet:
     """Tokenise; drop and count prompts that are too long (never cut: the end would be lost), that stand in `exclude` or
     that `encode` drops, and with `answered` those that have no response. `teacher` encodes the prompts that the teacher
-    sees; of the two the longer one counts.
+    sees, of `n_teacher` tokens if they are not the student's; of the two the longer one counts.
 
     References longer than `max_response_tokens`, or than `max_tokens` together with their prompt, are cut there,
     without an end token; nor is there one for those that are truncated already.
@@ -149,7 +150,7 @@ def build_prompts(
                 dropped[NO_TOKENS] += 1
             elif longer > max_prompt_tokens:
                 dropped[f"{LONGER} {max_prompt_tokens} tokens"] += 1
-            elif max(*prompt, *own, *reference) >= n_vocab:
+            elif max((*prompt, *reference)) >= n_vocab or max(own) >= (n_teacher or n_vocab):
                 dropped[OUTSIDE] += 1
             elif answered and not reference:  # cut off before its first word
                 dropped[NO_RESPONSE] += 1

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from minillm.common.errors import DataError, check
+from minillm.common.errors import ConfigError, DataError, check
 from minillm.common.lazy import lazy
 from minillm.data.records import TEACHER_KEYS, Dropped, Record, read_records
 
@@ -152,21 +152,27 @@ class Sources:
     def _build(
         self, records: list[Record], pair: Pair, name: str, *, teacher: bool = False, **options: Any
     ) -> PromptSet:
-        def encoder(arguments: dict[str, Any]) -> templates.Encoder:
+        def encoder(tokenizer: PreTrainedTokenizerBase, arguments: dict[str, Any]) -> templates.Encoder:
             how = dict(bos=self.bos, date=self.date)
-            return templates.prompt_encoder(pair.tokenizer, self.template, self.system, arguments, **how)
+            return templates.prompt_encoder(tokenizer, self.template, self.system, arguments, **how)
 
         texts = {key: _text(getattr(self, key)) for key in TEACHER_KEYS}
         given = [*texts.values(), self.teacher_template_arguments]
         given += [getattr(record, key) for record in records for key in TEACHER_KEYS]
-        theirs = None
-        if teacher and any(each is not None for each in given):
+        theirs, separate = None, teacher and pair.teacher_tokenizer is not None
+        if teacher and (separate or any(each is not None for each in given)):
             arguments = self.teacher_template_arguments
-            plain = encoder(self.template_arguments if arguments is None else arguments)
+            tokenizer = pair.teacher_tokenizer if separate else pair.tokenizer
+            try:
+                plain = encoder(tokenizer, self.template_arguments if arguments is None else arguments)
+            except ConfigError as error:
+                whose = "of the teacher's own tokenizer: " if separate else ""
+                raise ConfigError(f"{whose}{each}" for each in error.problems) from error
             theirs = partial(self._for_teacher, texts, plain)
         lengths = {key: getattr(self, key) for key in ("max_prompt_tokens", "max_response_tokens", "max_tokens")}
         options |= dict(pad_id=pair.pad_id, n_vocab=pair.n_vocab, name=name, teacher=theirs)
-        encode = encoder(self.template_arguments)
+        options |= dict(n_teacher=pair.teacher.n_vocab) if separate else {}
+        encode = encoder(pair.tokenizer, self.template_arguments)
         built = prompts.build_prompts(records, encode, pair.tokenizer, **lengths, **options)
         named = [record.teacher for record in built.records]
         return built if None in named else replace(built, teachers=tuple(map(list(pair.teachers).index, named)))

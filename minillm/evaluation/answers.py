@@ -22,10 +22,10 @@ from minillm.data import PromptSet
 from minillm.data.prompts import pad
 from minillm.evaluation.metrics import FIGURES, Figure, PrefixKL, distinct
 from minillm.evaluation.metrics.figures import Answered
-from minillm.models import LanguageModel
+from minillm.models import LanguageModel, Pair
 from minillm.objectives.linear_loss import LinearLoss
 from minillm.parallel import ALONE, Group
-from minillm.rollout import Divergence, answer_logprobs, decode, rollout_alignment, rollout_divergence
+from minillm.rollout import Divergence, answer_logprobs, decode, rollout_alignment, rollout_divergence, with_spans
 from minillm.rollout.micro_batch import micro_batches
 
 _ALIGNED = ("reverse_kl", "entropy", "teacher_entropy", "overlap", "overlap_mass")
@@ -36,7 +36,8 @@ _MAX_TOKENS = 2048  # through the models at a time when answers are scored
 class Answer:
     """One model's answer to one prompt. `reverse_kl` and what follows it are summed over its tokens, see
     `minillm.rollout.score.Alignment`; None without a teacher, and but for `reverse_kl_sampled` with one that lists some
-    tokens only. `logprobs`: the smallest and the largest log-prob of its
+    tokens only. `spans_kl`: log q - log p of the answer where the teacher has tokens of its own, None where it could
+    not be aligned. `logprobs`: the smallest and the largest log-prob of its
     tokens under the model."""
 
     id: str
@@ -51,12 +52,14 @@ class Answer:
     overlap: float | None = None
     overlap_mass: float | None = None
     reverse_kl_sampled: float | None = None
+    spans_kl: float | None = None
     logprobs: tuple[float, float] | None = field(default=None, repr=False)
 
     def row(self) -> dict:
         """For JSON lines and tables."""
         row = asdict(self)
-        for name in ("logprobs", "reverse_kl_sampled", *_ALIGNED[1:]):
+        absent = ("spans_kl",) if self.spans_kl is None else ()
+        for name in ("logprobs", "reverse_kl_sampled", *_ALIGNED[1:], *absent):
             del row[name]
         row["n_tokens"] = len(row.pop("tokens"))
         return row
@@ -70,6 +73,7 @@ def answer_prompts(
     seeds: Sequence[int] | None,
     stop_ids: tuple[int, ...],
     teacher: LanguageModel | None = None,
+    spans: Pair | None = None,
     rows: Sequence[int] | None = None,
     group: Group = ALONE,
     asking: Callable[[], AbstractContextManager] = nullcontext,
@@ -80,7 +84,8 @@ def answer_prompts(
     `rows` chooses some of the prompts. The ranks of `group` share the work, and each gets all answers. `decoding`:
     max_new_tokens, batch_size, temperature, no_repeat_ngram_size and interrupt of `decode`; `asking`: around the
     teacher's passes, on every rank. The reverse KL is that of the models' own distributions at T = 1, whatever
-    temperature and n-gram limit the answers were drawn with.
+    temperature and n-gram limit the answers were drawn with. `spans`: a pair whose teacher has tokens of its own; the
+    answers then have `spans_kl`.
 
     A prompt's random stream depends on seed and prompt number only: not on the batch, nor on what was trained.
     """
@@ -100,6 +105,11 @@ def answer_prompts(
         elif teacher:
             found = rollout_alignment(model, teacher, rollout, LinearLoss(), max_tokens=_MAX_TOKENS)
             aligned = {name: getattr(found, f"{name}_BR").sum(-1).tolist() for name in _ALIGNED}
+        if spans:
+            found = with_spans(rollout, model, spans, LinearLoss(), max_tokens=_MAX_TOKENS)
+            sums_B = (found.student_logprobs_BR - found.teacher_logprobs_BR).double().sum(-1).tolist()
+            kept = found.response_mask_BR.any(-1).tolist()
+            aligned["spans_kl"] = [value if keep else None for value, keep in zip(sums_B, kept, strict=True)]
     answers = []
     for at, (seed, row) in enumerate(asked):
         mask_R = rollout.response_mask_BR[at]
@@ -176,6 +186,15 @@ def summarise(
     for key, found in figure_values(answers, references or [()] * len(answers), chosen).items():
         figures[key] = found if isinstance(found, float) else sum(found[0]) / sum(found[1])
     return figures
+
+
+def span_figures(answers: Sequence[Answer]) -> dict[str, float]:
+    """Of answers to prompts of a teacher with tokens of its own: an estimate of the reverse KL in nats a byte of their
+    texts (absent where no answer is left), and the share that could not be aligned."""
+    kept = [each for each in answers if each.spans_kl is not None]
+    n_bytes = sum(len(each.answer.encode()) for each in kept)
+    kl = {"reverse_kl_per_byte": sum(each.spans_kl for each in kept) / max(1, n_bytes)} if kept else {}
+    return kl | {"dropped": 1 - len(kept) / len(answers)}
 
 
 @dataclass(frozen=True)

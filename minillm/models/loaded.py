@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from minillm.common.errors import ConfigError, ModelError
 from minillm.common.lazy import lazy
 from minillm.models.checkpoint import Checkpoint
-from minillm.models.vocabulary import Vocabulary, compare_vocabularies, stop_ids
+from minillm.models.vocabulary import Vocabulary, compare_vocabularies, separate_vocabularies, stop_ids
 
 if TYPE_CHECKING:
     import torch
@@ -61,7 +61,8 @@ def kept_states(model: Any, hidden: Tensor) -> Tensor:
 class Pair:
     """A loaded pair. `student` is trained; `teacher` is frozen, in eval mode and outside of every checkpoint, and None
     where a model is measured alone; several are a `Teachers`. `compile`: see `LanguageModel`. `vocabulary`: what was
-    found on the way; `loaded_by`: the settings, a ModelPair, whose `reference` is frozen too."""
+    found on the way; `loaded_by`: the settings, a ModelPair, whose `reference` is frozen too. `teacher_tokenizer`,
+    `teacher_stop_ids`: of a teacher that does not share the student's tokens, None where it does."""
 
     student: PreTrainedModel
     teacher: LanguageModel | Teachers | None
@@ -72,6 +73,8 @@ class Pair:
     vocabulary: Vocabulary | None = None
     loaded_by: Any = None
     reference: LanguageModel | None = None
+    teacher_tokenizer: PreTrainedTokenizerBase | None = None
+    teacher_stop_ids: tuple[int, ...] | None = None
 
     @property
     def teachers(self) -> Mapping[str, LanguageModel]:
@@ -88,11 +91,17 @@ class Pair:
         """The teacher if its weights are in this process; a served one scores answers only."""
         return None if self.teacher is None or self.teacher.served else self.teacher
 
+    def tokens_of(self, model: Any) -> tuple[PreTrainedTokenizerBase, tuple[int, ...]]:
+        """Tokenizer and stop tokens of the teacher, or of another model, which is the student."""
+        separate = model is self.teacher and self.teacher_tokenizer is not None
+        return (self.teacher_tokenizer, self.teacher_stop_ids) if separate else (self.tokenizer, self.stop_ids)
+
     @property
     def pad_id(self) -> int:
         """What fills padding. Its value never matters: masks are explicit."""
-        pad = self.tokenizer.pad_token_id
-        return pad if pad is not None and pad < self.n_vocab else self.tokenizer.eos_token_id
+        rows = self.n_vocab if self.teacher_tokenizer is None else min(self.n_vocab, self.teacher.n_vocab)
+        pads = (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id, 0)
+        return next(each for each in pads if each is not None and each < rows)
 
 
 def pair_of(
@@ -101,30 +110,39 @@ def pair_of(
     tokenizer: PreTrainedTokenizerBase,
     teacher_tokenizer: PreTrainedTokenizerBase | ServedTokenizer | None,
     compile: bool = False,
+    separate: bool = False,
 ) -> Pair:
     """Check that two loaded models can be distilled into one another and freeze the teacher, or a teacher that is
-    served and verified elsewhere. Raises ModelError, see `compare_vocabularies`, `LanguageModel.verify`."""
+    served and verified elsewhere. `separate`: each keeps its own tokens. Raises ModelError, see `compare_vocabularies`,
+    `separate_vocabularies`, `LanguageModel.verify`."""
     from minillm.models.language_model import LanguageModel
 
     served = teacher if isinstance(teacher, LanguageModel) else None
     networks = [each for each in (student, served.network if served else teacher) if each is not None]
     rows = [each.get_output_embeddings().weight.shape[0] for each in networks]
-    vocabulary = compare_vocabularies(tokenizer, teacher_tokenizer, rows[0], rows[-1])
+    compared = separate_vocabularies if separate else compare_vocabularies
+    vocabulary = compared(tokenizer, teacher_tokenizer, rows[0], rows[-1])
     n_vocab = vocabulary.shared
-    for network in networks[:1] if served else networks:
-        LanguageModel(network, n_vocab).verify()
+    n_teacher = vocabulary.teacher.rows if separate else n_vocab
+    for network, size in zip(networks[:1] if served else networks, (n_vocab, n_teacher), strict=False):
+        LanguageModel(network, size).verify()
     if served:
         served.n_vocab = n_vocab
     elif teacher is not None:
-        teacher = LanguageModel(teacher, n_vocab, compile).frozen()
+        teacher = LanguageModel(teacher, n_teacher, compile).frozen()
+    own, stated = {}, [each.generation_config for each in networks]
+    if separate:
+        ends = stop_ids(teacher_tokenizer, stated.pop(), n_vocab=n_teacher)
+        own = dict(teacher_tokenizer=teacher_tokenizer, teacher_stop_ids=ends)
     return Pair(
         student=student,
         teacher=teacher,
         tokenizer=tokenizer,
         n_vocab=n_vocab,
-        stop_ids=stop_ids(tokenizer, *(each.generation_config for each in networks), n_vocab=n_vocab),
+        stop_ids=stop_ids(tokenizer, *stated, n_vocab=n_vocab),
         compile=compile,
         vocabulary=vocabulary,
+        **own,
     )
 
 

@@ -6,7 +6,7 @@ import copy
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from minillm.common.checks import collect
 from minillm.common.console import say
@@ -70,7 +70,8 @@ class ModelPair:
     `teacher`: each record names its own. `reference` is what an objective compares with (START in its `needs`) in the
     place of the student at the start. `ema_rate`: see `MovingAverage`. `compile`: see `LanguageModel`. `lora`: train
     adapters of the student only. `gradient_checkpointing`: its layers keep their inputs only and are computed again in
-    the backward pass."""
+    the backward pass. `tokenizers`: whether teacher and student share one, or keep their own, for an objective that
+    compares texts."""
 
     student: Checkpoint | FromScratch | PrunedTeacher | str
     teacher: Checkpoint | str | None = None
@@ -82,6 +83,7 @@ class ModelPair:
     ema_rate: float = 0.02
     teachers: dict[str, Checkpoint | str | dict] | None = None
     reference: Checkpoint | str | None = None
+    tokenizers: Literal["shared", "separate"] = "shared"
 
     def __post_init__(self):
         if self.teachers is not None:
@@ -110,6 +112,11 @@ class ModelPair:
             ),
             (not (scratch and self.lora), "lora: adapters of random weights that stay as they are; wanted lora=none"),
             (0 < self.ema_rate < 1, f"ema_rate={self.ema_rate}: wanted a number between 0 and 1"),
+            (
+                self.tokenizers == "shared" or (self.teacher and not (pruned or self.own_teacher or self.teacher.url)),
+                "tokenizers=separate: wanted one teacher of its own weights in this process (not null, url, or one of "
+                f"{', '.join(OWN_TEACHERS)}) and a student that is not made of its layers; or tokenizers=shared",
+            ),
             *self._own_teacher_rules(pruned),
         )
 
@@ -179,7 +186,7 @@ class ModelPair:
         if self.own_teacher:
             teacher_tokenizer = tokenizer
             teacher = copy_of(student) if self.own_teacher == "ema" else teacher
-        pair = pair_of(student, teacher, tokenizer, teacher_tokenizer, compile=self.compile)
+        pair = pair_of(student, teacher, tokenizer, teacher_tokenizer, self.compile, self.tokenizers == "separate")
         if self.own_teacher == "base":
             pair = replace(pair, teacher=Unadapted(student, pair.n_vocab))
         elif teacher is not None:
@@ -198,9 +205,9 @@ class ModelPair:
         teacher that cannot be found adds no tokens that end an answer, and a warning is printed."""
         if isinstance(self.student, PrunedTeacher):
             return replace(replace(self, reference=None).load(device), teacher=None)
-        pair = replace(self, teacher=None, teachers=None, reference=None).load(device)
+        pair = replace(self, teacher=None, teachers=None, reference=None, tokenizers="shared").load(device)
         n_vocab, stated = pair.n_vocab, [pair.student.generation_config]
-        for key, teacher in ({} if self.own_teacher else self.all_teachers).items():
+        for key, teacher in ({} if self.own_teacher or self.tokenizers == "separate" else self.all_teachers).items():
             try:
                 found, rows = teacher.ends()
             except (ConfigError, ModelError) as error:

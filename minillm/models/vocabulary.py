@@ -30,7 +30,7 @@ class Tokens:
 class Vocabulary:
     """What student and teacher share: the first `shared` rows mean the same token in both. `beyond` counts the ids from
     there on that only one tokenizer knows, or that are different tokens; no teacher where a model is alone; `others`
-    are further teachers."""
+    are further teachers. `separate`: each has its own tokens, and `shared` are those of the student."""
 
     student: Tokens
     teacher: Tokens | None
@@ -38,6 +38,7 @@ class Vocabulary:
     beyond: int = 0
     same_template: bool = True
     others: tuple[Tokens, ...] = ()
+    separate: bool = False
 
 
 def compare_vocabularies(
@@ -58,7 +59,10 @@ def compare_vocabularies(
         sizes += f"; teacher: {other.tokens} tokens, {teacher_rows} rows"
         ours, theirs = ({index: token for token, index in each.get_vocab().items()} for each in (student, teacher))
         differing = [index for index in sorted(ours.keys() | theirs.keys()) if ours.get(index) != theirs.get(index)]
-    change = "use a student and a teacher of one family (model.student, model.teacher)"
+    change = (
+        "use a student and a teacher of one family (model.student, model.teacher), or train by objective=spans with "
+        "model.tokenizers=separate"
+    )
     if inside := [index for index in differing if index < rows]:
         first = inside[0]
         problems.append(
@@ -78,6 +82,25 @@ def compare_vocabularies(
         raise ModelError("\n".join(problems))
     same_template = other is None or student.chat_template == teacher.chat_template
     return Vocabulary(own, other, rows, len(differing), same_template)
+
+
+def separate_vocabularies(
+    student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase, student_rows: int, teacher_rows: int
+) -> Vocabulary:
+    """Of models that keep a tokenizer each. Rows that no token of the tokenizer names are cut: such an id writes no
+    text, so that the teacher could not see it. Raises ModelError: a tokenizer is not a fast one, or has no eos."""
+    named = {"student": (student, student_rows), "teacher": (teacher, teacher_rows)}
+    slow = [side for side, (tokenizer, _) in named.items() if not getattr(tokenizer, "is_fast", False)]
+    if slow:
+        raise ModelError(
+            f"model.tokenizers=separate: the tokenizer of the {' and the '.join(slow)} has no tokenizer.json, which "
+            "says what text a token writes; use another model.student or model.teacher"
+        )
+    own, other = (
+        compare_vocabularies(tokenizer, None, min(rows, len(tokenizer)), 0).student
+        for tokenizer, rows in named.values()
+    )
+    return Vocabulary(own, other, own.rows, separate=True)
 
 
 def stop_ids(tokenizer: PreTrainedTokenizerBase, *stated: GenerationConfig | None, n_vocab: int) -> tuple[int, ...]:

@@ -1,6 +1,6 @@
 """Objectives and regularisers, see `contract`."""
 
-from minillm.objectives.contract import COSTS, START, TEACHER, Objective, TokenLoss
+from minillm.objectives.contract import COSTS, SPANS, START, TEACHER, Objective, TokenLoss
 from minillm.objectives.cross_entropy import CrossEntropy, PretrainLoss
 from minillm.objectives.exact import (
     AdaptiveKL,
@@ -17,9 +17,11 @@ from minillm.objectives.exact import (
 )
 from minillm.objectives.minillm import MiniLLM
 from minillm.objectives.sampled import Extrapolated, ImportanceWeighted, Sampled, SampledBaseline
+from minillm.objectives.spans import SpanReverseKL
 
 __all__ = [
     "COSTS",
+    "SPANS",
     "START",
     "TEACHER",
     "AdaptiveKL",
@@ -39,6 +41,7 @@ __all__ = [
     "SampledBaseline",
     "SkewForward",
     "SkewReverse",
+    "SpanReverseKL",
     "TokenLoss",
     "TopK",
     "TotalVariation",

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 # In `Objective.needs`:
 TEACHER = "teacher"  # its log-probs over the whole vocabulary at each token
 START = "start"  # `start_logprobs_BR` of the rollout: log-probs of the tokens under the student at the start
+SPANS = "spans"  # `spans_BR2` of the rollout: a teacher with tokens of its own is compared span by span
 COSTS = "costs"  # `costs_BR` of the rollout: the values of `costs` at each token, of the student that sampled it
 
 

@@ -72,11 +72,15 @@ class LinearLoss:
         loss = chunked.Chunked.apply(*trained, head, part, parts, self._rows(head))
         return LossOutput(loss, parts)
 
-    def logprobs(self, side: Side, ids_N: Tensor) -> Tensor:
-        """[N]: log-prob of each token, without a gradient."""
+    def logprobs(self, side: Side, ids_N: Tensor, alike: tuple[int, ...] = ()) -> Tensor:
+        """[N]: log-prob of each token, without a gradient; for one of `alike` that of any of them."""
 
         def values(logq_NV: Tensor, _, ids_N1: Tensor) -> tuple[Tensor]:
-            return (logq_NV.gather(-1, ids_N1).squeeze(-1),)
+            chosen_N = logq_NV.gather(-1, ids_N1).squeeze(-1)
+            if len(alike) > 1:
+                one_N = torch.isin(ids_N1.squeeze(-1), torch.tensor(alike, device=ids_N1.device))
+                chosen_N = torch.where(one_N, logq_NV[:, list(alike)].logsumexp(-1), chosen_N)
+            return (chosen_N,)
 
         return self._values(values, side, None, ids_N)[0]
 

@@ -28,7 +28,7 @@ def own_part(tensor: Tensor) -> Tensor:
 def gradient_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
     """Euclidean norm over all gradients there are (0-d, the same on every rank; on the device of the first)."""
     groups = by_mesh(each.grad for each in parameters if each.grad is not None)
-    norms = [nn.utils.get_total_norm(group) for group in groups]
+    norms = [nn.utils.get_total_norm(group) for group in groups] or [torch.zeros(())]
     norms = [each.full_tensor() if isinstance(each, DTensor) else each for each in norms]
     return (
         norms[0]

@@ -14,6 +14,7 @@ _MODULES = {
         "with_costs",
         "with_teacher",
     ),
+    "spans": ("with_spans",),
     "vllm": ("VllmSampler",),
 }
 __getattr__ = lazily(__name__, _MODULES)

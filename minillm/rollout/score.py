@@ -44,14 +44,21 @@ def _for_each_token(
 
 
 def answer_logprobs(
-    model: LanguageModel, rollout: Rollout, linear_loss: LinearLoss, *, max_tokens: int, keep_hidden: bool = False
+    model: LanguageModel,
+    rollout: Rollout,
+    linear_loss: LinearLoss,
+    *,
+    max_tokens: int,
+    keep_hidden: bool = False,
+    alike: tuple[int, ...] = (),
 ) -> tuple[Tensor, Tensor | None]:
     """[B, R] log-probs of the answers' tokens under a model at the rollout's temperature, 0 outside the mask; and with
-    `keep_hidden` the model's hidden states [B, R, H] there. `max_tokens` go through the model at a time."""
+    `keep_hidden` the model's hidden states [B, R, H] there. `max_tokens` go through the model at a time. `alike`: see
+    `LinearLoss.logprobs`."""
 
     def values(micro: MicroBatch) -> tuple[Tensor, ...]:
         side = micro.side(model, rollout.temperature)
-        logprobs_N = linear_loss.logprobs(side, micro.take(rollout.response_ids_BR))
+        logprobs_N = linear_loss.logprobs(side, micro.take(rollout.response_ids_BR), alike)
         return (logprobs_N, kept_states(model, side.hidden_NH)) if keep_hidden else (logprobs_N,)
 
     logprobs_BR, *hidden = _for_each_token(rollout, max_tokens, values)

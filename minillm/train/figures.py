@@ -19,7 +19,13 @@ _FROM = (1, 17, 65, 257, 1025)  # positions of an answer
 
 
 def rollout_figures(rollout: Rollout, stop_ids: Sequence[int], seconds: float) -> dict[str, float]:
-    """Of the sampled answers of a rollout, which took so many seconds; and the share of given ones if there are any."""
+    """Of the sampled answers of a rollout, which took so many seconds; and the share of given ones if there are any, or
+    of those that could not be aligned with a teacher of other tokens."""
+    if rollout.spans_BR2 is not None:
+        kept_B = rollout.response_mask_BR.any(-1)
+        share = {"rollout/dropped": 1 - kept_B.double().mean().item()}
+        rest = replace(rollout.rows(kept_B), spans_BR2=None)
+        return share | (rollout_figures(rest, stop_ids, seconds) if len(rest) else {})
     if rollout.given_B is not None:
         share = {"rollout/given": rollout.given_B.float().mean().item()}
         drawn = replace(rollout.rows(~rollout.given_B), given_B=None)

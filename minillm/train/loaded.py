@@ -52,7 +52,9 @@ def check_references(settings: Settings, pair: Pair, train: PromptSet, validatio
     start, checkpoints = settings.start, settings.callbacks.get("checkpoints")
     references, exact = validation.has_references, pair.teacher and pair.teacher.exact
     measured = {"rouge_l": references or pair.teacher_here is not None, "loss": references}
-    measured |= {"reverse_kl": exact, "reverse_kl_sampled": exact is False}
+    separate = pair.teacher_tokenizer is not None
+    measured |= {"reverse_kl": exact and not separate, "reverse_kl_sampled": exact is False}
+    measured |= {"reverse_kl_per_byte": separate}
     chooses = checkpoints is not None and settings.callbacks["record"].export == "best"
     own = settings.model.own_teacher
     others = settings.regulariser.on or start.steps or getattr(settings.objective, "kd_ratio", 1) < 1
@@ -76,7 +78,7 @@ def check_references(settings: Settings, pair: Pair, train: PromptSet, validatio
             not chooses or measured[checkpoints.monitor],
             f"callbacks.checkpoints.monitor={chooses and checkpoints.monitor}: the validation of this run measures "
             f"{', '.join(name for name in measured if measured[name]) or 'none of them'}; loss needs a reference in "
-            "every row of data.val_file, reverse_kl a teacher (reverse_kl_sampled: one on a vLLM server), rouge_l "
-            "references or a teacher in this process",
+            "every row of data.val_file, reverse_kl a teacher (reverse_kl_sampled: one on a vLLM server; "
+            "reverse_kl_per_byte: one with tokens of its own), rouge_l references or a teacher in this process",
         ),
     )

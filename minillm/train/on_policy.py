@@ -16,15 +16,15 @@ import torch
 from torch import Tensor
 from torch.profiler import record_function
 
-from minillm.common.errors import ConfigError, check
+from minillm.common.errors import ConfigError, ModelError, check
 from minillm.common.machine import Phases
 from minillm.common.seeding import seed_for
 from minillm.common.types import Experience, LossOutput, Rollout, TrainBatch
 from minillm.models import LanguageModel, Pair
-from minillm.objectives import START, CrossEntropy, Objective, PretrainLoss
+from minillm.objectives import SPANS, START, CrossEntropy, Objective, PretrainLoss
 from minillm.objectives.chunked import Side
 from minillm.objectives.linear_loss import LinearLoss
-from minillm.rollout import Sampler, answer_logprobs, prepared, with_costs, with_teacher
+from minillm.rollout import Sampler, answer_logprobs, prepared, with_costs, with_spans, with_teacher
 from minillm.rollout.micro_batch import MicroBatch, micro_batches
 from minillm.rollout.stored import Stored, joined
 from minillm.train.figures import Watched, log_ratio, rollout_figures
@@ -66,8 +66,7 @@ class OnPolicyDistillation(TrainingModule):
         self.reward, self.stored = reward or Reward(), stored or Stored(seed=seed)
         self.round = self.start_step = 0
         if START in objective.needs:  # before a checkpoint is loaded
-            start = pair.reference or LanguageModel(copy.deepcopy(pair.student), pair.n_vocab).frozen()
-            self.reference = start
+            self.reference = pair.reference or LanguageModel(copy.deepcopy(pair.student), pair.n_vocab).frozen()
         self.keep_hidden = regime.teacher_states == "keep"
         self._begin_round()
 
@@ -173,6 +172,11 @@ class OnPolicyDistillation(TrainingModule):
                     start_BR, _ = answer_logprobs(self.reference, rollout, self.linear_loss, **limit)
                     rollout = replace(rollout, start_logprobs_BR=start_BR)
         rollout = joined(rollout, self.group)
+        if not rollout.response_mask_BR.any():
+            raise ModelError(
+                f"rollout {self.round}: none of its {len(rollout)} answers can be aligned with the teacher. Begin "
+                "with a student that writes texts (recipe=start), or use another model.student or model.teacher"
+            )
         return rollout if self.reward.function is None else self._rewarded(rollout)
 
     def _rewarded(self, rollout: Rollout) -> Rollout:
@@ -181,7 +185,7 @@ class OnPolicyDistillation(TrainingModule):
         for row in self.group.share(range(len(rollout))):
             ids = rollout.response_ids_BR[row][rollout.response_mask_BR[row]]
             text = decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-            given = rollout.given_B is not None and bool(rollout.given_B[row])
+            given = not len(ids) or (rollout.given_B is not None and bool(rollout.given_B[row]))  # or dropped
             found.append(0.0 if given else self.reward.of(records[int(rollout.records_B[row])], text))
         found = self.group.join(found)
         check(*((False, each) for each in found if isinstance(each, str)))
@@ -247,8 +251,10 @@ class OnPolicyDistillation(TrainingModule):
     # -- shared ---------------------------------------------------------------------------------------------------
 
     def _with_teacher(self, rollout: Rollout) -> Rollout:
-        limits = dict(max_tokens=self.regime.microbatch_tokens, keep_hidden=self.keep_hidden)
-        return with_teacher(rollout, self.pair.teacher, self.linear_loss, **limits)
+        limit = dict(max_tokens=self.regime.microbatch_tokens)
+        if SPANS in self.objective.needs:
+            return with_spans(rollout, self.model, self.pair, self.linear_loss, **limit)
+        return with_teacher(rollout, self.pair.teacher, self.linear_loss, keep_hidden=self.keep_hidden, **limit)
 
     def _scored(self, answers: Rollout) -> Rollout:
         own_BR, _ = answer_logprobs(self.model, answers, self.linear_loss, max_tokens=self.regime.microbatch_tokens)

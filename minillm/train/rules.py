@@ -11,7 +11,7 @@ from minillm.common.checks import trainer_problem, value_problems
 from minillm.common.errors import ConfigError, nearest
 from minillm.common.labels import name_problems
 from minillm.common.read import SETTINGS as JOB_SETTINGS
-from minillm.objectives import START
+from minillm.objectives import SPANS, START, TEACHER
 
 SETTINGS = (
     "model", "data", "sampler", "regulariser", "objective", "linear_loss", "regime", "optim", "start", "reward",
@@ -62,7 +62,29 @@ def rule_problems(built: Mapping[str, Any], plain: Mapping) -> list[str]:
     body_needed = strategy.sharded or (regulariser.on and regulariser.kd_ratio > 0)
     body_needed |= not on_policy or regime.teacher_states == "recompute"
     rollouts, steps = (regime.rollouts, regime.steps_per_rollout) if on_policy else (0, 1)
+    separate, spans = model.tokenizers == "separate", SPANS in objective.needs
     rules = (
+        (
+            separate and (TEACHER in objective.needs or (on_policy and not spans)),
+            f"model.tokenizers=separate with objective {type(objective).__name__}: it compares tokens, and the teacher "
+            "has others; wanted objective=spans, or objective=sft, which needs no teacher",
+        ),
+        (spans and not separate, "objective=spans with model.tokenizers=shared: wanted separate, or another objective"),
+        (
+            separate and on_policy and (sampler.alpha > 0 or sampler.temperature != 1),
+            f"sampler.alpha={sampler.alpha}, sampler.temperature={sampler.temperature} with model.tokenizers=separate: "
+            "texts are compared as the models write them; wanted 0 and 1",
+        ),
+        *(
+            (separate and given, f"{key} with model.tokenizers=separate: takes the teacher's tokens; wanted {do}")
+            for key, given, do in (
+                ("start.kd_ratio", start.steps and start.kd_ratio, 0),
+                ("start.responses=teacher", start.steps and start.responses == "teacher", "reference"),
+                ("regulariser.kd_ratio", regulariser.on and regulariser.kd_ratio, 0),
+                ("data.replay", data.replay, 0),
+                ("data.teacher_cache", data.teacher_cache, "null"),
+            )
+        ),
         (
             regulariser.on and data.corpus_file is None,
             "data.corpus_file=null: the regulariser needs a corpus; name a file or set regulariser=none",

@@ -146,6 +146,9 @@ def test_all_problems_come_in_one_message():
     ]
 
 
+_PAIR = ["model.student=/some/student", "model.teacher=/some/teacher"]
+
+
 @pytest.mark.some(8)
 @pytest.mark.parametrize(
     ("overrides", "text"),
@@ -184,6 +187,23 @@ def test_all_problems_come_in_one_message():
         (["regulariser=pretrain_kd", "model.teacher.offload=true"], "model.teacher.offload=true: its body is away"),
         (["regime.microbatch_size=0"], "microbatch_size=0: wanted a positive number of rows, or null"),
         (["resume=yes"], "resume='yes': wanted null or auto"),
+        (["model.tokenizers=separate", *_PAIR], "model.tokenizers=separate with objective MiniLLM: it compares tokens"),
+        (["objective=spans", "model.tokenizers=shared", *_PAIR], "objective=spans with model.tokenizers=shared"),
+        (["objective=spans"], "tokenizers=separate: wanted a teacher of its own weights in this process"),
+        (["objective=spans", "model.student=a", "model.teacher=http://b:1"], "tokenizers=separate: wanted one teacher"),
+        (["objective=spans", "model.student=a", "model.teacher=ema"], "tokenizers=separate: wanted one teacher"),
+        (["objective=spans", "sampler.alpha=0.2", *_PAIR], "sampler.alpha=0.2, sampler.temperature=1.0 with model.tok"),
+        (["objective=spans", "sampler.temperature=0.7", *_PAIR], "sampler.temperature=0.7 with model.tokenizers=separ"),
+        (["objective=spans", "start.steps=2", *_PAIR], "start.responses=teacher with model.tokenizers=separate"),
+        (["objective=spans", "start.steps=2", *_PAIR], "start.kd_ratio with model.tokenizers=separate: takes the"),
+        (["objective=spans", "regulariser=pretrain_kd", *_PAIR], "regulariser.kd_ratio with model.tokenizers=separate"),
+        (["objective=spans", "data.replay=0.5", *_PAIR], "data.replay with model.tokenizers=separate"),
+        (["objective=spans", "data.on_policy=0.5", *_PAIR], "objective SpanReverseKL is a policy gradient alone"),
+        (["objective=kd", "regime=supervised", "model.tokenizers=separate", *_PAIR], "with objective CrossEntropy"),
+        (
+            ["objective=sft", "regime=supervised", "model.tokenizers=separate", "data.teacher_cache=x", *_PAIR],
+            "data.teacher_cache with model.tokenizers=separate",
+        ),
     ],
 )
 def test_cross_field_rules(overrides, text):

@@ -100,7 +100,7 @@ def test_every_stage_is_what_was_published(student, stage):
 def test_all_are_there_and_a_stage_is_a_recipe():
     there = {file.stem for file in CONF.glob("pair/*.yaml")}
     assert len(EXPERIMENTS) == 70 and there == {*PUBLISHED, "llama_7b_lora", "narrow", "smollm2", "base", "own"}
-    assert {file.stem for file in CONF.glob("recipe/*.yaml")} == {*STAGES, "opd", "opsd", "context"}
+    assert {file.stem for file in CONF.glob("recipe/*.yaml")} == {*STAGES, "opd", "opsd", "context", "spans"}
 
 
 @pytest.mark.some(2)

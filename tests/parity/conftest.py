@@ -10,6 +10,7 @@ import torch
 
 from tests.commands import ROOT, Command
 from tests.tiny import make_model, make_tokenizer, write_texts
+from tests.tokenizers import byte_level, few_letters
 
 STRATEGIES = ("ddp", "fsdp", "fsdp_tp")
 QUICK = ("base",)  # of the scenarios: those of make test
@@ -25,6 +26,9 @@ def parity_world(tmp_path_factory):
             network = make_model(family, seed=seed, tied=tied and name == "student")
             network.save_pretrained(folder / family / name)
             make_tokenizer().save_pretrained(folder / family / name)
+    for name, tokenizer in (("student", few_letters()), ("teacher", byte_level())):
+        make_model(vocabulary=len(tokenizer)).save_pretrained(folder / "spans" / name)
+        tokenizer.save_pretrained(folder / "spans" / name)
     write_texts(folder)
     for name in ("train", "val"):  # rows that name one of two teachers
         rows = map(json.loads, (folder / f"{name}.jsonl").read_text().splitlines())
@@ -87,6 +91,14 @@ def scenarios(world: Path) -> dict[str, list[str]]:
             "reward.function=tests.integration.test_stored_run.short",
             "regime.max_steps=12",
         ],
+        "spans": [
+            *on_policy(world, "spans"),
+            "objective=spans",
+            "sampler=student",
+            "sampler.max_new_tokens=6",
+            "start.steps=0",
+            "callbacks.checkpoints.monitor=reverse_kl_per_byte",
+        ],
         "kd": [*settings(world), *kd],
         "teachers": [*base, "sampler.alpha=0.3", *two],
         "teachers_kd": [*settings(world), *kd, "regime.microbatch_size=2", *two],
@@ -104,7 +116,7 @@ def other_families(world: Path) -> dict[str, list[str]]:
 def more(strategy: str) -> list[str]:
     """The scenarios of make test-all. gpt2's fused projections cannot be split; what only matters there is run there
     only."""
-    return ["float32", "lora", "reference", "lean", "extrapolated", "jsd", "stored", "kd"] + {
+    return ["float32", "lora", "reference", "lean", "extrapolated", "jsd", "stored", "spans", "kd"] + {
         "ddp": ["teachers", "teachers_kd"],
         "fsdp": ["gpt2", "offload"],
         "fsdp_tp": ["opt"],

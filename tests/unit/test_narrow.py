@@ -5,7 +5,9 @@ import json
 import random
 
 import pytest
+import torch
 
+from examples import spans
 from examples.narrow import KINDS, TESTS, example, make_tokenizer, write
 
 
@@ -47,3 +49,20 @@ def test_the_files_are_always_the_same(tmp_path):
         write(tmp_path / name, n_train=50, n_val=5, n_test=5)
     for file in (tmp_path / "one").glob("*.jsonl"):
         assert file.read_text() == (tmp_path / "two" / file.name).read_text()
+
+
+def test_an_interval_of_a_ratio_is_that_of_resampled_prompts():
+    generator = torch.Generator().manual_seed(0)
+    sums = torch.rand(400, 2, dtype=torch.float64, generator=generator) + 0.5
+    value, half = spans.interval(sums)
+    again = [spans.ratio(sums[torch.randint(400, (400,), generator=generator)]) for _ in range(500)]
+    assert value == spans.ratio(sums) and half == pytest.approx(1.96 * float(torch.tensor(again).std()), rel=0.15)
+    assert spans.interval(sums, sums) == (0, 0)
+
+
+@pytest.mark.slow
+def test_the_example_of_another_tokenizer_runs(tmp_path):
+    found = spans.main(tmp_path, seeds=[0], teacher_steps=3, start_steps=80, rounds=2, samples=1)
+    assert (tmp_path / "results.json").exists() and len(found[0]["spans - sft"]) == 2
+    files = [tmp_path / "task" / f"{side}_tokenizer" / "tokenizer.json" for side in spans.TOKENS]
+    assert files[0].read_text() != files[1].read_text()

@@ -14,7 +14,7 @@ from minillm.common.saved import damage, load_saved
 from minillm.train.callbacks.boundary import BoundaryCallback, find
 from minillm.train.callbacks.validation import Validation
 
-Monitor = Literal["rouge_l", "loss", "reverse_kl", "reverse_kl_sampled"]
+Monitor = Literal["rouge_l", "loss", "reverse_kl", "reverse_kl_sampled", "reverse_kl_per_byte"]
 
 
 class Checkpoints(BoundaryCallback):
@@ -27,7 +27,8 @@ class Checkpoints(BoundaryCallback):
     Args:
         monitor: a figure of the validation: `rouge_l`, higher is better (the paper's choice for every method it
             compares), `loss` on the references, lower (its choice for the start of MiniLLM), or `reverse_kl`, lower,
-            with a teacher on a vLLM server `reverse_kl_sampled`.
+            with a teacher on a vLLM server `reverse_kl_sampled`, with one that has tokens of its own
+            `reverse_kl_per_byte`.
     """
 
     def __init__(self, *, run_dir: Path, every: int | None = 100, monitor: Monitor = "rouge_l"):

@@ -13,7 +13,7 @@ from minillm.common.console import say, show_figures, show_samples
 from minillm.common.errors import Interrupted, StorageError, check
 from minillm.common.files import write_whole
 from minillm.data import PromptSet
-from minillm.evaluation.answers import Answer, answer_prompts, is_uniform, reference_losses, summarise
+from minillm.evaluation.answers import Answer, answer_prompts, is_uniform, reference_losses, span_figures, summarise
 from minillm.evaluation.metrics import figures_at
 from minillm.models import LanguageModel
 from minillm.parallel import on_first
@@ -22,6 +22,7 @@ from minillm.train.loggers import STEP, log_row
 
 COLUMNS = {"reverse_kl": "reverse KL", "reverse_kl_sampled": "sampled KL", "rouge_l": "Rouge-L", "loss": "loss",
            "length": "length", "truncated": "truncated", "distinct_4": "distinct-4", "tokens": "tokens"}  # fmt: skip
+_SEPARATE = {"reverse_kl_per_byte": "KL a byte", "dropped": "dropped"}  # of a teacher with its own tokens
 _STATE = ("stages", "samples", "newest_step", "owed")  # in checkpoints
 
 
@@ -59,7 +60,7 @@ class Validation(BoundaryCallback):
         self.run_dir, self.seed = Path(run_dir), seed
         self.max_new_tokens, self.batch_size, self.n_samples = max_new_tokens, batch_size, n_samples
         self.figures = figures_at(figures or ())
-        self._columns = COLUMNS | {figure.key: figure.heading or figure.key for figure in self.figures}
+        self._own_columns = {figure.key: figure.heading or figure.key for figure in self.figures}
         self.stages: dict[str, dict[str, float]] = {}  # raw, start, and the newest as end
         self.samples: dict[str, list[str]] = {}  # answers of the stages to the first prompts
         self.newest_step: int | None = None  # MiniLLM's optimizer step of the newest figures
@@ -86,6 +87,9 @@ class Validation(BoundaryCallback):
         if self._pair.teacher and not self._pair.teacher.exact:
             say("The teacher's server lists some tokens only: in place of the exact KL, val/reverse_kl_sampled is the")
             say("mean of log q - log p over the student's samples.")
+        self._separate = module.pair.teacher_tokenizer is not None
+        usual = {key: name for key, name in COLUMNS.items() if key != "reverse_kl"}
+        self._columns = (_SEPARATE | usual if self._separate else COLUMNS) | self._own_columns
 
     @cached_property
     def teacher_answers(self) -> list[Answer]:
@@ -103,19 +107,24 @@ class Validation(BoundaryCallback):
         say("The validation prompts have no references: Rouge-L is measured against the teacher's greedy answers.")
         return [(answer.answer,) for answer in self.teacher_answers]
 
-    def _answer(self, model: LanguageModel, seeds: list[int] | None, teacher=None) -> list[Answer]:
+    def _answer(self, model: LanguageModel, seeds: list[int] | None) -> list[Answer]:
+        pair, own = self._pair, {}
+        tokenizer, stops = pair.tokens_of(model)
+        if model is not pair.teacher:
+            own = {"spans": pair} if self._separate else {"teacher": pair.teacher}
         with self._module.whole_weights():
             sizes = dict(max_new_tokens=self.max_new_tokens, batch_size=self.batch_size)
-            around = dict(stop_ids=self._pair.stop_ids, group=self._module.group, interrupt=self._module.interrupt)
-            models = dict(seeds=seeds, teacher=teacher, asking=self._module.asking)
-            return answer_prompts(model, self._seen_by(model), self._pair.tokenizer, **models, **sizes, **around)
+            around = dict(stop_ids=stops, group=self._module.group, interrupt=self._module.interrupt)
+            models = dict(seeds=seeds, asking=self._module.asking, **own)
+            return answer_prompts(model, self._seen_by(model), tokenizer, **models, **sizes, **around)
 
     def _seen_by(self, model: LanguageModel) -> PromptSet:
         return self._prompts.for_teacher if model is self._pair.teacher else self._prompts
 
     def _figures(self, model: LanguageModel, answers: list[Answer]) -> dict[str, float]:
-        losses, tokens, figures = None, None, {}
-        if self._prompts.has_references:
+        losses, tokens, figures, student = None, None, {}, model is not self._pair.teacher
+        # References are of the student's tokens.
+        if self._prompts.has_references and (student or not self._separate):
             with self._module.whole_weights():
                 losses, tokens = reference_losses(model, self._seen_by(model), self._module.group)
         for name in (None, *self._teachers):
@@ -123,6 +132,8 @@ class Validation(BoundaryCallback):
             of = [each and [each[row] for row in rows] for each in (answers, self._references, losses, tokens)]
             found = summarise(*of[:2], self.figures) | ({} if losses is None else {"loss": sum(of[2]) / sum(of[3])})
             figures |= {f"{key}_{name}" if name else key: value for key, value in found.items()}
+        if self._separate and student:
+            figures |= span_figures(answers)
         return figures
 
     @cached_property
@@ -160,7 +171,7 @@ class Validation(BoundaryCallback):
             stale = ("teacher_answers", "_teacher_figures", *(() if self._prompts.has_references else ("_references",)))
             for name in stale:
                 vars(self).pop(name, None)
-        answers = self._answer(module.model, [self.seed], self._pair.teacher)
+        answers = self._answer(module.model, [self.seed])
         figures = self._figures(module.model, answers)
         if is_uniform(answers, self._pair.n_vocab):
             say(

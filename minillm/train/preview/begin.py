@@ -53,7 +53,7 @@ class Preview(L.Callback):
         """Raises ModelError: see `check_consistency`. The run's name is free again then."""
         models = {"student": module.model} | (self.pair.teachers if self.pair.teacher_here else {})
         if not self.settings.strategy.sharded:  # compiling for these few shapes would change those that follow
-            models = {side: type(each)(each.network, self.pair.n_vocab) for side, each in models.items()}
+            models = {side: type(each)(each.network, each.n_vocab) for side, each in models.items()}
         half = torch.autocast(module.device.type, torch.bfloat16, enabled=trainer.precision == "bf16-mixed")
         try:
             with module.asking(), module.whole_weights(), half:
@@ -80,7 +80,10 @@ class Preview(L.Callback):
         ]
         page.lines["log-ratio"] = f"update against decoding, same weights, in nats: {'; '.join(texts)}"
         page.figures["consistency"] = {side: asdict(each) for side, each in found.items()}
-        if pair.teacher is not None and pair.teacher.exact:
+        if pair.teacher_tokenizer is not None:
+            why = "not measured: student and teacher have other tokens; validation has the reverse KL a byte"
+            page.lines["agreement"] = why
+        elif pair.teacher is not None and pair.teacher.exact:
             teacher = models.get("teacher", pair.teacher)
             if pair.teacher_names:
                 teacher = Teachers({name: models[name] for name in pair.teacher_names})
@@ -102,7 +105,7 @@ class Preview(L.Callback):
             model,
             PromptBatch(ids_BP, mask_BP, torch.arange(len(ids_BP))).to(model.device),
             seeds=[seed_for(seed, "consistency", row) for row in range(len(ids_BP))],
-            stop_ids=(pair.n_vocab,),  # none: few tokens would leave the mean KL to chance
+            stop_ids=(model.n_vocab,),  # none: few tokens would leave the mean KL to chance
             pad_id=pair.pad_id,
             max_new_tokens=n_new,
             max_tokens=max_tokens,

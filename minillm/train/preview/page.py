@@ -97,12 +97,12 @@ def page_of(
         "source": [_source(each) for each in (settings.model.student, *settings.model.all_teachers.values())],
         "model": [_model(network) for network in networks.values()],
         "parameters": [_parameters(pair.student), "the student's"] if own else [*map(_parameters, networks.values())],
-        "tokens": [_tokens(each, vocabulary.shared) for each in tokens],
+        "tokens": [_tokens(each, each.rows if vocabulary.separate else vocabulary.shared) for each in tokens],
         "end": [f"{each.eos} (id {each.eos_id})" for each in tokens],
     }
     groups = {key: getattr(getattr(settings, key.split(".")[0]), key.split(".")[1], None) for key in _SIZES}
     lines = {
-        "vocabulary": _vocabulary(vocabulary, pair.stop_ids),
+        "vocabulary": _vocabulary(vocabulary, pair.stop_ids, pair.teacher_stop_ids),
         "template": _template(settings.data, pair),
         "training": _prompts(train),
         "validation": _prompts(validation),
@@ -153,7 +153,10 @@ def _tokens(side: Tokens, shared: int) -> str:
     return f"{side.tokens:,} in {side.rows:,} rows{cut}"
 
 
-def _vocabulary(tokens: Vocabulary, stop_ids: tuple[int, ...]) -> str:
+def _vocabulary(tokens: Vocabulary, stop_ids: tuple[int, ...], teacher: tuple[int, ...] | None) -> str:
+    if teacher is not None:
+        own = " and ".join(", ".join(map(str, ids)) for ids in (stop_ids, teacher))
+        return f"separate: texts are compared by their bytes; student and teacher stop an answer at id {own}"
     same = f"{tokens.shared:,} rows, the same token in each; " if tokens.teacher else f"{tokens.shared:,} rows; "
     beyond = f"tokens beyond them that differ: {tokens.beyond:,}; " if tokens.beyond else ""
     return f"{same}{beyond}an answer stops at id {', '.join(map(str, stop_ids))}"
@@ -164,7 +167,8 @@ def _template(sources: Sources, pair: Pair) -> str:
         return f"the paper's, with {sources.front(pair.tokenizer) or 'nothing'} in front (data.bos)"
     stated = [f"{name}={value}" for name, value in sources.template_arguments.items()]
     stated += [f"dated {sources.date} (data.date)"] if sources.date else []
-    return ", ".join(["the student's own chat template", *stated])
+    own = "the own chat templates of both" if pair.teacher_tokenizer else "the student's own chat template"
+    return ", ".join([own, *stated])
 
 
 def _prompts(prompts: PromptSet) -> str:
@@ -261,7 +265,8 @@ def _of_models(settings: Settings, pair: Pair) -> Iterator[str]:
         what = "another chat template" if tokens.teacher.chat_template else "no chat template"
         yield f"The teacher has {what}; prompts are written with the student's, which may be strange to it."
     own = _ends(pair.student) | {pair.tokenizer.eos_token_id}
-    if ends := {each for teacher in teachers for each in _ends(teacher)} - own:
+    ends = {each for teacher in teachers for each in _ends(teacher)} - own
+    if ends and not tokens.separate:
         names = ", ".join(map(pair.tokenizer.convert_ids_to_tokens, sorted(ends)))
         yield (
             f"The teacher also ends an answer with {names}, the student alone does not: a base student of an instruct "
