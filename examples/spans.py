@@ -148,7 +148,7 @@ def main(
     seeds: Sequence[int] = (0, 1, 2),
     teacher_steps: int = 1500,
     start_steps: int = 500,
-    rounds: int = 120,
+    rounds: int = 240,
     samples: int = 8,
 ) -> dict:
     """`samples` answers to each held-out prompt measure the KL."""
