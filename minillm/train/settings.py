@@ -123,10 +123,12 @@ def assemble(plain: dict, built: Mapping[str, Any], *, command: str = "", began:
         "checkpoints": {"run_dir": run_dir},
         "record": {"run_dir": run_dir, "began": time.time() if began is None else began, "card": card},
     }
+    # In this order, whichever key a yaml names first: what is saved and recorded has been validated before.
+    order = dict.fromkeys([*supplied, *plain["callbacks"]])
     callbacks = {
         name: collect(problems, f"callbacks.{name}", node, **supplied.get(name, {}))
-        for name, node in plain["callbacks"].items()
-        if node
+        for name in order
+        if (node := plain["callbacks"].get(name))
     }
     if problems:
         raise ConfigError(problems)

@@ -9,6 +9,7 @@ from omegaconf import OmegaConf
 
 from minillm.common.checks import construct, node_problems
 from minillm.common.errors import ConfigError
+from minillm.common.stored import resolved
 from minillm.evaluation.suite import check_suite
 from minillm.evaluation.suite.settings import read_measures
 from minillm.models import Architecture
@@ -145,6 +146,12 @@ def test_all_problems_come_in_one_message():
         "strategy.devices=2, num_nodes=1: strategy=single is for one device; wanted strategy=ddp, fsdp or fsdp_tp, or "
         "both 1",
     ]
+
+
+def test_callbacks_work_in_one_order_whichever_key_comes_first():
+    plain = resolved(composed())
+    plain["callbacks"] = dict(reversed(plain["callbacks"].items()))
+    assert list(check_config(plain).callbacks) == ["validation", "checkpoints", "record", "progress"]
 
 
 _PAIR = ["model.student=/some/student", "model.teacher=/some/teacher"]
