@@ -21,7 +21,7 @@ from transformers import PreTrainedTokenizerFast
 import minillm
 from examples import narrow
 from minillm.data import PromptSet, Sources
-from minillm.evaluation import answer_prompts
+from minillm.evaluation.answers import answer_prompts
 from minillm.models import Architecture, FromScratch, LanguageModel, ModelPair, Pair
 
 CPU = torch.device("cpu")

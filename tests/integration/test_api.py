@@ -146,5 +146,5 @@ def test_an_objective_that_divides_by_micro_batches_does_so_in_ones_own_loop(wor
 def test_a_teacher_that_is_nowhere_cannot_be_named(world):
     pair = load(world)
     pair.teacher.network.name_or_path = ""
-    with pytest.raises(ConfigError, match="teacher: was not loaded from"):
+    with pytest.raises(ConfigError, match="teacher: is not one model that was loaded from"):
         minillm.evaluate([pair], teacher=pair)
