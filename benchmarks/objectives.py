@@ -37,7 +37,7 @@ FIGURES = ("rouge_l_in", "rouge_l_out", "reverse_kl", "forward_kl", "distinct_4"
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--folder", default="runs/objectives", type=Path, help="keeps models and finished runs")
-    parser.add_argument("--tokens", default=200_000, type=int, help="of answers in the updates of a run")
+    parser.add_argument("--tokens", default=100_000, type=int, help="of answers in the updates of a run")
     parser.add_argument("--methods", default=",".join(METHODS), help="some of the methods, with commas")
     options = parser.parse_args()
     methods, folder = options.methods.split(","), options.folder

@@ -41,7 +41,7 @@ def train(settings: dict) -> dict:
     else:
         student, teacher = (make_model(name, device=DEVICE) for name in settings.get("models", ("student", "teacher")))
     rows = student.config.vocab_size
-    tokenizer = SimpleNamespace(pad_token_id=0)
+    tokenizer = SimpleNamespace(pad_token_id=0, eos_token_id=None)
     pair = Pair(student, LanguageModel(teacher).frozen(), tokenizer, rows, stop_ids=(rows,))
     module = OnPolicyDistillation(
         pair,

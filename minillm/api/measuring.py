@@ -40,7 +40,7 @@ def generate(
     pair = pair_of_model(model)
     if of == "teacher" and pair.teacher is None:
         raise ConfigError("of=teacher: the pair has no teacher")
-    chosen = prompts_of(pair if of == "teacher" else replace(pair, teacher=None), prompts, data)
+    chosen = prompts_of(pair if of == "teacher" else replace(pair, teacher=None, teacher_tokenizer=None), prompts, data)
     model = pair.teacher if of == "teacher" else LanguageModel(pair.student, pair.n_vocab)
     tokenizer, stops = pair.tokens_of(model)
     answers = answer_prompts(

@@ -34,8 +34,14 @@ def rollouts(
     """Rollouts of `size` answers without end, for one's own loop: drawn by the student as it is then (or its
     mixture with the teacher), with the log-probs of both models and the teacher's hidden states. The same prompts and
     answers as those of `distill` with the same seed."""
-    chosen = prompts_of(pair, prompts, data)
-    sampler = sampler or Sampler()
+    chosen, separate = prompts_of(pair, prompts, data), pair.teacher_tokenizer is not None
+    sampler = sampler or Sampler(alpha=0.0 if separate else Sampler.alpha)
+    check(
+        (
+            not separate or (sampler.alpha, sampler.temperature) == (0, 1),
+            f"sampler: alpha={sampler.alpha}, temperature={sampler.temperature} with tokenizers=separate; wanted 0 and 1",
+        )
+    )
     model = LanguageModel(pair.student, pair.n_vocab, pair.compile)
     for index in itertools.count():
         rows = rows_at(seed_for(seed, "prompts"), index * size, size, len(chosen), sampler.answers_per_prompt)
@@ -44,10 +50,10 @@ def rollouts(
         ends = dict(stop_ids=pair.stop_ids, pad_id=pair.pad_id)
         with torch.no_grad():
             rollout = sampler.rollout(model, pair.teacher, batch, seeds, **ends)
-            if pair.teacher_tokenizer is None:
-                rollout = with_teacher(rollout, pair.teacher, LinearLoss(), max_tokens=_MAX_TOKENS)
-            else:
+            if separate:
                 rollout = with_spans(rollout, model, pair, LinearLoss(), max_tokens=_MAX_TOKENS)
+            else:
+                rollout = with_teacher(rollout, pair.teacher, LinearLoss(), max_tokens=_MAX_TOKENS)
         yield rollout
 
 

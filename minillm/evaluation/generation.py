@@ -103,4 +103,5 @@ def row_of(record: Record, answer: str, truncated: bool) -> dict:
         content = {"messages": [{"role": role, "content": text} for role, text in turns]}
     else:
         content = {"instruction": record.instruction, "input": record.input, "output": answer}
-    return {"id": record.id, **content, "truncated": truncated}
+    named = {} if record.teacher is None else {"teacher": record.teacher}
+    return {"id": record.id, **content, **named, "truncated": truncated}

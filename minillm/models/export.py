@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from torch import Tensor
@@ -50,7 +51,7 @@ def export_student(
         top_k=0,
         top_p=1.0,
         eos_token_id=list(pair.stop_ids),
-        pad_token_id=pair.pad_id,
+        pad_token_id=replace(pair, teacher_tokenizer=None).pad_id,  # that of the student alone
         bos_token_id=pair.tokenizer.bos_token_id,
     )
     shown = {"weights": card.get("weights", "last")} | {name: count(value, 4) for name, value in figures.items()}

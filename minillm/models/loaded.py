@@ -152,14 +152,17 @@ def solo(network: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Pair:
 
 
 def with_rows_of(pair: Pair, network: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> LanguageModel:
-    """The network, frozen and on the student's device, cut to the pair's rows. Raises ModelError: they are others."""
+    """The network, frozen and on the student's device, cut to the pair's rows. Raises ModelError: they are others;
+    see `LanguageModel.verify`."""
     from minillm.models.language_model import LanguageModel
 
     tokenizers, rows = (pair.tokenizer, tokenizer), network.get_output_embeddings().weight.shape[0]
     known = [{(n, token) for token, n in each.get_vocab().items() if n < pair.n_vocab} for each in tokenizers]
     if known[0] != known[1] or rows < pair.n_vocab:
         raise ModelError("model.reference: has another vocabulary than the student; wanted a model of its family")
-    return LanguageModel(network.to(pair.student.device), pair.n_vocab).frozen()
+    model = LanguageModel(network.to(pair.student.device), pair.n_vocab).frozen()
+    model.verify()
+    return model
 
 
 def with_teachers(alone: Pair, specs: Mapping[str, Checkpoint], dtype: torch.dtype, attention: str) -> Pair:

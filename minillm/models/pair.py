@@ -33,7 +33,14 @@ OWN_TEACHERS = {
     "ema": "the student's moving average",
     "base": "the student's base (adapters off)",
 }
-_TAKEN = ("student", "teacher", "raw", "start", "mass")  # other figures end so, as a teacher's own end with its name
+_TAKEN = (
+    "student",
+    "teacher",
+    "raw",
+    "start",
+    "mass",
+    "sampled",
+)  # other figures end so, as a teacher's own end with its name
 
 
 @dataclass(frozen=True)
@@ -102,9 +109,10 @@ class ModelPair:
                 not (pruned and teacher_bits),
                 f"teacher.bits={teacher_bits}: the student is made of its weights; remove bits",
             ),
-            *(
-                (not getattr(side, "url", None), f"{name}.url: only a teacher can be served; wanted source")
-                for name, side in (("student", self.student), ("reference", self.reference))
+            (not getattr(self.student, "url", None), "student.url: only a teacher can be served; wanted source"),
+            (
+                not any(getattr(self.reference, key, None) for key in ("url", "bits", "offload")),
+                "reference: url, bits and offload are for a teacher only; wanted a directory or hub id",
             ),
             (
                 not (pruned and self.teacher and self.teacher.url),
@@ -236,8 +244,11 @@ def _by_name(given: Mapping[str, Any]) -> dict[str, Checkpoint]:
     found, problems = {}, [] if given else ["teachers={}: wanted names and checkpoints, such as {math: DIR, code: DIR}"]
     for name, each in sorted({str(name): each for name, each in given.items()}.items()):
         place = f"teachers.{name}"
-        if not re.fullmatch(r"[A-Za-z][\w-]*", name) or name in _TAKEN:
-            problems.append(f"{place}: wanted a name of letters, digits, - and _, not one of {', '.join(_TAKEN)}")
+        if not re.fullmatch(r"[A-Za-z][\w-]*(?<!_raw)(?<!_start)", name) or name in _TAKEN:
+            problems.append(
+                f"{place}: wanted a name of letters, digits, - and _, not one of {', '.join(_TAKEN)} and none that "
+                "ends with _raw or _start"
+            )
         if not isinstance(each, Checkpoint):
             node = each if isinstance(each, Mapping) else {"source": each}
             each = collect(problems, place, {"_target_": "minillm.models.Checkpoint", **node})

@@ -26,6 +26,7 @@ def check_lengths(settings: Settings, pair: Pair) -> None:
     if settings.regulariser.on:
         longest["data.block_size"] = settings.data.block_size
     networks = {"student": pair.student} | {name: each.network for name, each in pair.teachers.items()}
+    networks |= {} if pair.reference is None else {"reference": pair.reference.network}
     size, most = settings.strategy.tensor_parallel_size, getattr(pair.teacher, "max_length", float("inf"))
     check(
         *(

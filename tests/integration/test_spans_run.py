@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import minillm
-from minillm.common.errors import ModelError
+from minillm.common.errors import ConfigError, ModelError
 from tests.integration.test_resume import Killed, rows, train
 from tests.tiny import make_model
 from tests.tokenizers import byte_level, byte_pairs, few_letters
@@ -65,7 +65,10 @@ def test_a_rollout_of_which_nothing_is_left_ends_the_run(tmp_path, other, world)
 def test_from_python(world, other):
     pair = minillm.load_pair(world / "pairs", world / "bytes", device="cpu", tokenizers="separate")
     texts = minillm.generate(pair, ["a cat", "the dog"], of="teacher", max_new_tokens=4)
-    assert len(texts) == 2
+    assert len(texts) == 2 == len(minillm.generate(pair, ["a cat", "the dog"], max_new_tokens=4))
+    with pytest.raises(ConfigError, match="alpha=0.2, temperature=1.0 with tokenizers=separate; wanted 0 and 1"):
+        next(minillm.rollouts(pair, ["a cat"], sampler=minillm.Sampler()))
+    assert len(next(minillm.rollouts(pair, ["a cat"], size=2))) == 2  # drawn by the student alone
     rollout = next(minillm.rollouts(pair, ["a cat", "the dog"], size=4, sampler=minillm.Sampler(0.0, max_new_tokens=5)))
     loss = minillm.backward(pair, rollout, minillm.SpanReverseKL())
     assert {"loss", "advantage"} <= loss.keys() and any(each.grad is not None for each in pair.student.parameters())

@@ -278,6 +278,8 @@ def test_a_teacher_of_another_vocabulary_or_place_is_named(folder):
     [
         (dict(teacher="b", teachers={"x": "c"}), "teacher, teachers: both are given; wanted teacher=null"),
         (dict(teachers={}), "teachers={}: wanted names and checkpoints"),
+        (dict(reference=Checkpoint("c", offload=True)), "reference: url, bits and offload are for a teacher only"),
+        (dict(teachers={"math_raw": "c"}), "and none that ends with _raw or _start"),
         (dict(teachers={"a b": "c"}), "teachers.a b: wanted a name of letters, digits, - and _"),
         (dict(teachers={"raw": "c"}), "teachers.raw: wanted a name"),
         (dict(teachers={"x": {"sourc": "c"}}), "teachers.x.sourc: no such key; did you mean source?"),
