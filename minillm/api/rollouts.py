@@ -39,7 +39,8 @@ def rollouts(
     check(
         (
             not separate or (sampler.alpha, sampler.temperature) == (0, 1),
-            f"sampler: alpha={sampler.alpha}, temperature={sampler.temperature} with tokenizers=separate; wanted 0 and 1",
+            f"sampler: alpha={sampler.alpha}, temperature={sampler.temperature} with tokenizers=separate; wanted 0 "
+            "and 1",
         )
     )
     model = LanguageModel(pair.student, pair.n_vocab, pair.compile)
