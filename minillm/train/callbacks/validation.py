@@ -20,9 +20,10 @@ from minillm.parallel import on_first
 from minillm.train.callbacks.boundary import BoundaryCallback
 from minillm.train.loggers import STEP, log_row
 
-COLUMNS = {"reverse_kl": "reverse KL", "reverse_kl_sampled": "sampled KL", "rouge_l": "Rouge-L", "loss": "loss",
-           "length": "length", "truncated": "truncated", "distinct_4": "distinct-4", "tokens": "tokens"}  # fmt: skip
-_SEPARATE = {"reverse_kl_per_byte": "KL a byte", "dropped": "dropped"}  # of a teacher with its own tokens
+# The table leaves out what a run does not measure.
+COLUMNS = {"reverse_kl_per_byte": "KL a byte", "dropped": "dropped", "reverse_kl": "reverse KL",
+           "reverse_kl_sampled": "sampled KL", "rouge_l": "Rouge-L", "loss": "loss", "length": "length",
+           "truncated": "truncated", "distinct_4": "distinct-4", "tokens": "tokens"}  # fmt: skip
 _STATE = ("stages", "samples", "newest_step", "owed")  # in checkpoints
 
 
@@ -60,7 +61,7 @@ class Validation(BoundaryCallback):
         self.run_dir, self.seed = Path(run_dir), seed
         self.max_new_tokens, self.batch_size, self.n_samples = max_new_tokens, batch_size, n_samples
         self.figures = figures_at(figures or ())
-        self._own_columns = {figure.key: figure.heading or figure.key for figure in self.figures}
+        self._columns = COLUMNS | {figure.key: figure.heading or figure.key for figure in self.figures}
         self.stages: dict[str, dict[str, float]] = {}  # raw, start, and the newest as end
         self.samples: dict[str, list[str]] = {}  # answers of the stages to the first prompts
         self.newest_step: int | None = None  # MiniLLM's optimizer step of the newest figures
@@ -85,11 +86,11 @@ class Validation(BoundaryCallback):
         self._prompts, self._pair, self._module = trainer.datamodule.val_prompts, module.pair, module
         self._teachers = sorted({record.teacher for record in self._prompts.records} - {None})  # if there are several
         if self._pair.teacher and not self._pair.teacher.exact:
-            say("The teacher's server lists some tokens only: in place of the exact KL, val/reverse_kl_sampled is the")
-            say("mean of log q - log p over the student's samples.")
+            say(
+                "The teacher's server lists some tokens only: in place of the exact KL, val/reverse_kl_sampled is the "
+                "mean of log q - log p over the student's samples."
+            )
         self._separate = module.pair.teacher_tokenizer is not None
-        usual = {key: name for key, name in COLUMNS.items() if key != "reverse_kl"}
-        self._columns = (_SEPARATE | usual if self._separate else COLUMNS) | self._own_columns
 
     @cached_property
     def teacher_answers(self) -> list[Answer]:
@@ -222,7 +223,11 @@ class Validation(BoundaryCallback):
 
     def _by_teacher(self, figures: dict[str, float]) -> dict[str, dict[str, float]]:
         """The student's figures on the prompts of each of several teachers."""
-        return {f"on {name}": {key: figures.get(f"{key}_{name}") for key in self._columns} for name in self._teachers}
+        own = {name: {key: f"{key}_{name}" for key in self._columns} for name in self._teachers}
+        return {
+            f"on {name}": {key: figures[figure] for key, figure in keys.items() if figure in figures}
+            for name, keys in own.items()
+        }
 
     def final_figures(self) -> dict[str, float]:
         """Flat names for metrics.json: val/<figure>_raw, val/<figure>_start, val/<figure>, val/teacher_<figure>."""
