@@ -12,13 +12,19 @@ ROOT = HERE.parents[1]
 
 
 # What `minillm.common.machine.keep_freed_memory` sets, for a process that does not call it.
-ALLOCATOR = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1), "MALLOC_TOP_PAD_": str(2**28)}
+ALLOCATOR = {
+    "MALLOC_MMAP_MAX_": "0",
+    "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1),
+    "MALLOC_TOP_PAD_": str(2**28),
+    "THP_MEM_ALLOC_ENABLE": "1",
+}
 
 
 def run(version: str, script: str, *arguments: str, keep_freed_memory: bool = False) -> dict:
     """The JSON that `script` prints last, run in the environment of requirements-trl-<version>.txt."""
     command = [_python(version), "-m", f"benchmarks.peers.{script}", *arguments]
-    environment = os.environ | (ALLOCATOR if keep_freed_memory else {})
+    inherited = {name: value for name, value in os.environ.items() if name not in ALLOCATOR}
+    environment = inherited | (ALLOCATOR if keep_freed_memory else {})
     done = subprocess.run(command, cwd=ROOT, env=environment, check=True, stdout=subprocess.PIPE, text=True)
     return json.loads(done.stdout.splitlines()[-1])
 

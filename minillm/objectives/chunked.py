@@ -118,9 +118,12 @@ def chunk_values(
 ) -> tuple[Tensor, ...]:
     """[N] each: `values` of log-probs and ids, `step` tokens at a time (None: all at once), without a gradient."""
     student, teacher = student.ready(), teacher and teacher.ready()
-    n_rows = max(1, len(ids_N))  # one chunk at least: it gives the types
-    found = [
-        values(student.logprobs(rows), teacher and teacher.logprobs(rows), ids_N[rows].unsqueeze(-1))
-        for rows in slices(n_rows, step or n_rows)
-    ]
-    return tuple(map(torch.cat, zip(*found, strict=True)))
+    found: list[Tensor] = []
+    for rows in slices(max(1, len(ids_N)), step or max(1, len(ids_N))):  # one chunk at least: it gives the types
+        each = values(student.logprobs(rows), teacher and teacher.logprobs(rows), ids_N[rows].unsqueeze(-1))
+        # One tensor for all chunks: on a CPU a small one kept from each would stand where the next chunk's large ones
+        # were, and memory would grow by a chunk at a time.
+        found = found or [value.new_empty(len(ids_N), *value.shape[1:]) for value in each]
+        for whole, value in zip(found, each, strict=True):
+            whole[rows] = value
+    return tuple(found)

@@ -33,7 +33,7 @@ class LinearLoss:
     live at a time. None makes all logits at once; in a config `auto` stands for a number, see `train.preview.memory`.
     Logits must be finite, as a linear head gives them."""
 
-    chunk_mb: float | Literal["auto"] | None = 64.0
+    chunk_mb: float | Literal["auto"] | None = 32.0
 
     def __post_init__(self):
         check(

@@ -47,7 +47,7 @@ class Case:
     microbatch_rows: int | None = None
     rollouts: int = 0
     decoded: int = 0
-    chunk_mb: float | None = 64.0
+    chunk_mb: float | None = 32.0
     reads_teacher: bool = True
     corpus_teacher: bool = False
     shares_base: bool = False

@@ -61,25 +61,29 @@ def _by_position(gap_BR: Tensor, mask_BR: Tensor) -> dict[str, float]:
 
 
 class Watched:
-    """An objective of which each call adds log q(y) now minus log q(y) at sampling, [N], to `gaps`."""
+    """An objective that adds up log q(update) - log q(rollout) of the tokens of the first optimizer step, nats. The
+    weights are still those of the rollout there: the figures show rounding, and nothing else."""
 
-    def __init__(self, objective: Objective, gaps: list[Tensor]):
-        self._objective, self._gaps, self.needs = objective, gaps, objective.needs
+    def __init__(self, device: torch.device):
+        self._objective: Objective | None = None
+        # Sums, in place: kept tensors would keep a CPU from using freed memory again, see `chunk_values`.
+        self._sum, self._largest = torch.zeros(2, dtype=torch.float64, device=device)
+        self._n_tokens = 0
+
+    def of(self, objective: Objective) -> Watched:
+        self._objective, self.needs = objective, objective.needs
+        return self
 
     def token_loss(self, student_NV: Tensor, teacher_NV: Tensor | None, ids_N: Tensor, constants) -> TokenLoss | Tensor:
-        logprobs_N = student_NV.detach().gather(-1, ids_N.unsqueeze(-1)).squeeze(-1)
-        self._gaps.append(logprobs_N - constants["old_logprobs"])
+        gap_N = student_NV.detach().gather(-1, ids_N.unsqueeze(-1)).squeeze(-1) - constants["old_logprobs"]
+        self._sum += gap_N.sum()
+        self._largest.clamp_(min=gap_N.abs().max())
+        self._n_tokens += len(gap_N)
         return self._objective.token_loss(student_NV, teacher_NV, ids_N, constants)
 
-
-def log_ratio(gaps: Sequence[Tensor], group: Group) -> dict[str, float]:
-    """Mean and largest of log q(update) - log q(rollout), nats, over the tokens of the first optimizer step, where the
-    weights are still those of the rollout: rounding, and nothing else.
-
-    Args:
-        gaps: this rank's, [N] each.
-    """
-    sums = group.total({"gap": sum(float(each.sum()) for each in gaps), "tokens": sum(map(len, gaps))})
-    largest = group.join([max((float(each.abs().max()) for each in gaps if len(each)), default=0.0)])
-    name = "rollout/log_ratio_first_step"
-    return {name: sums["gap"] / max(1, sums["tokens"]), f"{name}_max": max(largest)}
+    def figures(self, group: Group) -> dict[str, float]:
+        """Mean and largest over the devices."""
+        sums = group.total({"gap": float(self._sum), "tokens": self._n_tokens})
+        name = "rollout/log_ratio_first_step"
+        largest = max(group.join([float(self._largest)]))
+        return {name: sums["gap"] / max(1, sums["tokens"]), f"{name}_max": largest}

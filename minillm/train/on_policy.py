@@ -27,7 +27,7 @@ from minillm.objectives.linear_loss import LinearLoss
 from minillm.rollout import Sampler, answer_logprobs, prepared, with_costs, with_spans, with_teacher
 from minillm.rollout.micro_batch import MicroBatch, micro_batches
 from minillm.rollout.stored import Stored, joined
-from minillm.train.figures import Watched, log_ratio, rollout_figures
+from minillm.train.figures import Watched, rollout_figures
 from minillm.train.optim import Optim
 from minillm.train.regime import OnPolicy
 from minillm.train.reward import Reward
@@ -199,7 +199,7 @@ class OnPolicyDistillation(TrainingModule):
         self.stored.keep(rollout)
         experience, records_B = prepared(rollout, self.objective), rollout.records_B
         self.finite.check_rollout(self, experience, records_B)
-        gaps: list[Tensor] = []
+        watched = Watched(self.device)
         first, self.whole = self.step, False
         with self.phases("update"), self.pair.teacher.body_away():
             for epoch in range(self.regime.inner_epochs):
@@ -208,7 +208,7 @@ class OnPolicyDistillation(TrainingModule):
                     if self.step >= self.regime.max_steps:
                         break  # the last rollout is cut at max_steps
                     rows = rows.to(self.device)
-                    losses = self._policy_gradients(experience.rows(rows), gaps if self.step == first else None)
+                    losses = self._policy_gradients(experience.rows(rows), watched if self.step == first else None)
                     if self.regulariser.on:
                         losses |= self._corpus_gradients(batch.corpus_SML[self.step - first])
                     rate = self.optim.rate(self.step, self.regime.max_steps)
@@ -216,17 +216,17 @@ class OnPolicyDistillation(TrainingModule):
                     self.step += 1
         self.whole = True
         figures = rollout_figures(rollout, self.pair.stop_ids, self.phases.seconds["rollout"])
-        return figures | self.sampler.figures | log_ratio(gaps, self.group)
+        return figures | self.sampler.figures | watched.figures(self.group)
 
-    def _policy_gradients(self, minibatch: Experience, gaps: list[Tensor] | None = None) -> dict[str, Tensor]:
-        """Add the gradients of a mini-batch. `gaps` gets log q(y) now minus log q(y) at sampling, [N] at a time."""
+    def _policy_gradients(self, minibatch: Experience, watched: Watched | None = None) -> dict[str, Tensor]:
+        """Add the gradients of a mini-batch."""
         normaliser, local = self.objective.normaliser(minibatch.response_mask_BR), self.objective.per_micro_batch
         micros = self._micro_batches(minibatch, balanced=not local)
         sums = defaultdict(float)
         for micro, factor in self.my_share(micros, last=not self.regulariser.on):
             if local:
                 normaliser = torch.tensor(len(micro) * len(micros))
-            objective = self.objective if gaps is None or not factor else Watched(self.objective, gaps)
+            objective = self.objective if watched is None or not factor else watched.of(self.objective)
             found = self._gradients(objective, micro, normaliser, factor, minibatch.temperature)
             _add(sums, {f"train/{name}": value for name, value in found.items()})
         return sums

@@ -183,7 +183,7 @@ def test_sizes_that_were_auto_stay_what_they_were(tmp_path, overrides):
     file = tmp_path / "begun.json"
     begun = json.loads(file.read_text())
     sizes = begun["sizes"]
-    assert sizes == {"rows": 32, "tokens": 2048, "answers": 8, "chunk_mb": 64.0}
+    assert sizes == {"rows": 32, "tokens": 2048, "answers": 8, "chunk_mb": 32.0}
     for damaged in ({"rows": -1}, sizes | {"rows": "3"}):
         file.write_text(json.dumps(begun | {"sizes": damaged}))
         with pytest.raises(ConfigError, match=r"begun.json: damaged"):

@@ -21,7 +21,7 @@ def values(made):
 def test_a_cpu_takes_fixed_sizes_and_a_number_of_ones_own_stays():
     made = settings("experiment=demo")
     assert values(made) == ("auto", "auto", "auto")
-    assert values(CPU.fill(made)) == (32, 2048, 64.0)
+    assert values(CPU.fill(made)) == (32, 2048, 32.0)
     assert values(MOST.fill(settings("experiment=demo", *OWN))) == (7, 900, 3)
     assert MOST.fill(settings("linear_loss=plain")).linear_loss.chunk_mb is None
     assert choose_sizes(made, None, None, "32-true", None) == CPU

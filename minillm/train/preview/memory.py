@@ -60,7 +60,7 @@ class AutoSizes:
         return replace(settings, sampler=sampler, regime=regime, linear_loss=loss)
 
 
-CPU = AutoSizes(rows=32, tokens=2048, answers=8, chunk_mb=64.0)
+CPU = AutoSizes(rows=32, tokens=2048, answers=8, chunk_mb=32.0)
 MOST = AutoSizes(rows=256, tokens=16_384, answers=32, chunk_mb=512.0)  # more makes no GPU faster
 LEAST = AutoSizes(rows=8, tokens=512, answers=1, chunk_mb=16.0)
 
