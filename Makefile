@@ -34,7 +34,7 @@ test-all: test
 	$(BIN)/pip install -qq --disable-pip-version-check -r requirements.txt
 	touch $@
 
-.venv/.test: requirements-test.txt requirements-sweep.txt requirements-serve.txt .venv/.main
+.venv/.test: requirements-test.txt requirements-sweep.txt requirements-serve.txt requirements-tensorboard.txt .venv/.main
 	$(BIN)/pip install -qq --disable-pip-version-check -r requirements-test.txt
 	touch $@
 

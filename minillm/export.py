@@ -91,7 +91,11 @@ def _figures(file: Path, saved: dict) -> dict[str, float]:
     step = saved.get("minillm", {}).get("step", -1)
     if file.name == "best.ckpt":
         return best["figures"] if best.get("step") == step else {}
-    return newest["stages"]["end"] if newest.get("newest_step") == step else {}
+    stages = newest.get("stages", {})
+    if file.name == "start.ckpt":
+        return stages.get("start", {})
+    newest_figures = stages.get("last", stages.get("end"))  # `end`: of an earlier version
+    return newest_figures if newest.get("newest_step") == step else {}
 
 
 def main() -> None:

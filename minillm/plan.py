@@ -162,13 +162,15 @@ def show(plan: Plan) -> None:
     table.append(("all", [count(sum(phase.values()), 3) for phase in phases.values()]))
     state = "fits" if plan.fits else "DOES NOT FIT"
     budget = f"{state}: {count(plan.memory.total, 3)} of {plan.budget:g} GB (device_memory - reserve)"
-    show_facts("Memory of a device, GB at the peak", tuple(phases), table, [("", budget)])
+    show_facts("Peak memory of a device, GB", tuple(phases), table, [("", budget)])
     show_facts("What would fit", (), (), _fitting(plan))
     parts = ", ".join(f"{name} {duration(value)}" for name, value in speed.seconds.items())
+    rounds = "rollouts" if case.rollouts else "optimizer steps"
+    others = "the supervised start, validation and checkpoints"
     time = [
         ("a round", f"{duration(speed.round)}: {parts}"),
         ("tokens", f"{speed.rate:,.0f} of answers a second"),
-        ("the run", f"{duration(speed.days * 86400)}: {speed.rounds:,} rounds, without validation and checkpoints"),
+        ("the run", f"{duration(speed.days * 86400)}: {speed.rounds:,} {rounds}, without {others}"),
     ]
     show_facts("Time", (), (), time)
     show_facts("Assumed (rates.*)", (), (), [(name, f"{value:,g}") for name, value in plan.assumed.items()])

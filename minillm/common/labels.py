@@ -26,10 +26,16 @@ def labels(sources: Sequence[str]) -> dict[str, str]:
     return headings(sources, "/", least=2)
 
 
+def without_places(text: str) -> str:
+    """A text to be shown to others: of absolute paths, which tell of a machine and its user, the last two parts."""
+    part = r"[^\s/'\"<>|:;,()\[\]{}]+"
+    return re.sub(rf"(?<![\w:/.~-])(?:~[\w.-]*)?/(?:{part}/)*({part}/{part})", r"…/\1", text)
+
+
 def file_labels(files: Sequence[str]) -> dict[str, str]:
-    """File names without folder, ending and a first `eval_`; the files as they are if those are not unique."""
+    """File names without folder, ending and a first `eval_`; as `labels` if those are not unique."""
     short = {file: PurePath(file).name.removesuffix(".jsonl").removeprefix("eval_") for file in files}
-    return short if len(set(short.values())) == len(files) else {file: file for file in files}
+    return short if len(set(short.values())) == len(files) else labels(files)
 
 
 def seed_name(seed: int | None) -> str:

@@ -60,7 +60,7 @@ def load_saved(file: Path, mapped: bool = True) -> dict:
         raise ModelError(f"{file}: not a checkpoint ({first_line(error)})") from error
     names = saved.get("state_dict", {}) if isinstance(saved, dict) else {}
     if not names or not all(name.startswith(PREFIX) for name in names):
-        raise ModelError(f"{file}: no student inside; wanted last.ckpt or best.ckpt of train.py")
+        raise ModelError(f"{file}: no student inside; wanted a checkpoint of train.py")
     return saved
 
 

@@ -1,12 +1,14 @@
-"""Figures go to metrics.csv in the run directory; common/wandb.py sends them to W&B where it is wanted."""
+"""Figures go to metrics.csv in the run directory, and where it is wanted to TensorBoard or (common/wandb.py) to W&B."""
 
 from __future__ import annotations
 
 import csv
 import io
 from pathlib import Path
+from typing import Any
 
 import lightning as L
+import yaml
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
@@ -66,6 +68,16 @@ class MetricsCSV(Logger):
         writer.writeheader()
         writer.writerows(self.rows)
         write_whole(self.file, text.getvalue(), newline="")
+
+
+def tensorboard_logger(*, run_dir: Path, name: str, settings: dict) -> Any:
+    """Writes event files to `run_dir`/tensorboard/, with the settings as text. A run that goes on adds a file."""
+    from lightning.pytorch.loggers import TensorBoardLogger
+
+    logger = TensorBoardLogger(run_dir, name="tensorboard", version="")
+    logger.experiment.add_text("settings", f"```\n{yaml.safe_dump(settings, sort_keys=False)}```")
+    say(f"TensorBoard: tensorboard --logdir {run_dir.parent} shows {name}")
+    return logger
 
 
 def log_row(trainer: L.Trainer, row: dict[str, float]) -> None:

@@ -43,7 +43,7 @@ class OnPolicyDistillation(TrainingModule):
     supervised start and of MiniLLM.
     """
 
-    title, stages, at_boundary = "MiniLLM", ("raw", "start", "end"), True
+    title, stages, at_boundary = "MiniLLM", ("raw", "start", "last"), True
 
     def __init__(
         self,
@@ -85,7 +85,8 @@ class OnPolicyDistillation(TrainingModule):
 
     @property
     def counts(self) -> dict[str, int]:
-        return {"steps": self.step, "start_steps": self.start_step, "rollouts": self.round}
+        made = -(-self.step // self.regime.steps_per_rollout)  # without the rounds of the start
+        return {"steps": self.step, "start_steps": self.start_step, "rollouts": made}
 
     def on_save_checkpoint(self, checkpoint: dict) -> None:
         super().on_save_checkpoint(checkpoint)
@@ -234,9 +235,8 @@ class OnPolicyDistillation(TrainingModule):
     def _corpus_gradients(self, blocks_ML: Tensor) -> dict[str, Tensor]:
         n_tokens = blocks_ML[:, 1:].numel()
         sums = defaultdict(float)
-        at_once = max(1, self.regime.microbatch_tokens // blocks_ML.shape[1])
-        at_once = min(at_once, -(-len(blocks_ML) // self.group.size))
-        for ids_ML, factor in self.my_share(blocks_ML.split(at_once)):
+        most, share = self.regime.microbatch_tokens // blocks_ML.shape[1], -(-len(blocks_ML) // self.group.size)
+        for ids_ML, factor in self.my_share(blocks_ML.split(min(max(1, most), share))):
             inputs_ML, ids_N, teacher = ids_ML[:, :-1], ids_ML[:, 1:].flatten(), None
             if self.regulariser.needs:
                 with torch.no_grad(), self.asking():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -140,6 +141,10 @@ def rule_problems(built: Mapping[str, Any], plain: Mapping) -> list[str]:
             vllm and (soft or data.teacher_cache or (on_policy and sampler.temperature != 1)),
             "model.teacher.protocol=vllm: the server lists some log-probs, of temperature 1; wanted start.kd_ratio=0, "
             "regulariser.kd_ratio=0, sampler.temperature=1 and data.teacher_cache=null",
+        ),
+        (
+            str(plain["logger"].get("_target_")).endswith(".tensorboard_logger") and find_spec("tensorboard") is None,
+            "logger=tensorboard: tensorboard is not installed; pip install -r requirements-tensorboard.txt",
         ),
         (start.steps > 0 and not on_policy, "start.steps > 0 with regime=supervised: wanted 0"),
         (

@@ -122,6 +122,7 @@ def assemble(plain: dict, built: Mapping[str, Any], *, command: str = "", began:
         "validation": {"run_dir": run_dir, "seed": plain["eval_seed"]},
         "checkpoints": {"run_dir": run_dir},
         "record": {"run_dir": run_dir, "began": time.time() if began is None else began, "card": card},
+        "report": {"run_dir": run_dir},
     }
     # In this order, whichever key a yaml names first: what is saved and recorded has been validated before.
     order = dict.fromkeys([*supplied, *plain["callbacks"]])

@@ -32,7 +32,7 @@ class SupervisedDistillation(TrainingModule):
     `teacher` is the pair's, or a cache in front of it.
     """
 
-    title, stages = "fine-tuning", ("raw", "end")
+    title, stages = "fine-tuning", ("raw", "last")
     start_step, in_start = 0, False
 
     def __init__(

@@ -63,6 +63,8 @@ def test_every_yaml_composes_and_every_key_is_consumed(choice):
         problems, node = [], OmegaConf.to_container(composed(choice, config="evaluate").suite, resolve=True)
         assert read_measures(problems, node)[0] and not problems
         return
+    if choice == "logger=tensorboard":
+        pytest.importorskip("tensorboard", reason="pip install -r requirements-tensorboard.txt")
     own = f"+checkpoint@model.student={name}" if group == "checkpoint" else choice
     check_config(composed(own, *NEEDS.get(choice, NEEDS.get(group, ()))))
 
@@ -151,7 +153,7 @@ def test_all_problems_come_in_one_message():
 def test_callbacks_work_in_one_order_whichever_key_comes_first():
     plain = resolved(composed())
     plain["callbacks"] = dict(reversed(plain["callbacks"].items()))
-    assert list(check_config(plain).callbacks) == ["validation", "checkpoints", "record", "progress"]
+    assert list(check_config(plain).callbacks) == ["validation", "checkpoints", "record", "report", "progress"]
 
 
 _PAIR = ["model.student=/some/student", "model.teacher=/some/teacher"]

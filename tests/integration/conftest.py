@@ -34,7 +34,7 @@ def overrides(world):
         "regulariser.batch_size=3", "start.steps=2", "start.minibatch_size=2", "start.learning_rate=1e-3",
         "optim.learning_rate=1e-3", "optim.warmup_steps=2", "callbacks.validation.every=2",
         "callbacks.validation.max_new_tokens=6", "callbacks.checkpoints.every=2",
-        "callbacks.checkpoints.monitor=reverse_kl", "preflight=false",
+        "callbacks.checkpoints.monitor=reverse_kl", "preflight=false", "callbacks.report=null",
     ]  # fmt: skip
 
 

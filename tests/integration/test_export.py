@@ -92,7 +92,7 @@ def test_a_file_is_its_own_weights_with_the_figures_of_its_own_validation(copied
     export(copied / "checkpoints" / "last.ckpt", tmp_path / "out")
     saved = torch.load(copied / "checkpoints" / "last.ckpt", weights_only=True)
     assert same(weights(tmp_path / "out"), student(saved))
-    figure = saved["callbacks"]["Validation"]["stages"]["end"]["reverse_kl"]
+    figure = saved["callbacks"]["Validation"]["stages"]["last"]["reverse_kl"]
     card = (tmp_path / "out" / "README.md").read_text()
     assert f"| reverse_kl | {figure:.4g} |" in card and "| weights | last |" in card
     best = torch.load(copied / "checkpoints" / "best.ckpt", weights_only=True)
@@ -128,7 +128,7 @@ def test_what_is_there_is_not_touched(run_dir, tmp_path):
         (
             lambda run: torch.save(make_model().state_dict(), run / "checkpoints/best.ckpt"),
             ModelError,
-            "no student inside; wanted last.ckpt or best.ckpt",
+            "no student inside; wanted a checkpoint of train.py",
         ),
         (lambda run: torch.save([1], run / "checkpoints/best.ckpt"), ModelError, "no student inside"),
     ],

@@ -44,7 +44,7 @@ def settings(world: Path, family: str = "llama", dtype: str = "float64") -> list
         f"data.train_file={world}/train.jsonl", f"data.val_file={world}/val.jsonl", "data.template=chat",
         "data.block_size=8", "callbacks.validation.every=2", "callbacks.validation.max_new_tokens=6",
         "callbacks.checkpoints.every=2", "callbacks.checkpoints.monitor=reverse_kl", "optim.learning_rate=1e-3",
-        "optim.warmup_steps=2", "preflight=false",
+        "optim.warmup_steps=2", "preflight=false", "callbacks.report=null",
     ]  # fmt: skip
 
 

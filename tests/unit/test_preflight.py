@@ -87,9 +87,9 @@ def test_prompts_and_references_are_counted(pair):
 
 def test_steps_rollouts_and_passes(pair):
     found, _ = gathered(pair, start=SupervisedStart(steps=5, minibatch_size=2))
-    # 6 steps a rollout: 15 are in the third; 2 supervised steps a round: 5 are in the third. 6 rounds of 4 prompts.
+    # 6 steps a rollout: 15 are in the third. 3 rollouts of 4 prompts; those of the start are not counted.
     assert found.lines["steps"].startswith("5 supervised, then 15 optimizer steps of 2 answers, in 3 rollouts of 4: 12")
-    assert found.lines["steps"].endswith("; 2 passes over the prompts")
+    assert found.lines["steps"].endswith("; 1 passes over the prompts")
 
 
 def by_hand(pair, prompts, seed, longest):

@@ -15,7 +15,7 @@ from minillm.evaluation.report.plots import COLOURS, page_svg
 from minillm.evaluation.report.sections import sections_of
 from minillm.evaluation.report.tables import ROWS, long_table, results
 from minillm.evaluation.report.write import samples_of
-from tests.evaluation_files import CHINESE, FILES, HOSTILE, START, STUDENT, TEACHER, write_evaluation
+from tests.evaluation_files import CHINESE, FILES, HOSTILE, MODELS, START, STUDENT, TEACHER, write_evaluation
 
 SHOWN = HOSTILE.replace("\ud83d", "\ufffd")  # half a character can be in no file
 
@@ -55,7 +55,7 @@ def test_a_training_run_alone_has_curves_figures_and_answers_of_its_stages(run):
     page = write_report(run).read_text()
     assert page.startswith("<!doctype html>") and "Training run" in page
     assert '<th scope="row">Rouge-L</th><td>8.5</td><td>12</td><td>12</td><td>–</td>' in page
-    assert (run / "report" / "curve-Validation_Rouge-L.png").stat().st_size > 5000
+    assert (run / "report" / "plots" / "curve-Validation_Rouge-L.png").stat().st_size > 5000
     assert (run / "report" / "table.csv").read_text().splitlines()[-1] == "10.0,12.0"
     samples = json.loads(embedded(page, "samples-data"))
     names = [model["label"] for model in samples["models"]]
@@ -79,26 +79,42 @@ def test_colours_of_a_plot_become_variables_and_its_title_is_text():
     assert page == f'<svg viewBox="0 0 9 9" role="img" aria-label="{label}"><g style="fill: var(--m1)"/></svg>'
 
 
-def test_only_plots_of_an_earlier_report_are_deleted_and_no_link_is_followed(run, tmp_path):
+def test_files_of_others_stay_and_no_link_is_followed(run, tmp_path):
     other = tmp_path / "other.txt"
     other.write_text("mine")
     report = run / "report"
     report.mkdir()
     (report / "holiday.png").write_bytes(b"\x89PNG of mine")
-    for name in ("curve-Validation_Rouge-L.png", "index.html"):
-        (report / name).symlink_to(other)
+    (report / "index.html").symlink_to(other)
     write_report(run)
-    first = {file.name for file in report.iterdir()}
-    assert {"holiday.png", "curve-Validation_Rouge-L-2.png", "table.csv"} <= first
-    assert other.read_text() == "mine" and (report / "curve-Validation_Rouge-L.png").is_symlink()
-    assert (report / "holiday.png").read_bytes() == b"\x89PNG of mine"
-    assert 'id="plot-curve-Validation_Rouge-L-2"' in (report / "index.html").read_text()
+    first = {file.name for file in report.rglob("*")}
+    assert {"holiday.png", "plots", "curve-Validation_Rouge-L.png", "table.csv"} <= first
+    assert other.read_text() == "mine" and (report / "holiday.png").read_bytes() == b"\x89PNG of mine"
+    (report / "plots" / "of_an_earlier_report.png").write_bytes(b"")
     write_report(run)
-    assert {file.name for file in report.iterdir()} == first  # its own are replaced
-    shutil.rmtree(report)
-    report.symlink_to(tmp_path)
-    with pytest.raises(StorageError, match="symbolic link"):
-        write_report(run)
+    assert {file.name for file in report.rglob("*")} == first  # its own are replaced
+    for place in (report / "plots", report):
+        shutil.rmtree(place)
+        place.symlink_to(tmp_path)
+        with pytest.raises(StorageError, match="symbolic link"):
+            write_report(run)
+
+
+def test_no_path_of_the_machine_is_on_a_page(run, folder, tmp_path):
+    """Of a training run, and of an evaluation whose models and files have absolute paths."""
+    (run / "config.yaml").write_text(f"run: {{dir: {tmp_path}/mine}}\nmodel: {{student: {tmp_path}/models/small}}\n")
+    row = {"id": f"{tmp_path}/data/val.jsonl:3", "prompt": "p", "answer": "a"}
+    (run / "samples" / "raw.jsonl").write_text(json.dumps(row) + "\nbroken\n")
+    copy = tmp_path / "evaluation"
+    shutil.copytree(folder, copy)
+    for name in ("metrics.json", "answers.jsonl", "tokens.jsonl"):
+        text = (copy / name).read_text().replace('"runs/', f'"{tmp_path}/runs/').replace('"data/', f'"{tmp_path}/data/')
+        (copy / name).write_text(text)
+    pages = [write_report(each).read_text() for each in (run, copy)]
+    assert all(str(tmp_path) not in page for page in pages)
+    assert "…/models/small" in pages[0] and "…/data/val.jsonl:3" in pages[0]
+    answers = json.loads(embedded(pages[1], "samples-data"))["answers"]
+    assert len(answers) == 180 and {each["model"] for each in answers} == {label for label, _ in MODELS.values()}
 
 
 def test_tables_and_plots_go_to_wandb(run, monkeypatch):
@@ -115,12 +131,12 @@ def test_tables_and_plots_go_to_wandb(run, monkeypatch):
 
     monkeypatch.setattr("minillm.evaluation.report.write.wandb_logger", lambda **given: sent.update(given) or Logger())
     write_report(run, wandb=True)
-    image = run / "report" / "curve-Validation_Rouge-L.png"
+    image = run / "report" / "plots" / "curve-Validation_Rouge-L.png"
     assert (sent["without"], sent["run_dir"], sent["name"], sent["finished"]) == ("wandb=false", run, "mine", True)
     assert sent["report/table"] == (["progress/optimizer_step", "val/rouge_l"], [[0.0, 8.5], [5.0, 11.0], [10.0, 12.0]])
     assert sent["report/curve-Validation_Rouge-L"] == ([str(image)], ["Validation: Rouge-L"])
     numbers = sent["report/curve-Validation_Rouge-L_numbers"]
-    assert numbers == (["optimizer step", "mine"], [["0", "8.500"], ["5", "11.000"], ["10", "12.000"]])
+    assert numbers == (["optimizer step", "student"], [["0", "8.500"], ["5", "11.000"], ["10", "12.000"]])
 
 
 def test_the_table_of_results_has_what_was_measured(evaluation):
@@ -213,9 +229,11 @@ def test_samples_say_each_prompt_once(evaluation):
     samples = samples_of(evaluation)
     assert len(samples["answers"]) == 3 * 3 * 2 * 2 * 5 and len(samples["prompts"]) == 3 * 5
     row = next(row for row in evaluation.answers if row["model"] == STUDENT and row["answer"] == SHOWN)
-    packed = next(row for row in samples["answers"] if row["model"] == STUDENT and row["answer"] == SHOWN)
-    assert packed.items() <= row.items() and "prompt" not in packed
-    assert (STUDENT, row["id"]) in {(each["model"], each["id"]) for each in samples["tokens"]}
+    label = MODELS[STUDENT][0]
+    packed = next(row for row in samples["answers"] if row["model"] == label and row["answer"] == SHOWN)
+    names = {"model": label, "file": evaluation.files[row["file"]]}
+    assert packed.items() <= (row | names).items() and "prompt" not in packed
+    assert (label, row["id"]) in {(each["model"], each["id"]) for each in samples["tokens"]}
 
 
 def test_a_page_has_the_first_prompts_of_each_file_with_all_their_answers(tmp_path, monkeypatch):

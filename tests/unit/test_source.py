@@ -93,7 +93,7 @@ def test_numbers_that_are_none_and_lists_of_several_lengths_are_shown_as_far_as_
     spread = found.metrics["answers"]["plain"][FILES[0]][TEACHER]["figures"]["rouge_l"]
     assert found.notes == [] and (spread["low"], spread["mean"], found.answers[0]["n_tokens"]) == (None, None, None)
     page = write_report(folder).read_text()
-    assert "9" * 30 not in page and (folder / "report" / "exposure-dolly_test.png").exists()
+    assert "9" * 30 not in page and (folder / "report" / "plots" / "exposure-dolly_test.png").exists()
 
 
 def test_a_directory_without_a_run_is_refused(tmp_path):
@@ -142,4 +142,5 @@ def test_hostile_names_of_an_evaluation_stay_in_the_directory_of_the_report(fold
     (folder / "metrics.json").write_text(json.dumps(metrics))
     before = {*folder.parent.rglob("*")}
     page = write_report(folder)
-    assert {file.parent for file in {*folder.parent.rglob("*")} - before - {page.parent}} == {page.parent}
+    made = {file.parent for file in {*folder.parent.rglob("*")} - before - {page.parent}}
+    assert made == {page.parent, page.parent / "plots"}

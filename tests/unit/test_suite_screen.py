@@ -14,7 +14,7 @@ def test_labels_are_as_short_as_is_unique():
     assert list(labels(["one/x/student", "two/x/student", "z"]).values()) == ["one/x/student", "two/x/student", "z"]
     assert list(labels(["a/b", "/a/b"]).values()) == ["a/b", "/a/b"]
     assert list(file_labels(["d/eval_dolly.jsonl", "builtin:validation"]).values()) == ["dolly", "builtin:validation"]
-    assert list(file_labels(["a/x.jsonl", "b/x.jsonl"]).values()) == ["a/x.jsonl", "b/x.jsonl"]
+    assert list(file_labels(["/home/a/x.jsonl", "/home/b/x.jsonl"]).values()) == ["a/x.jsonl", "b/x.jsonl"]
 
 
 @pytest.mark.parametrize(

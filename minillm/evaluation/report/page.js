@@ -151,3 +151,11 @@ function curves(name, { box: [left, right, top, bottom], limits: [low, high], x:
 }
 
 const short = (value) => (value == null ? "–" : String(Number(value.toPrecision(4))).replace("-", "−"));
+
+// A table that is wider than its place says that it scrolls.
+const scrolling = new ResizeObserver((entries) => {
+  for (const box of entries.map(({ target }) => target.closest(".scroll"))) {
+    box.classList.toggle("wide", box.scrollWidth > box.clientWidth + 1);
+  }
+});
+for (const node of document.querySelectorAll(".scroll, .scroll > table")) scrolling.observe(node);

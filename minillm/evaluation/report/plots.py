@@ -5,7 +5,8 @@ from __future__ import annotations
 import io
 import re
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -22,7 +23,6 @@ _VARIABLES = {INK: "ink", FAINT: "faint", RULE: "rule", PAPER: "paper"} | {c: f"
 _MARKERS = "DosvP^X*d"
 _STYLE = Path(__file__).with_name("plots.mplstyle")
 _ROWS = 24  # of the numbers below a curve
-SOFTWARE = "minillm.evaluation.report"  # in the header of each PNG: a report deletes no other
 
 
 @dataclass(frozen=True)
@@ -46,14 +46,14 @@ class Series:
 
 @dataclass
 class Panel:
-    """A plot: `title` alone, `caption` below a group's heading, `svg` for the page, `png`, and its numbers; `curves`
-    has what the page shows of a curve that is pointed at."""
+    """A plot: `title` alone, `caption` below a group's heading, `svg` for the page, `png` draws it for a file, and its
+    numbers; `curves` has what the page shows of a curve that is pointed at."""
 
     name: str
     title: str
     caption: str
     svg: str
-    png: bytes
+    png: Callable[[], bytes]
     numbers: Table
     curves: dict | None
 
@@ -153,22 +153,32 @@ def _panel(
     kind, caption, heading = name
     stem = re.sub(r"[^A-Za-z0-9_.-]+", "_", f"{kind}-{caption}")[:100]
     title = f"{caption}: {heading}" if heading else caption
-    svg, png, shown = io.StringIO(), io.BytesIO(), None
-    with rc_context({"svg.hashsalt": stem}, _STYLE), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing")  # of a script that the PNG's font lacks
+    svg = io.StringIO()
+
+    @contextmanager
+    def style() -> Iterator[None]:
+        with rc_context({"svg.hashsalt": stem}, _STYLE), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Glyph .* missing")  # of a script that the PNG's font lacks
+            yield
+
+    def png() -> bytes:
+        out = io.BytesIO()
+        with style():
+            figure.suptitle(title, x=0.02, ha="left", fontsize=11)
+            legends = [zip(*axes.get_legend_handles_labels(), strict=True) for axes in figure.axes]
+            if handles := {label: handle for legend in legends for handle, label in legend}:
+                figure.legend(handles.values(), handles.keys(), loc="outside lower left", ncols=2)
+                figure.set_figheight(height + 0.22 * -(-len(handles) // 2))
+            figure.savefig(out, format="png", dpi=200, facecolor="white")
+        return out.getvalue()
+
+    with style():
         figure = Figure()
         figure.set_figheight(height)
         draw(figure)
         figure.savefig(svg, format="svg", transparent=True, metadata={"Date": None})
-        if curves:
-            shown = _curves(figure, curves, series)
-        figure.suptitle(title, x=0.02, ha="left", fontsize=11)
-        legends = [zip(*axes.get_legend_handles_labels(), strict=True) for axes in figure.axes]
-        if handles := {label: handle for legend in legends for handle, label in legend}:
-            figure.legend(handles.values(), handles.keys(), loc="outside lower left", ncols=2)
-            figure.set_figheight(height + 0.22 * -(-len(handles) // 2))
-        figure.savefig(png, format="png", dpi=200, facecolor="white", metadata={"Software": SOFTWARE})
-    return [Panel(stem, title, caption, page_svg(svg.getvalue(), title), png.getvalue(), numbers, shown)]
+    shown = _curves(figure, curves, series) if curves else None
+    return [Panel(stem, title, caption, page_svg(svg.getvalue(), title), png, numbers, shown)]
 
 
 def _curves(figure, x: str, series: list[Series]) -> dict:

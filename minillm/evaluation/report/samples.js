@@ -71,8 +71,8 @@ function samples(all) {
   let shown = [], page = 0, timer;
 
   // Names as numbers: models and files in the order of the page, the others as they come.
-  const models = new Map(all.models.map((model, index) => [model.source, index]));
-  const files = new Map(all.files.map(([file], index) => [file, index]));
+  const models = new Map(all.models.map((model, index) => [model.label, index]));
+  const files = new Map(all.files.map((file, index) => [file, index]));
   const numbers = (name) => [...new Set(all.answers.map((answer) => answer[name] ?? "greedy"))];
   const decodings = numbers("decoding"), seeds = numbers("seed");
   const ofPrompt = (row) => JSON.stringify([row.file, row.id]);
@@ -95,7 +95,7 @@ function samples(all) {
   const restart = () => { page = 0; filter(); };
   form.addEventListener("submit", (event) => event.preventDefault());
   form.append(
-    choice("Data set", "file", everything(all.files.map(([, short]) => short)), restart),
+    choice("Data set", "file", everything(all.files), restart),
     choice("Decoding", "decoding", everything(decodings), restart),
     choice("Seed", "seed", everything(seeds), restart),
   );
@@ -184,8 +184,7 @@ function samples(all) {
   function draw() {
     const shownItems = shown.slice(page * PAGE, (page + 1) * PAGE).map((item) => {
       const { file, id, prompt, references } = item.prompt;
-      const short = all.files[files.get(file)][1];
-      const place = [...new Set([short, id, decodings[item.decoding], `seed ${seeds[item.seed]}`])].join(" · ");
+      const place = [...new Set([file, id, decodings[item.decoding], `seed ${seeds[item.seed]}`])].join(" · ");
       const asked = [el("div", { class: "part prompt" }, el("h4", {}, "Prompt"), ...written(prompt))];
       if (references.length) {
         const name = references.length > 1 ? `${references.length} references` : "Reference";

@@ -1,4 +1,4 @@
-"""The sections of a page, each from its part of metrics.json or metrics.csv; their titles are in page.html."""
+"""The sections of an evaluation's page, each from its part of metrics.json; their titles are in page.html."""
 
 from __future__ import annotations
 
@@ -8,35 +8,21 @@ from dataclasses import replace
 from itertools import product, repeat
 from typing import NamedTuple
 
-from minillm.common.numbers import is_finite
-from minillm.common.read import RunFiles
-from minillm.evaluation.metrics.figures import FIGURES
 from minillm.evaluation.report.plots import Panel, Series, dot_panel, line_panel
-from minillm.evaluation.report.source import LARGEST, Evaluation, Model
-from minillm.evaluation.report.tables import Table, figure_table, rows_table
+from minillm.evaluation.report.source import Evaluation, Model
+from minillm.evaluation.report.tables import Table, figure_table
 from minillm.evaluation.rows import JUDGED
 
-_VALIDATED = ("rouge_l", "reverse_kl", "loss", "exact_match", "length", "distinct_4", "entropy", "overlap_mass")
-NAMES = {figure.key: figure.name for figure in FIGURES} | {"loss": "Loss on references, nats a token"}
-CURVES = {f"val/{key}": f"Validation: {NAMES[key]}" for key in _VALIDATED} | {
-    "train/loss": "Training: loss",
-    "start/loss": "Supervised start: loss",
-    "rollout/reverse_kl_sampled": "Rollouts: reverse KL, sampled",
-    "rollout/length": "Rollouts: length, tokens",
-    "optim/grad_norm": "Gradient norm",
-    "optim/learning_rate": "Learning rate",
-}
-_COUNTS = ("tokens", "uniform")  # of a validation; not its figures
-_STAGES = {"_raw": "as given", "_start": "after the start", "": "at the end"}
 _DISTINCT = [f"distinct_{n}" for n in range(1, 5)]
 
 
 class Section(NamedTuple):
-    """`groups`: plots by heading ("" has none); `table` stands below them."""
+    """`groups`: plots by heading ("" has none); `lines` of text and `table` stand below them."""
 
     key: str
     groups: dict[str, list[Panel]]
     table: Table | None = None
+    lines: Sequence[str] = ()
 
 
 def sections_of(evaluation: Evaluation) -> list[Section]:
@@ -50,43 +36,6 @@ def sections_of(evaluation: Evaluation) -> list[Section]:
         Section("judge", {}, figure_table(evaluation, {f"judge_{key}": name for key, name in JUDGED.items()})),
     )
     return [section for section in made if any(section.groups.values()) or section.table]
-
-
-def learning_curves(run: RunFiles, figures: Sequence[str]) -> list[Panel]:
-    """One plot a figure that the run has."""
-    panels = []
-    for figure in figures:
-        points = [(x, y, None, None) for x, y in run.curve(figure) if _shown(x) and _shown(y)]
-        heading, validated = CURVES.get(figure, figure.replace("val/", "Validation: ")), figure.startswith("val/")
-        series = [Series(run.name, 1, points)]
-        panels += line_panel(("curve", heading, ""), "optimizer step", series, marked=validated)
-    return panels
-
-
-def _shown(value: float) -> bool:
-    return abs(value) <= LARGEST  # no NaN either
-
-
-def training_sections(run: RunFiles) -> list[Section]:
-    """The validation at each stage, and all curves."""
-    columns = rows_table(run.rows).columns
-    validated = [name.removeprefix("val/") for name in columns if name.startswith("val/")]
-    own = [key for key in validated if key not in (*NAMES, *_COUNTS)]
-    names = NAMES | {key: key for key in own}
-    stages = [stage for stage in _STAGES if any(f"val/{key}{stage}" in run.figures for key in names)]
-    rows = []
-    for key, name in names.items():
-        found = [run.figures.get(f"val/{key}{stage}") for stage in stages]
-        if any(value is not None for value in found):
-            others = (run.figures.get(f"best/{key}"), run.figures.get(f"val/teacher_{key}"))
-            rows.append([name, *map(number_of, (*found, *others))])
-    table = Table(["figure", *(_STAGES[stage] for stage in stages), "best", "teacher"], rows)
-    curves = learning_curves(run, [*CURVES, *(f"val/{key}" for key in own)])
-    return [*([Section("figures", {}, table)] if rows else []), Section("curves", {"": curves})]
-
-
-def number_of(value: object) -> str:
-    return f"{value:.4g}" if is_finite(value) else "–"
 
 
 def overview(evaluation: Evaluation, key: str) -> list[Panel]:

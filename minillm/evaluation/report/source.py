@@ -129,12 +129,14 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Training:
-    """One training run; `models`: its stages (raw, start, step_100, ...), and the teacher where it has answers."""
+    """One training run; `models`: its stages (raw, start, step_100, ...), and the teacher where it has answers.
+    `against`: what Rouge-L is measured against."""
 
     run: RunFiles
     models: list[Model]
     answers: list[dict] = field(repr=False)
     notes: list[str]
+    against: str | None
     files: dict[str, str] = field(default_factory=dict)
     tokens: tuple = ()
 
@@ -178,7 +180,10 @@ def _training(folder: Path) -> Training:
     ]
     place = {"file": "validation", "decoding": "validation"}
     answers = [row | place | {"model": name} for name, rows in columns.items() for row in rows]
-    return Training(run, models, answers, notes)
+    against = None
+    if any("references" in row for row in first):  # else of an earlier version
+        against = "the references" if all(row.get("references") for row in first) else "the teacher’s greedy answers"
+    return Training(run, models, answers, notes, against)
 
 
 def _stage(file: Path) -> tuple[int, int]:

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from itertools import product
+from pathlib import Path
 from statistics import mean, stdev
 from types import SimpleNamespace
 
@@ -16,7 +18,9 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from minillm.common.console import say
+from minillm.common.errors import ConfigError
 from minillm.common.labels import labels, seed_name
+from minillm.common.read import read_settings
 from minillm.data import Record
 from minillm.evaluation.answers import figure_values
 from minillm.evaluation.judge.verdict import Item, Ratings, score_over_seeds
@@ -37,13 +41,25 @@ Rows = dict[int | None, list[dict]]  # of each seed, in the order of the records
 NOTHING = {"mean": None, "deviation": None, "low": None, "high": None, "n": 0, "per_seed": {}}
 
 
+def names_of(models: Sequence[str]) -> dict[str, str]:
+    """As `labels`, but RUN/student of a training run is named for its weights: RUN/best or RUN/last."""
+    named = {source: source for source in models}
+    for source in models:
+        with suppress(ConfigError):  # config.yaml is damaged: only the name is lost
+            kept = (read_settings(Path(source).expanduser().parent) or {}).get("callbacks.record.export")
+            if kept in ("best", "last") and Path(source).name == "student":
+                named[source] = str(Path(source).with_name(kept))
+    unique = len({*named.values()}) == len(named)
+    return dict(zip(models, labels([*named.values()]).values(), strict=True)) if unique else labels(models)
+
+
 def results_of(store: Store) -> dict:
     """What metrics.json holds. A judge is asked here: its replies are kept in a place of their own.
 
     Raises:
         DataError: a unit is missing or damaged. JudgeError, StorageError: see `Judge.rate`.
     """
-    suite, measures, names = store.suite, store.suite.measures, labels(store.suite.models)
+    suite, measures, names = store.suite, store.suite.measures, names_of(store.suite.models)
     students = [source for source in suite.models if suite.teacher not in (None, source)]
     first, first_file = next(iter(measures.decodings)), next(iter(suite.records))
 

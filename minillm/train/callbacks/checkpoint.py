@@ -1,4 +1,5 @@
-"""last.ckpt to go on from, with previous.ckpt before it, and best.ckpt to keep; each written aside and renamed."""
+"""last.ckpt to go on from, with previous.ckpt before it; start.ckpt and best.ckpt to keep; each written aside and
+renamed."""
 
 from __future__ import annotations
 
@@ -20,7 +21,8 @@ Monitor = Literal["rouge_l", "loss", "reverse_kl", "reverse_kl_sampled", "revers
 class Checkpoints(BoundaryCallback):
     """Saves at rollout boundaries: `last.ckpt` (everything) every `every` optimizer steps, at the end and when a signal
     asks the run to stop, `best.ckpt` (weights) at each validation whose `monitor` is the best so far, from the start
-    of MiniLLM on. The one before either is kept as previous.ckpt and previous_best.ckpt.
+    of MiniLLM on. The one before either is kept as previous.ckpt and previous_best.ckpt. `start.ckpt` has the weights
+    behind the supervised start, if there is one.
 
     A full disk ends the run; what was there stays, and the run goes on from it.
 
@@ -54,6 +56,8 @@ class Checkpoints(BoundaryCallback):
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx) -> None:
         if not module.at_boundary:
             return
+        if module.start_step and module.step == 0 and not module.in_start:
+            self._save(trainer, self.folder / "start.ckpt", weights_only=True)
         self._save_if_best(trainer, module)
         if self.due(module) or trainer.should_stop:
             self._save(trainer, self.last_file)
@@ -86,7 +90,7 @@ class Checkpoints(BoundaryCallback):
             trainer.save_checkpoint(aside, weights_only=weights_only)
             saved = True
             if trainer.is_global_zero:
-                if file.exists():
+                if file.exists() and _before(file) != file:
                     keep_as(file, _before(file))
                 put_in_place(aside, file)
         except OSError as error:

@@ -12,8 +12,8 @@ from minillm.common.numbers import count
 _SHOWN = {
     "start/loss": "loss",
     "train/loss": "loss",
+    "train/pretrain": "+ L_PT",
     "train/single": "KL",
-    "train/pretrain": "corpus",
     "rollout/length": "length",
     "time/tokens_per_second": "tok/s",
     "memory/peak_gb": "GB",
@@ -37,8 +37,10 @@ class Progress(L.Callback):
         self._alarms = Alarms()
 
     def on_train_start(self, trainer, module) -> None:
-        shares = "; a/b/c% the share of the time in rollout, scoring and update" if "start" in module.stages else ""
-        say(f"Each line: GB is the peak of memory{shares}.")
+        on_policy = "start" in module.stages
+        shares = "; a/b/c% the share of the time in rollout, scoring and update" if on_policy else ""
+        corpus = "loss is the objective's, L_PT is added to it; " if on_policy and module.regulariser.on else ""
+        say(f"Each line: {corpus}GB is the peak memory so far{shares}.")
 
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx) -> None:
         if module.at_boundary:

@@ -68,12 +68,12 @@ class RunRecord(L.Callback):
 
     def on_train_end(self, trainer, module) -> None:
         checkpoints, validation = find(trainer, Checkpoints), find(trainer, Validation)
-        figures = validation.final_figures() if validation else {}
         exported = validation.newest if validation else {}
         best = checkpoints.best if checkpoints else None
         weights = "last" if best is None else self.export
-        if best is not None:
-            figures |= {"best/step": best["step"]} | {f"best/{name}": value for name, value in best["figures"].items()}
+        figures = self.figures(trainer, module)
+        if validation:
+            validation.show_stages(best)
         if weights == "best":
             exported = best["figures"]
             if wrong := on_first(lambda: damage(checkpoints.best_file)):
@@ -82,7 +82,6 @@ class RunRecord(L.Callback):
                     "callbacks.record.export=last exports the newest weights"
                 )
             trainer.strategy.load_model_state_dict(load_saved(checkpoints.best_file))
-        figures |= module.counts | {"wall_seconds": self.wall_seconds}
         state = None if self.export is None else whole_state(module.pair.student, keep=trainer.is_global_zero)
 
         def write() -> None:
@@ -101,6 +100,14 @@ class RunRecord(L.Callback):
                     f"WARNING: no validation was better in {checkpoints.monitor} than the first, so that student/ has "
                     "the weights the run began with; callbacks.record.export=last exports the newest"
                 )
+
+    def figures(self, trainer, module) -> dict[str, float]:
+        """What metrics.json has at the end, as far as it is known."""
+        checkpoints, validation = find(trainer, Checkpoints), find(trainer, Validation)
+        figures, best = validation.final_figures() if validation else {}, checkpoints and checkpoints.best
+        if best:
+            figures |= {"best/step": best["step"]} | {f"best/{name}": value for name, value in best["figures"].items()}
+        return figures | module.counts | {"wall_seconds": self.wall_seconds}
 
     def _export(self, pair, state: dict, card: dict[str, str], figures: dict[str, float]) -> None:
         """student/, and adapter/ if one was trained."""

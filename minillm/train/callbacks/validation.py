@@ -22,13 +22,14 @@ from minillm.train.loggers import STEP, log_row
 
 # The table leaves out what a run does not measure.
 COLUMNS = {"reverse_kl_per_byte": "KL a byte", "dropped": "dropped", "reverse_kl": "reverse KL",
-           "reverse_kl_sampled": "sampled KL", "rouge_l": "Rouge-L", "loss": "loss", "length": "length",
+           "reverse_kl_sampled": "sampled KL", "rouge_l": "Rouge-L", "loss": "ref.\nloss", "length": "length",
            "truncated": "truncated", "distinct_4": "distinct-4", "tokens": "tokens"}  # fmt: skip
-_STATE = ("stages", "samples", "newest_step", "owed")  # in checkpoints
+_STATE = ("stages", "samples", "newest_step", "owed", "made")  # in checkpoints
 
 
 class Validation(BoundaryCallback):
-    """Measures the student as given (`raw`), after the supervised start (`start`), every `every` steps, and at the end.
+    """Measures the student as given (`raw`), after the supervised start (`start`), every `every` steps, at the end
+    (`last`).
 
     The stream of random numbers is that of `seed` (eval_seed), the same for all seeds and stages. Where the prompts
     have no references there is no loss, and Rouge-L is against the teacher's greedy answers, if it is here. A
@@ -62,10 +63,11 @@ class Validation(BoundaryCallback):
         self.max_new_tokens, self.batch_size, self.n_samples = max_new_tokens, batch_size, n_samples
         self.figures = figures_at(figures or ())
         self._columns = COLUMNS | {figure.key: figure.heading or figure.key for figure in self.figures}
-        self.stages: dict[str, dict[str, float]] = {}  # raw, start, and the newest as end
+        self.stages: dict[str, dict[str, float]] = {}  # raw, start, and the newest as last
         self.samples: dict[str, list[str]] = {}  # answers of the stages to the first prompts
         self.newest_step: int | None = None  # MiniLLM's optimizer step of the newest figures
         self.owed: str | None = None  # a stage that was due when a signal asked the run to stop
+        self.made = 0  # validations so far
 
     def state_dict(self) -> dict:
         return {name: getattr(self, name) for name in _STATE}
@@ -76,7 +78,7 @@ class Validation(BoundaryCallback):
 
     @property
     def newest(self) -> dict[str, float]:
-        return self.stages["end"]
+        return self.stages["last"]
 
     def is_of(self, module) -> bool:
         """Whether the newest figures are of the module's weights as they are now, after the start."""
@@ -181,9 +183,10 @@ class Validation(BoundaryCallback):
             )
             figures = {"uniform": 1.0}
         texts = [answer.answer for answer in answers]
-        for name in {stage, "end"} & {"raw", "start", "end"}:
+        for name in {stage, "last"} & {"raw", "start", "last"}:
             self.stages[name], self.samples[name] = figures, texts[: self.n_samples]
         self.newest_step = module.step
+        self.made += 1
         rows = {"student": figures} | self._teacher_row() | self._by_teacher(figures)
         show_figures(f"Validation, {stage}", rows, self._columns)
         if "overlap_mass" in figures:
@@ -191,7 +194,11 @@ class Validation(BoundaryCallback):
                 f"Entropy {figures['entropy']:.3g} nats a token, the teacher's {figures['teacher_entropy']:.3g}; "
                 f"{figures['overlap_mass']:.0%} of the student's probability is on tokens that both find likely."
             )
-        rows, teacher = [answer.row() for answer in answers], self.teacher_answers
+        references = [{"references": record.references} for record in self._prompts.records]
+        rows, teacher = (
+            [answer.row() | own for answer, own in zip(answers, references, strict=True)],
+            self.teacher_answers,
+        )
         if teacher:
             rows = [row | {"teacher": given.answer} for row, given in zip(rows, teacher, strict=True)]
         on_first(lambda: self._write(rows, stage))
@@ -212,14 +219,20 @@ class Validation(BoundaryCallback):
             raise StorageError(f"{problem}. Make room, then the same command with resume=auto") from error
 
     def on_train_end(self, trainer, module) -> None:
-        stages = [name for name in ("raw", "start", "end") if name in self.stages]
+        stages = [name for name in ("raw", "start", "last") if name in self.stages]
         columns = {name: texts[: self.n_samples] for name, texts in self._texts().items()}
         columns |= {name: self.samples[name] for name in stages}
         show_samples(
             "The same held-out prompts at every stage", list(columns), list(zip(*columns.values(), strict=True))
         )
-        figures = {name: self.stages[name] for name in stages} | self._teacher_row() | self._by_teacher(self.newest)
-        show_figures("Figures of all stages", figures, self._columns)
+
+    def show_stages(self, best: dict | None) -> None:
+        """The figures of the stages, and those of the `best` validation."""
+        rows = {name: self.stages[name] for name in ("raw", "start", "last") if name in self.stages}
+        if best:
+            rows["best"] = best["figures"]
+        rows |= self._teacher_row() | self._by_teacher(self.newest)
+        show_figures("Figures of all stages", rows, self._columns)
 
     def _by_teacher(self, figures: dict[str, float]) -> dict[str, dict[str, float]]:
         """The student's figures on the prompts of each of several teachers."""
@@ -231,7 +244,7 @@ class Validation(BoundaryCallback):
 
     def final_figures(self) -> dict[str, float]:
         """Flat names for metrics.json: val/<figure>_raw, val/<figure>_start, val/<figure>, val/teacher_<figure>."""
-        suffixes = {"raw": "_raw", "start": "_start", "end": ""}
+        suffixes = {"raw": "_raw", "start": "_start", "last": ""}
         figures = {f"val/{k}{suffixes[s]}": v for s, stage in self.stages.items() for k, v in stage.items()}
         teacher = self._teacher_row().get("teacher", {})
         return figures | {f"val/teacher_{name}": value for name, value in teacher.items()}

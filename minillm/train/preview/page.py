@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from minillm.common.console import show_facts
 from minillm.common.files import write_whole
-from minillm.common.machine import usable_memory
+from minillm.common.machine import peak_memory, usable_memory
 from minillm.common.numbers import count, millions
 from minillm.data import Corpus, PromptSet, Sources
 from minillm.data.prompts import BEYOND, HELD_OUT, remedies
@@ -90,7 +90,11 @@ def page_of(
 ) -> Page:
     """From what has been loaded; fast, and nothing is computed by the models. `memory` is the planner's."""
     networks = {"student": pair.student} | {name: each.network for name, each in pair.teachers.items()}
-    vocabulary, usable, optim = pair.vocabulary, usable_memory(pair.student.device), settings.optim
+    device, vocabulary, optim = pair.student.device, pair.vocabulary, settings.optim
+    usable, weights = usable_memory(device), sum(memory.update.get(side, 0) for side in ("student", "teacher"))
+    # On a CPU the peak memory is that of the process: with libraries and data, which are there now.
+    held = max(0.0, peak_memory(device) - weights) if device.type == "cpu" else 0.0
+    need = memory.total + held
     tokens = [each for each in (vocabulary.student, vocabulary.teacher, *vocabulary.others) if each]
     own = networks.get("teacher") is pair.student
     sides = {
@@ -112,14 +116,15 @@ def page_of(
         "steps": _steps(settings, len(train)),
         "rate": f"{optim.learning_rate:g}, {optim.schedule} after {optim.warmup_steps} steps of warm-up",
         "sizes": ", ".join(f"{key}={size:,g}" for key, size in groups.items() if size is not None),
-        "memory": f"about {_gb(memory.total)} GB at the peak, of {_gb(usable)} GB",
+        "memory": f"peak memory about {_gb(need)} GB, of {_gb(usable)} GB"
+        + (f"; {_gb(held)} GB are libraries and data" if held else ""),
         "rollout": _phase(memory.rollout, memory),
         "update": _phase(memory.update, memory),
     }
     warnings = [*_of_work(settings, pair, train, validation, corpus), *_of_models(settings, pair)]
-    if memory.total > usable:
+    if need > usable:
         keys = "regime.microbatch_tokens, sampler.batch_size" if settings.regime.rollouts else "regime.microbatch_size"
-        text = f"About {memory.total:.1f} GB are needed and {usable:.1f} are there: lower {keys}; docs/usage.md"
+        text = f"About {need:.1f} GB are needed and {usable:.1f} are there: lower {keys}; docs/usage.md"
         warnings.append(text)
     return Page(tuple(networks), sides, lines, warnings)
 
@@ -189,7 +194,7 @@ def _references_in(prompts: PromptSet) -> int:
 
 
 def _steps(settings: Settings, n_prompts: int) -> str:
-    """Optimizer steps, rollouts, and passes over the prompts, those of the supervised start included."""
+    """Optimizer steps, those of the supervised start first; rollouts, and passes over the prompts in these."""
     regime, sampler, start = settings.regime, settings.sampler, settings.start
     steps = regime.steps(n_prompts)
     rounds = math.ceil(steps / regime.steps_per_rollout)
@@ -199,7 +204,6 @@ def _steps(settings: Settings, n_prompts: int) -> str:
             f", in {rounds:,} rollouts of {regime.rollouts:,}: {rounds * regime.rollouts:,} samples of at most "
             f"{sampler.max_new_tokens:,} tokens at T = {sampler.temperature:g}"
         )
-        rounds += math.ceil(start.steps * start.minibatch_size / regime.rollouts)
     text = f"{start.steps:,} supervised, then {text}" if start.steps else text
     return f"{text}; {count(rounds * _round_size(settings) / n_prompts)} passes over the prompts"
 
