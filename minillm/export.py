@@ -9,17 +9,18 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from typing import Any
 
 from minillm.common import cli
 from minillm.common.checks import collect
 from minillm.common.console import say
 from minillm.common.errors import ConfigError, ModelError, check
 from minillm.common.files import vacant
+from minillm.common.hub import repository
 from minillm.common.saved import damage, differences, load_saved
 from minillm.common.secret import secret_problems
 from minillm.common.stored import other_targets, read_config
 from minillm.models import ModelPair, device_of
-from minillm.train.settings import made_by
 
 # All that an export constructs: a file on disk must not name code that is run.
 _CLASSES = tuple(
@@ -28,12 +29,16 @@ _CLASSES = tuple(
 )
 
 
-def export(checkpoint: Path, directory: Path, *, command: str = "") -> None:
-    """Write `directory`.
+def export(
+    checkpoint: Path, directory: Path, *, command: str = "", push_to_hub: str | None = None, private: bool = True,
+    **terms: Any,
+) -> None:  # fmt: skip
+    """Write `directory`, and send it to the repository `push_to_hub` (owner/name) of the hub. `terms` of the card:
+    license and language, see `card_text`.
 
     Raises:
         ConfigError: `directory` has something in it; `checkpoint` is not of a run, or its config.yaml is not right.
-        ModelError: the file is not a checkpoint of train.py, or of another model.
+        ModelError: the file is not a checkpoint of train.py, or of another model. More: see `repository`.
     """
     check((vacant(directory), f"DIR={directory}: there is something already; wanted a new or an empty directory"))
     file, config = _locate(checkpoint)
@@ -50,10 +55,16 @@ def export(checkpoint: Path, directory: Path, *, command: str = "") -> None:
     if wrong := damage(file):
         raise ModelError(f"{file}: not a checkpoint ({wrong}); give another of the run's checkpoints/*.ckpt")
     from minillm.models.export import export_student
+    from minillm.train.card import card_text
     from minillm.train.student import StudentModule
 
     cli.prepare()
     saved = load_saved(file)
+    figures, callbacks = _figures(file, saved)
+    commands = [callbacks.get("RunRecord", {}).get("command"), command]
+    against, place = callbacks.get("Validation", {}).get("rouge_against"), push_to_hub or directory.name
+    card = card_text(plain, commands, figures=figures, against=against, weights=file.stem, place=place, **terms)
+    send = push_to_hub and repository(push_to_hub, private=private)
     pair = settings.load_student(device_of("auto"))
     module = StudentModule(pair.student)
     if differing := differences(saved["state_dict"], module.state_dict()):
@@ -62,9 +73,8 @@ def export(checkpoint: Path, directory: Path, *, command: str = "") -> None:
             "one run"
         )
     module.load_state_dict(saved["state_dict"])
-    card = {"name": plain["run"].get("name"), "made_by": made_by(plain), "command": command, "weights": file.stem}
-    export_student(pair, directory, card=card, figures=_figures(file, saved))
-    say(f"Wrote {directory}: the student of {file}. To the hub: hf upload --private OWNER/NAME {directory}")
+    export_student(pair, directory, card=card)
+    say(f"Wrote {directory}: the student of {file}" + (f", and {send(directory)}" if send else ""))
 
 
 def _locate(checkpoint: Path) -> tuple[Path, Path]:
@@ -82,20 +92,20 @@ def _locate(checkpoint: Path) -> tuple[Path, Path]:
     return file, config
 
 
-def _figures(file: Path, saved: dict) -> dict[str, float]:
-    """Of the validation of these very weights, where last.ckpt remembers one."""
+def _figures(file: Path, saved: dict) -> tuple[dict[str, float], dict[str, dict]]:
+    """Figures of the validation of these very weights, where last.ckpt remembers one, and what its callbacks saved."""
     last = file.with_name("last.ckpt")
     callbacks = (load_saved(last) if last.is_file() and last != file else saved).get("callbacks", {})
     best = (callbacks.get("Checkpoints") or {}).get("best") or {}
     newest = callbacks.get("Validation") or {}
     step = saved.get("minillm", {}).get("step", -1)
     if file.name == "best.ckpt":
-        return best["figures"] if best.get("step") == step else {}
+        return best["figures"] if best.get("step") == step else {}, callbacks
     stages = newest.get("stages", {})
     if file.name == "start.ckpt":
-        return stages.get("start", {})
+        return stages.get("start", {}), callbacks
     newest_figures = stages.get("last", stages.get("end"))  # `end`: of an earlier version
-    return newest_figures if newest.get("newest_step") == step else {}
+    return newest_figures if newest.get("newest_step") == step else {}, callbacks
 
 
 def main() -> None:
@@ -104,11 +114,16 @@ def main() -> None:
         "checkpoint", metavar="CHECKPOINT", type=Path, help="a run directory, or its checkpoints/*.ckpt"
     )
     parser.add_argument("directory", metavar="DIR", type=Path, help="new, or empty")
-    given = parser.parse_args()
+    parser.add_argument("--push-to-hub", metavar="OWNER/NAME", help="send DIR to this model repository, made if needed")
+    parser.add_argument("--public", dest="private", action="store_false", help="a repository that is made is public")
+    parser.add_argument("--license", metavar="ID", help="for the model card, such as apache-2.0")
+    parser.add_argument("--language", metavar="CODE", nargs="+", help="for the model card, such as en")
+    given = vars(parser.parse_args())
     command = " ".join(["python -m minillm.export", *sys.argv[1:]])
     if secrets := secret_problems({}, command):  # it goes to the model card
         raise ConfigError(secrets)
-    export(given.checkpoint.expanduser(), given.directory.expanduser(), command=command)
+    paths = [given.pop(name).expanduser() for name in ("checkpoint", "directory")]
+    export(*paths, command=command, **given)
 
 
 if __name__ == "__main__":

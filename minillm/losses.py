@@ -39,6 +39,14 @@ def mixture_logprobs(student_logprobs: Tensor, teacher_logprobs: Tensor, alpha: 
     return torch.logaddexp(teacher_logprobs + math.log(alpha), student_logprobs + math.log1p(-alpha))
 
 
+def importance_weights(student_logprobs: Tensor, teacher_logprobs: Tensor, alpha: float) -> Tensor:
+    """w_t = q(y_t) / p~(y_t), at most 1 / (1 - alpha); no gradient. [B, T] -> [B, T]."""
+    if alpha == 0:
+        return torch.ones_like(student_logprobs)
+    with torch.no_grad():
+        return torch.exp(student_logprobs - mixture_logprobs(student_logprobs, teacher_logprobs, alpha))
+
+
 def prefix_weights(token_weights: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     """Exact per-decision weights from token weights q/p~.
 
@@ -100,6 +108,24 @@ def whiten(values: Tensor, mask: Tensor | None = None) -> Tensor:
         return torch.zeros_like(values)
     whitened = (values - counted.mean()) * torch.rsqrt(counted.var(correction=0) + 1e-8)
     return whitened if mask is None else torch.where(mask, whitened, torch.zeros_like(values))
+
+
+def clipped_policy_loss(
+    logprobs: Tensor,
+    old_logprobs: Tensor,
+    advantages: Tensor,
+    weights: Tensor,
+    mask: Tensor,
+    *,
+    clip: float,
+    clip_weighted_ratio: bool,
+    n_tokens: int | float | Tensor | None = None,
+) -> Tensor:
+    """`clipped_policy_losses` summed over the mask, a scalar to minimise. Divided by `n_tokens` (None: mask.sum()),
+    which must be that of the global mini-batch for the loss not to depend on the split into micro-batches."""
+    counted = (torch.where(mask, each, 0.0) for each in (logprobs, old_logprobs, advantages, weights))
+    each = clipped_policy_losses(*counted, clip=clip, clip_weighted_ratio=clip_weighted_ratio)
+    return torch.where(mask, each, 0.0).sum() / (mask.sum() if n_tokens is None else n_tokens)
 
 
 def clipped_policy_losses(

@@ -56,6 +56,20 @@ def pair():
 
 
 @pytest.fixture
+def hub(monkeypatch):
+    """A stand-in for the Hugging Face hub, with a token for it."""
+    from huggingface_hub import constants
+
+    from tests.hub_server import hub_server
+
+    with hub_server() as hub:
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(constants, "ENDPOINT", hub.address)
+        monkeypatch.setenv("HF_TOKEN", "hf_test")
+        yield hub
+
+
+@pytest.fixture
 def ranks(monkeypatch):
     """Three ranks as threads: what each sends is seen by all at a barrier."""
     import torch

@@ -14,7 +14,7 @@ from typing import Any, Literal
 from minillm.api.inputs import Prompts, Run, as_file, sources_of
 from minillm.common.errors import ConfigError
 from minillm.data import read_records
-from minillm.models import Checkpoint, Lora, ModelPair, Pair, device_of
+from minillm.models import Checkpoint, Lora, ModelPair, Pair, PrunedTeacher, device_of
 from minillm.objectives import CrossEntropy, MiniLLM, PretrainLoss
 from minillm.objectives.linear_loss import LinearLoss
 from minillm.parallel import Parallel
@@ -31,7 +31,7 @@ _NO_CORPUS = PretrainLoss(enabled=False, coefficient=0.0, batch_size=1)
 
 
 def load_pair(
-    student: str | Path,
+    student: str | Path | Checkpoint | PrunedTeacher,
     teacher: str | Path | Checkpoint | None = None,
     *,
     teachers: Mapping[str, str | Path | Mapping[str, Any]] | None = None,
@@ -49,7 +49,8 @@ def load_pair(
     Args:
         student, teacher: a directory, a hub id, a .gguf file, or `package:NAME`; without a teacher the student can be
             fine-tuned only. The teacher may also be the address of `minillm.serve`, http://HOST:PORT, or the student
-            itself: `start`, `ema` (with its `ema_rate`) or `base`. A `Checkpoint` of `minillm.models` has all settings.
+            itself: `start`, `ema` (with its `ema_rate`) or `base`. A `Checkpoint` of `minillm.models` has all settings,
+            and the student may be a `PrunedTeacher` of it: the teacher without some of its layers.
         teachers: several, by names of your own, in the place of `teacher`; each row of the prompts names its own by the
             key `teacher`. A mapping has the keys of `Checkpoint`: {"source": DIR, "adapter": DIR}.
         dtype: of weights that are not trained; trained ones are float32 with `auto`.
@@ -62,9 +63,8 @@ def load_pair(
     options = dict(dtype=dtype, attention=attention, lora=lora, gradient_checkpointing=gradient_checkpointing)
     options |= dict(ema_rate=ema_rate, tokenizers=tokenizers)
     named = teachers and {name: str(each) if isinstance(each, Path) else each for name, each in teachers.items()}
-    settings = ModelPair(
-        student=str(student), teacher=str(teacher) if isinstance(teacher, Path) else teacher, teachers=named, **options
-    )
+    sides = [str(each) if isinstance(each, Path) else each for each in (student, teacher)]
+    settings = ModelPair(*sides, teachers=named, **options)
     return settings.load(device_of(device), seed)
 
 
@@ -200,13 +200,15 @@ def _train(
                 "progress": {"_target_": f"{ours}Progress"},
             },
         }  # fmt: skip
+        command = f"minillm.{'distill' if isinstance(built['regime'], OnPolicy) else 'finetune'}"
         device = pair.student.device
         with kept_handlers():
-            run = train(assemble(plain, built, command="minillm", began=time.time()), pair)
+            settings = assemble(plain, built, command=f"{command}(...)  # from Python", began=time.time())
+            run = train(settings, pair)
         pair.student.to(device)  # Lightning leaves it on the CPU
         metrics = json.loads((folder / "metrics.json").read_text())
         history = [{name: float(value) for name, value in row.items()} for row in run.trainer.loggers[0].rows]
-    return Run(metrics, history, pair, folder if kept else None)
+    return Run(metrics, history, pair, folder if kept else None, settings.callbacks["record"].card)
 
 
 def _plain(value: Any) -> Any:

@@ -10,7 +10,8 @@ from itertools import accumulate, chain
 from pathlib import Path
 
 from minillm.common.errors import DataError
-from minillm.data.records import hub_rows, is_hub_name, json_lines, text_of
+from minillm.common.hub import hub_id
+from minillm.data.records import hub_rows, json_lines, text_of
 
 PIECE = 2**16  # characters that are tokenised at a time (longer ones cost more each); see `_cut` for longer documents
 _CHECKED = 2**22  # characters that are read ahead for mistakes
@@ -41,7 +42,7 @@ def read_documents(source: str) -> Documents:
     """
     if source == "pydoc_topics":
         documents = Documents(source, _topics, lambda: _sha256(chain.from_iterable(_topics())))
-    elif is_hub_name(source, (*_LINES, _TEXT)):
+    elif hub_id(source, "dataset"):
         rows = hub_rows(source)
         documents = Documents(source, lambda: _hub_texts(source, rows), lambda: f"{source} {rows._fingerprint}")
     else:

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from minillm.common.errors import DataError, first_line
-from minillm.common.hub import notice_offline
+from minillm.common.hub import hub_id, notice_offline
 
 BUILTIN = {"builtin": "train.jsonl", "builtin:validation": "validation.jsonl"}
 _SHOWN = 10  # problems in one message
@@ -67,7 +67,7 @@ def read_records(source: str, teachers: Sequence[str] | None = None) -> list[Rec
     """
     if source in BUILTIN:
         rows = json_lines(Path(__file__).parent / "builtin" / BUILTIN[source])
-    elif is_hub_name(source, (".jsonl", ".json")):
+    elif hub_id(source, "dataset"):
         rows = _hub_records(source)
     else:
         rows = json_lines(Path(source).expanduser())
@@ -122,13 +122,6 @@ def _parsed(where: str, line: str) -> object:
         return json.loads(line)
     except (ValueError, RecursionError) as error:  # a number beyond Python's limit on digits is a ValueError too
         return DataError(f"{where}: not JSON ({str(error).replace(': line 1 column', ' at column')})")
-
-
-def is_hub_name(source: str, suffixes: tuple[str, ...]) -> bool:
-    """Is it `owner/name[:split]` and not a path? Nothing is there, and it does not end like a file with data."""
-    path = Path(source).expanduser()
-    like_a_file = path.suffix in suffixes or source.startswith((".", "~", "/"))
-    return not path.exists() and not like_a_file and source.count("/") == 1
 
 
 def hub_rows(source: str):

@@ -19,7 +19,7 @@ from minillm.common.errors import ConfigError
 from minillm.common.secret import secret_problems
 from minillm.common.stored import resolved
 from minillm.data import Sources
-from minillm.models import OWN_TEACHERS, ModelPair
+from minillm.models import ModelPair
 from minillm.objectives import Objective, PretrainLoss
 from minillm.objectives.linear_loss import LinearLoss
 from minillm.parallel import Parallel
@@ -116,12 +116,11 @@ def assemble(plain: dict, built: Mapping[str, Any], *, command: str = "", began:
     problems = [*rule_problems(built, plain), *built["strategy"].problems()]
     problems += node_problems(plain["trainer"], "trainer")
     problems += node_problems(plain["logger"], "logger", supplied=("run_dir", "name", "settings"))
-    run_dir = Path(plain["run"]["dir"])
-    card = {"name": plain["run"]["name"], "made_by": made_by(plain), "command": command}
+    run_dir, typed = Path(plain["run"]["dir"]), {"plain": plain, "command": command}
     supplied = {
         "validation": {"run_dir": run_dir, "seed": plain["eval_seed"]},
         "checkpoints": {"run_dir": run_dir},
-        "record": {"run_dir": run_dir, "began": time.time() if began is None else began, "card": card},
+        "record": {"run_dir": run_dir, "began": time.time() if began is None else began, **typed},
         "report": {"run_dir": run_dir},
     }
     # In this order, whichever key a yaml names first: what is saved and recorded has been validated before.
@@ -134,17 +133,3 @@ def assemble(plain: dict, built: Mapping[str, Any], *, command: str = "", began:
     if problems:
         raise ConfigError(problems)
     return Settings(**built, callbacks=callbacks, plain=plain)
-
-
-def made_by(plain: dict) -> str:
-    """One sentence for the model card."""
-    model, objective = plain["model"], plain["objective"]
-    given = (model.get("teachers") or {"teacher": model.get("teacher")}).values()
-    names = [(each.get("url") or each.get("source")) if isinstance(each, dict) else each for each in given]
-    teacher = " and ".join(OWN_TEACHERS.get(each, f"`{each}`") for each in dict.fromkeys(map(str, names)))
-    if "kd_ratio" not in objective:
-        name = str(objective.get("_target_", "MiniLLM")).rpartition(".")[2]
-        ours = "MiniLLM (reverse KL on its own samples, arXiv 2306.08543)"
-        return f"A student distilled from {teacher} by {ours if name == 'MiniLLM' else f'the objective {name}'}."
-    soft = f", with the soft targets of {teacher} (word-level KD)" if objective["kd_ratio"] else ""
-    return f"Fine-tuned on the responses of `{plain['data'].get('train_file')}`{soft}."

@@ -10,9 +10,9 @@ import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from minillm.common import cli
-from minillm.common.errors import ConfigError, ModelError
+from minillm.common.errors import ConfigError, ModelError, StorageError
 from minillm.export import export, main
-from minillm.train.settings import made_by
+from minillm.train.card import card_text
 from tests.integration.test_resume import train
 from tests.tiny import make_model
 
@@ -57,7 +57,7 @@ def test_a_run_directory_is_its_best_weights(run_dir, copied, tmp_path):
     for name in files - {"README.md", "model.safetensors"}:
         assert (tmp_path / "out" / name).read_text() == (run_dir / "student" / name).read_text()
     card, own = ((folder / "README.md").read_text() for folder in (tmp_path / "out", run_dir / "student"))
-    assert "Made with: `the command`" in card and "# test" in card
+    assert "by:\n\n```\nthe command\n```" in card and "# test" in card
     # Same teacher, weights and figures in both.
     assert [line for line in card.splitlines() if "|" in line] == [line for line in own.splitlines() if "|" in line]
     assert "| reverse_kl |" in card and AutoTokenizer.from_pretrained(tmp_path / "out").eos_token == "</s>"
@@ -204,8 +204,30 @@ def test_a_mistake_is_status_1_and_no_traceback(tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().err.startswith(f"Error: CHECKPOINT={tmp_path / 'none'}: no such file")
 
 
+def test_an_export_is_pushed_with_a_card_for_its_place(copied, tmp_path, monkeypatch, capsys, hub):
+    terms = ["--push-to-hub", "me/mine", "--license", "mit", "--language", "en", "de"]
+    monkeypatch.setattr(sys, "argv", ["export", str(copied), str(tmp_path / "out"), *terms])
+    main()
+    assert f"and {hub.address}/me/mine" in capsys.readouterr().out and hub.made[0]["visibility"] == "private"
+    assert hub.files.keys() == {file.name for file in (tmp_path / "out").iterdir()}
+    assert hub.files["model.safetensors"] == (tmp_path / "out" / "model.safetensors").read_bytes()
+    card = hub.files["README.md"].decode()
+    assert 'from_pretrained("me/mine")' in card and "license: mit\n" in card and str(tmp_path) not in card
+    assert "python -m minillm.export copy out --push-to-hub me/mine" in card
+
+
+def test_a_push_that_cannot_be_made_is_answered_before_the_model_is_loaded(copied, tmp_path, monkeypatch, hub):
+    hub.refuse["/repos/create"] = 403
+    monkeypatch.setattr("minillm.models.ModelPair.load_student", lambda *_: pytest.fail("loaded"))
+    with pytest.raises(StorageError, match="the hub answers 403"):
+        export(copied, tmp_path / "out", push_to_hub="me/mine")
+    with pytest.raises(ConfigError, match="license, language: got 'My Own'"):
+        export(copied, tmp_path / "out", license="My Own")
+    assert not (tmp_path / "out").exists()
+
+
 def test_the_card_of_a_config_that_says_little():
     plain = {"model": {"teacher": "T"}, "objective": {}, "data": {}}
-    assert "by MiniLLM" in made_by(plain)
+    assert "by MiniLLM" in card_text(plain)
     own = plain | {"objective": {"_target_": "own.Loss"}}
-    assert made_by(own) == "A student distilled from `T` by the objective Loss."
+    assert "A student distilled from `T` by the objective Loss." in card_text(own)

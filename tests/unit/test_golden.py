@@ -74,7 +74,9 @@ def test_weights_rewards_and_advantages(case):
     tensors, config = case
     mask = tensors["response_mask"]
     rollout, objective = rollout_of(tensors, config), objective_of(config)
-    weights = objective.prepare(rollout)["long_weights"]
+    alpha = config["teacher_mix_alpha"] or 0.0
+    weights = losses.importance_weights(rollout.student_logprobs_BR, rollout.teacher_logprobs_BR, alpha)
+    torch.testing.assert_close(objective.prepare(rollout)["long_weights"][mask], weights[mask], **CLOSE)
     torch.testing.assert_close(weights[mask], tensors["importance_weights"][mask], **CLOSE)
     rewards = losses.token_rewards(
         rollout.student_logprobs_BR,

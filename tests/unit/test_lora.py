@@ -184,7 +184,7 @@ def test_the_exported_student_is_plain_and_gives_the_adapted_logits(family, tmp_
     network = adapted(family, dtype=torch.float32)
     before = {name: each.clone() for name, each in network.state_dict().items()}
     pair = Pair(network, None, make_tokenizer(), 31, (0,))
-    export_student(pair, tmp_path / "student", card=dict(name="n", made_by="Trained.", command="c"), figures={})
+    export_student(pair, tmp_path / "student", card="Trained.")
     opened = AutoModelForCausalLM.from_pretrained(tmp_path / "student")
     assert not is_adapted(opened)
     torch.testing.assert_close(opened(IDS).logits, network(IDS).logits, rtol=0, atol=1e-5)
@@ -195,7 +195,7 @@ def test_a_tied_head_stays_tied_in_the_export(tmp_path):
     network = Architecture("llama", 2, 32, 4, 2, 48, 31, tied=True).random_model().eval()
     LORA.onto(network, base="b")
     pair = Pair(network, None, make_tokenizer(), 31, (0,))
-    export_student(pair, tmp_path / "student", card=dict(name="n", made_by="Trained.", command="c"), figures={})
+    export_student(pair, tmp_path / "student", card="Trained.")
     opened = AutoModelForCausalLM.from_pretrained(tmp_path / "student")
     assert opened.lm_head.weight is opened.model.embed_tokens.weight
     torch.testing.assert_close(opened(IDS).logits, network(IDS).logits, rtol=0, atol=1e-5)

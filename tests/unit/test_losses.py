@@ -58,16 +58,17 @@ def test_rewards_are_scaled_clipped_and_zero_outside_the_mask():
     assert losses.token_rewards(student, teacher, mask).tolist() == [[-1.0, 1.0, 300.0, 0.0]]
 
 
-def test_rewards_carry_no_gradient():
+def test_rewards_and_weights_carry_no_gradient():
     student = torch.randn(2, 4, requires_grad=True)
     teacher = torch.randn(2, 4)
     assert not losses.token_rewards(student, teacher, MASK).requires_grad
+    assert not losses.importance_weights(student, teacher, 0.2).requires_grad
 
 
 @pytest.mark.parametrize("alpha", [0.0, 0.2, 0.9])
 def test_importance_weights_are_q_over_the_mixture_and_bounded(alpha):
     q, p = torch.rand(50, 2, dtype=torch.float64).unbind(-1)
-    got = (q.log() - losses.mixture_logprobs(q.log(), p.log(), alpha)).exp()
+    got = losses.importance_weights(q.log(), p.log(), alpha)
     torch.testing.assert_close(got, q / (alpha * p + (1 - alpha) * q), rtol=1e-12, atol=0)
     assert got.max() <= 1 / (1 - alpha) + 1e-12
 
@@ -106,13 +107,31 @@ def loop_policy_loss(new, old, advantages, weights, mask, clip, weighted, n):
 
 
 @pytest.mark.parametrize("weighted", [True, False])
-def test_the_clipped_losses_equal_a_loop(weighted):
+@pytest.mark.parametrize("n_tokens", [None, 11, torch.tensor(11.0)])
+def test_the_clipped_loss_equals_a_loop(weighted, n_tokens):
     g = torch.Generator().manual_seed(3)
     new, old, advantages = (torch.randn(2, 4, dtype=torch.float64, generator=g) for _ in range(3))
     weights = torch.rand(2, 4, dtype=torch.float64, generator=g) + 0.5
-    got = losses.clipped_policy_losses(new, old, advantages, weights, clip=0.2, clip_weighted_ratio=weighted)
-    expected = loop_policy_loss(new, old, advantages, weights, MASK, 0.2, weighted, 1)
-    assert got[MASK].sum().item() == pytest.approx(expected, abs=1e-12)
+    got = losses.clipped_policy_loss(
+        new, old, advantages, weights, MASK, clip=0.2, clip_weighted_ratio=weighted, n_tokens=n_tokens
+    )
+    n = int(MASK.sum()) if n_tokens is None else 11
+    assert got.item() == pytest.approx(
+        loop_policy_loss(new, old, advantages, weights, MASK, 0.2, weighted, n), abs=1e-12
+    )
+
+
+def test_garbage_outside_the_mask_changes_neither_loss_nor_gradient():
+    new = torch.randn(2, 4, dtype=torch.float64)
+    old, advantages, weights = torch.randn(2, 4).double(), torch.randn(2, 4).double(), torch.ones(2, 4).double()
+    results = []
+    for garbage in (0.0, math.nan):
+        x = torch.where(MASK, new, torch.tensor(garbage).double()).requires_grad_()
+        loss = losses.clipped_policy_loss(x, old, advantages, weights, MASK, clip=0.2, clip_weighted_ratio=True)
+        loss.backward()
+        results.append((loss.item(), x.grad))
+    assert results[0][0] == results[1][0]
+    torch.testing.assert_close(results[0][1], results[1][1], rtol=0, atol=0)
 
 
 def test_reverse_kl_is_the_sum_over_the_vocabulary_and_zero_for_equal_models():

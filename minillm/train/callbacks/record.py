@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -20,6 +21,7 @@ from minillm.parallel import on_first, whole_state
 from minillm.train.callbacks.boundary import find
 from minillm.train.callbacks.checkpoint import Checkpoints
 from minillm.train.callbacks.validation import Validation
+from minillm.train.card import card_text, check_terms
 from minillm.train.loggers import STEP, MetricsCSV, log_row
 
 
@@ -44,12 +46,16 @@ class RunRecord(L.Callback):
     Args:
         export: which weights go to student/: `best` by the checkpoints' monitor, or `last`; None writes no student.
         began: seconds since the epoch at which the process began, for wall_seconds (all sessions of the run together).
+        plain, command: the config and what the user typed, for the model card; license, language: see `card_text`.
     """
 
     def __init__(
-        self, *, run_dir: Path, began: float, card: dict[str, str], export: Literal["best", "last"] | None = "best"
-    ):
-        self.run_dir, self.card, self.export = Path(run_dir), card, export
+        self, *, run_dir: Path, began: float, plain: dict, command: str, license: str | None = None,
+        language: str | list[str] | None = None, export: Literal["best", "last"] | None = "best",
+    ):  # fmt: skip
+        check_terms(license, language)
+        self.run_dir, self.export, self.command = Path(run_dir), export, command
+        self.card = partial(card_text, plain, [command])
         self._began, self._earlier = began, 0.0
 
     @property
@@ -57,7 +63,7 @@ class RunRecord(L.Callback):
         return self._earlier + max(0.0, time.time() - self._began)  # clocks may be set back
 
     def state_dict(self) -> dict:
-        return {"wall_seconds": self.wall_seconds}
+        return {"wall_seconds": self.wall_seconds, "command": self.command}
 
     def load_state_dict(self, state: dict) -> None:
         self._earlier = state["wall_seconds"]
@@ -82,11 +88,13 @@ class RunRecord(L.Callback):
                     "callbacks.record.export=last exports the newest weights"
                 )
             trainer.strategy.load_model_state_dict(load_saved(checkpoints.best_file))
+        against = validation and validation.rouge_against
+        self.card = partial(self.card, figures=exported, weights=weights, against=against)
         state = None if self.export is None else whole_state(module.pair.student, keep=trainer.is_global_zero)
 
         def write() -> None:
             if state is not None:
-                self._export(module.pair, state, self.card | {"weights": weights}, exported)
+                self._export(module.pair, state)
             write_whole(self.run_dir / "metrics.json", json.dumps(figures, indent=2) + "\n")
 
         # The others wait: a run has not finished on any of them before it has on all.
@@ -109,10 +117,10 @@ class RunRecord(L.Callback):
             figures |= {"best/step": best["step"]} | {f"best/{name}": value for name, value in best["figures"].items()}
         return figures | module.counts | {"wall_seconds": self.wall_seconds}
 
-    def _export(self, pair, state: dict, card: dict[str, str], figures: dict[str, float]) -> None:
+    def _export(self, pair, state: dict) -> None:
         """student/, and adapter/ if one was trained."""
         try:
-            export_student(pair, self.run_dir / "student", card=card, figures=figures, state=state)
+            export_student(pair, self.run_dir / "student", card=self.card(), state=state)
             if is_adapted(pair.student):
                 save_adapter(pair.student, self.run_dir / "adapter", state=state)
         except (OSError, SafetensorError) as error:

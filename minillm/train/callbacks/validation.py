@@ -66,11 +66,12 @@ class Validation(BoundaryCallback):
         self.stages: dict[str, dict[str, float]] = {}  # raw, start, and the newest as last
         self.samples: dict[str, list[str]] = {}  # answers of the stages to the first prompts
         self.newest_step: int | None = None  # MiniLLM's optimizer step of the newest figures
+        self.rouge_against: str | None = None
         self.owed: str | None = None  # a stage that was due when a signal asked the run to stop
         self.made = 0  # validations so far
 
     def state_dict(self) -> dict:
-        return {name: getattr(self, name) for name in _STATE}
+        return {name: getattr(self, name) for name in (*_STATE, "rouge_against")}  # that one for the export
 
     def load_state_dict(self, state: dict) -> None:
         for name in _STATE:
@@ -93,6 +94,8 @@ class Validation(BoundaryCallback):
                 "mean of log q - log p over the student's samples."
             )
         self._separate = module.pair.teacher_tokenizer is not None
+        greedy = "the teacher's greedy answers" if self._pair.teacher_here is not None else None
+        self.rouge_against = "the references" if self._prompts.has_references else greedy
 
     @cached_property
     def teacher_answers(self) -> list[Answer]:
@@ -101,13 +104,12 @@ class Validation(BoundaryCallback):
 
     @cached_property
     def _references(self) -> list[tuple[str, ...]] | None:
-        if self._prompts.has_references:
-            say("Rouge-L is measured against the references of the validation file.")
-            return [record.references for record in self._prompts.records]
-        if self._pair.teacher_here is None:
+        if self.rouge_against is None:
             say("The validation prompts have no references and no teacher is here: no Rouge-L is measured.")
             return None
-        say("The validation prompts have no references: Rouge-L is measured against the teacher's greedy answers.")
+        say(f"Rouge-L is measured against {self.rouge_against}.")
+        if self._prompts.has_references:
+            return [record.references for record in self._prompts.records]
         return [(answer.answer,) for answer in self.teacher_answers]
 
     def _answer(self, model: LanguageModel, seeds: list[int] | None) -> list[Answer]:
