@@ -6,6 +6,7 @@ All keys: conf/evaluate.yaml, conf/suite/.
 
 from pathlib import Path
 
+import minillm  # noqa: F401  # isort: skip (the first: it says what is not installed)
 import hydra
 from omegaconf import DictConfig
 

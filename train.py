@@ -1,10 +1,17 @@
-"""Train a student: `python train.py experiment=demo`; any key can be overridden, `-m` sweeps. See conf/train.yaml."""
+"""Train a student. Every key can be overridden, and `-m` sweeps; see conf/train.yaml. To begin with:
+
+python train.py experiment=demo         # 10 minutes on 2 CPU cores, nothing to download
+python train.py size=small model.teacher=DIR_OR_ID model.student=DIR_OR_ID \\
+    data.train_file=prompts.jsonl data.val_file=held_out.jsonl    # a first try of your own pair
+python train.py --help                  # choices of each group; docs/settings.md has every key
+"""
 
 import sys
 import time
 
 BEGAN = time.time()
 
+import minillm  # noqa: E402, F401  # isort: skip (the first: it says what is not installed)
 import hydra  # noqa: E402
 from hydra.core.hydra_config import HydraConfig  # noqa: E402
 from hydra.types import RunMode  # noqa: E402
@@ -26,4 +33,6 @@ def main(cfg: DictConfig) -> float | None:
 
 
 if __name__ == "__main__":
+    if not sys.argv[1:]:  # the defaults alone are 5,000 steps with the paper's sizes
+        sys.exit(__doc__.rstrip())
     cli.run(main, "train")

@@ -1,0 +1,1 @@
+import minillm  # noqa: F401 - the first: it says what is not installed

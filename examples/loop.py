@@ -31,5 +31,5 @@ def main(student: str, teacher: str, prompts: str, steps: int = 20, learning_rat
 
 
 if __name__ == "__main__":
-    trained = main(*sys.argv[1:4], *map(int, sys.argv[4:5]))
+    trained = main(*sys.argv[1:4], *map(int, sys.argv[4:5])) if sys.argv[3:] else sys.exit(__doc__)
     minillm.Student(trained).save_pretrained("distilled")

@@ -104,4 +104,4 @@ def _write_lines(file: Path, values: list[dict[str, str]]) -> None:
 
 
 if __name__ == "__main__":
-    write(Path(sys.argv[1]))
+    write(Path(sys.argv[1])) if sys.argv[1:] else sys.exit(__doc__)

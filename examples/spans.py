@@ -164,4 +164,4 @@ def main(
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    print(json.dumps(main(Path(sys.argv[1])), indent=1))
+    print(json.dumps(main(Path(sys.argv[1])), indent=1)) if sys.argv[1:] else sys.exit(__doc__)

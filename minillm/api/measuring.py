@@ -38,8 +38,9 @@ def generate(
         model: a directory or hub id, a pair or a run; `of` them the student or the teacher.
     """
     pair = pair_of_model(model)
-    if of == "teacher" and pair.teacher is None:
-        raise ConfigError("of=teacher: the pair has no teacher")
+    if of == "teacher" and pair.teacher_here is None:
+        served = "the teacher is served elsewhere and scores answers only; give the directory or hub id of its model"
+        raise ConfigError(f"of=teacher: {'the pair has no teacher' if pair.teacher is None else served}")
     chosen = prompts_of(pair if of == "teacher" else replace(pair, teacher=None, teacher_tokenizer=None), prompts, data)
     model = pair.teacher if of == "teacher" else LanguageModel(pair.student, pair.n_vocab)
     tokenizer, stops = pair.tokens_of(model)

@@ -18,10 +18,12 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, MissingConfigException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from minillm.common.changes import flat
 from minillm.common.checks import trainer_problem
 from minillm.common.child import ROOT
+from minillm.common.console import tracked
 from minillm.common.errors import Interrupted, MinillmError, nearest
 from minillm.common.overrides import compose_in_conf
 from minillm.common.ranks import in_a_worker, rank, stand_back
@@ -75,7 +77,7 @@ def _plain_errors(config_name: str) -> Iterator[None]:
         fail(str(error), error.status)
     except MinillmError as error:
         fail(f"Error: {error}", error.status)
-    except HydraException as error:
+    except (HydraException, OmegaConfBaseException) as error:
         fail(f"Error: {explain(error, config_name)}")
     except OSError as error:
         if error.errno not in _DISK:
@@ -118,6 +120,9 @@ def _leave(status: int) -> NoReturn:
 
 def prepare() -> None:
     """What every command sets once it has work to do: a wrong key is answered before torch is imported."""
+    shown = rank() == 0 and sys.stderr.isatty()
+    os.environ.setdefault(*(("TQDM_DELAY", "3") if shown else ("TQDM_DISABLE", "1")))  # of conversions and downloads
+    from huggingface_hub.utils import enable_progress_bars
     from transformers.utils import logging as transformers_logging
 
     from minillm.common.machine import tune
@@ -125,12 +130,15 @@ def prepare() -> None:
     tune()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
+    transformers_logging.set_tqdm_hook(lambda _, rows, names: tracked(rows[0], names.get("desc", "")))  # loading
+    if shown:
+        enable_progress_bars()  # of downloads, which disable_progress_bar turns off too
     for name in ("absl", "alembic"):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="lightning")
 
 
-def explain(error: HydraException, config_name: str) -> str:
+def explain(error: HydraException | OmegaConfBaseException, config_name: str) -> str:
     """Hydra's message; for an unknown key or choice, the nearest right one."""
     if isinstance(error, MissingConfigException) and error.options:
         group, _, name = error.missing_cfg_file.rpartition("/")
@@ -139,6 +147,8 @@ def explain(error: HydraException, config_name: str) -> str:
         found, every = nearest(name, error.options, most=3), f"all: {', '.join(sorted(error.options))}"
         return f"{group}={name}: no such choice; {found}{f' {every}' if found.endswith('?') else ''}"
     text = "\n".join(filter(None, [str(error), str(error.__cause__ or "")]))
+    if missing := re.search(r"Missing mandatory value: (\S+)", text):
+        return f"{missing[1]}: missing; wanted {missing[1]}=..., see {conf_of(config_name).name}/{config_name}.yaml"
     match = re.search(r"Could not override '\+*([^']+)'", text)
     if not match:
         return text

@@ -1,15 +1,23 @@
-"""What a person sees in the terminal: one shared console, tables of figures and of samples."""
+"""What a person sees in the terminal: one shared console, tables of figures and of samples, progress."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
-from itertools import islice
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TypeVar
 
 from rich import get_console
 from rich.box import SIMPLE_HEAD
 from rich.markup import escape
-from rich.progress import track
+from rich.progress import Progress, TextColumn
 from rich.table import Table
+
+from minillm.common.numbers import duration
+from minillm.common.ranks import rank
+
+Row = TypeVar("Row")
+_SOON, _OFTEN = 2.0, 60.0  # seconds until a bar is shown, and between two lines where there is no terminal
 
 
 def show_figures(title: str, rows: Mapping[str, Mapping[str, float]], columns: Mapping[str, str]) -> None:
@@ -65,10 +73,42 @@ def say(text: str) -> None:
     console.file.flush()
 
 
-def batches(rows: Iterable, size: int, title: str) -> Iterator[list]:
-    """Rows in batches, with a progress bar in a terminal, without an end where their number is unknown."""
-    console, stream = get_console(), iter(rows)
-    parts = iter(lambda: list(islice(stream, size)), [])
-    total = -(-len(rows) // size) if isinstance(rows, Sized) else None
-    silent = console.quiet or not console.is_terminal
-    return iter(track(parts, escape(title), total, console=console, transient=True, disable=silent))
+@contextmanager
+def progress(title: str, total: float | None = None) -> Iterator[Callable[[float], None]]:
+    """Around work that may take long: yields a function that takes how much of `total` is done. On a terminal there is
+    a bar with the time left after a few seconds, and at once without a `total`; elsewhere a line a minute. Only the
+    first of several processes shows it."""
+    console, began, bar = get_console(), time.monotonic(), None
+    silent, said = console.quiet or rank() > 0, began
+
+    def advance(done: float) -> None:
+        nonlocal bar, said
+        now = time.monotonic()
+        left = f"about {duration((now - began) * max(0.0, total / done - 1), 2)} left" if total and done else ""
+        if bar is not None:
+            bar.update(bar.task_ids[0], completed=done, left=left)
+        elif not silent and console.is_terminal and (total is None or now - began > _SOON):
+            columns = *Progress.get_default_columns()[:3], TextColumn("{task.fields[left]}")
+            bar = Progress(*columns, console=console, transient=True)
+            bar.add_task(escape(title), total=total, completed=done, left=left)
+            bar.start()
+        elif not silent and left and now - said > _OFTEN:
+            said = now
+            say(f"{title}: {min(1.0, done / total):.0%}, {left}")
+
+    try:
+        if total is None:
+            advance(0.0)
+        yield advance
+    finally:
+        if bar is not None:
+            bar.stop()
+
+
+def tracked(rows: Iterable[Row], title: str) -> Iterator[Row]:
+    """The rows, with the `progress` of the loop over them."""
+    rows = list(rows)
+    with progress(title, len(rows)) as advance:
+        for done, row in enumerate(rows, start=1):
+            yield row
+            advance(done)

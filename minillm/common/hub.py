@@ -29,7 +29,7 @@ def hub_id(source: str | None, kind: Literal["model", "dataset"] = "model") -> s
     None for what is on this disk, inside a package or built in."""
     name = str(source).partition("@" if kind == "model" else ":")[0]
     form = r"[\w-][\w.-]*/[\w-][\w.-]*" if kind == "dataset" else r"([\w-][\w.-]*/)?[\w-][\w.-]*"
-    a_file = Path(name).suffix.lower() in (".gguf", ".jsonl", ".json", ".txt") or Path(name).exists()
+    a_file = Path(name).suffix.lower() in (".gguf", ".jsonl", ".json", ".parquet", ".txt") or Path(name).exists()
     return name if source and re.fullmatch(form, name) and not a_file else None
 
 

@@ -81,10 +81,10 @@ class Phases:
 
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:
-        began = self._now()
+        began = self.now()
         with torch.profiler.record_function(name):
             yield
-        self.seconds[name] += self._now() - began
+        self.seconds[name] += self.now() - began
 
     def metrics(self) -> dict[str, float]:
         whole = sum(self.seconds.values())
@@ -94,7 +94,7 @@ class Phases:
             "memory/peak_gb": peak_memory(self.device),
         }
 
-    def _now(self) -> float:
+    def now(self) -> float:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         return time.perf_counter()

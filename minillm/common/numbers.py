@@ -26,12 +26,12 @@ def millions(number: int) -> str:
     return f"{number / 1e6:,.1f} M" if number >= 1e6 else f"{number:,}"
 
 
-def duration(seconds: float) -> str:
+def duration(seconds: float, digits: int = 3) -> str:
     """ "0.31 s", "13.7 min", "5.2 h", "3 days"."""
     value = seconds
     for unit, next_one in _UNITS:
-        if float(f"{value:.3g}") < next_one:
-            return f"{count(value)} {unit}"
+        if float(f"{value:.{digits}g}") < next_one:
+            return f"{count(value, digits)} {unit}"
         value = max(1.0, value / next_one)  # 59.96 s are a minute
-    text = count(value)
+    text = count(value, digits)
     return f"{text} day{'s' * (text != '1')}"

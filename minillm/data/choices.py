@@ -8,7 +8,7 @@ from pathlib import Path
 from string import Formatter
 
 from minillm.common.errors import DataError, check
-from minillm.data.records import Record, json_lines, parse_rows, text_of
+from minillm.data.records import Record, file_rows, parse_rows, text_of
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class ChoiceTask:
 def read_choices(path: str | Path, task: ChoiceTask) -> list[Record]:
     """One record a row of a .jsonl file with the keys that `task` shows and an integer `label`; the record's one
     reference is its label's word. Raises DataError, see `parse_rows`."""
-    rows = json_lines(Path(path).expanduser())
+    rows = file_rows(Path(path).expanduser())
     keys = ", ".join([*task.fields, "label"])
     return parse_rows(str(path), rows, partial(_record, task), f"the keys {keys}")
 

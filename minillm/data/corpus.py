@@ -11,6 +11,7 @@ import json
 import logging
 import os
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from minillm.common.console import batches, say
+from minillm.common.console import progress, say
 from minillm.common.errors import DataError
 from minillm.common.files import locked
 from minillm.data.documents import PIECE, Documents
@@ -93,11 +94,11 @@ def _made(folder: Path, dtype: np.dtype) -> Path | None:
 
 def _write(folder: Path, documents: Documents, plain: PlainText, end: list[int], dtype: np.dtype, n_vocab: int) -> Path:
     """All ids, `end` after each document, aside and then renamed: the file."""
-    aside, n_tokens = folder / "aside", 0
+    aside, n_tokens, n_bytes, stream = folder / "aside", 0, 0, documents.pieces()
     for left in (aside, *folder.glob("*.tokens")):  # of a build that was killed; damaged, though it may be mapped
         left.unlink(missing_ok=True)
-    with open(aside, "xb") as out:
-        for batch in batches(documents.pieces(), _BATCH, f"Tokenising {documents.source}"):
+    with open(aside, "xb") as out, progress(f"Tokenising {documents.source}", documents.size) as advance:
+        while batch := list(islice(stream, _BATCH)):
             rows = plain.ids([text for text, _ in batch])
             for ids, (_, last) in zip(rows, batch, strict=True):
                 ids_N = np.array(ids + end if last else ids)
@@ -107,6 +108,7 @@ def _write(folder: Path, documents: Documents, plain: PlainText, end: list[int],
                     )
                 out.write(ids_N.astype(dtype).tobytes())
                 n_tokens += len(ids_N)
+            advance(n_bytes := n_bytes + sum(len(text.encode()) for text, _ in batch))
         out.flush()
         os.fsync(out.fileno())
     return aside.rename(folder / f"{n_tokens}.tokens")

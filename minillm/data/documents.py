@@ -1,4 +1,4 @@
-"""The text of a corpus as a stream: text files, JSONL, directories of both, a hub data set, Python's own reference."""
+"""The text of a corpus as a stream: text files, JSONL, Parquet, directories, a hub data set, Python's reference."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from pathlib import Path
 
 from minillm.common.errors import DataError
 from minillm.common.hub import hub_id
-from minillm.data.records import hub_rows, json_lines, text_of
+from minillm.data.records import ROWS, file_rows, hub_rows, text_of
 
 PIECE = 2**16  # characters that are tokenised at a time (longer ones cost more each); see `_cut` for longer documents
 _CHECKED = 2**22  # characters that are read ahead for mistakes
-_LINES, _TEXT = (".jsonl", ".json"), ".txt"
+_TEXT = ".txt"
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,7 @@ class Documents:
     source: str  # as in `read_documents`, for messages
     read: Callable[[], Iterator[Iterable[str]]]  # each document as an iterator over parts of its text
     digest: Callable[[], str]  # what stands for the content in the name of a cache
+    size: int | None = None  # about its bytes
 
     def pieces(self) -> Iterator[tuple[str, bool]]:
         """(text, whether a document ends with it), of at most PIECE characters; documents of white space are left out.
@@ -34,8 +35,8 @@ class Documents:
 
 
 def read_documents(source: str) -> Documents:
-    """`pydoc_topics` (Python's own language reference, in every CPython), a .jsonl file with the key text, a text file
-    (one document), a directory with .txt and .jsonl files at any depth, or a hub data set `owner/name[:split]`.
+    """`pydoc_topics` (Python's own language reference, in every CPython), a .jsonl or .parquet file with the key text,
+    a text file (one document), a directory with such files at any depth, or a hub data set `owner/name[:split]`.
 
     The first 4 million characters are read at once, so that mistakes show before models are loaded. Raises DataError,
     naming file, line and key.
@@ -44,10 +45,12 @@ def read_documents(source: str) -> Documents:
         documents = Documents(source, _topics, lambda: _sha256(chain.from_iterable(_topics())))
     elif hub_id(source, "dataset"):
         rows = hub_rows(source)
-        documents = Documents(source, lambda: _hub_texts(source, rows), lambda: f"{source} {rows._fingerprint}")
+        digest, size = f"{source} {rows._fingerprint}", getattr(getattr(rows, "data", None), "nbytes", None)
+        documents = Documents(source, lambda: _hub_texts(source, rows), lambda: digest, size)
     else:
         files = _files(Path(source).expanduser())
-        documents = Documents(source, lambda: chain.from_iterable(map(_file, files)), lambda: _content(files))
+        size = sum(file.stat().st_size for file in files if file.exists())
+        documents = Documents(source, lambda: chain.from_iterable(map(_file, files)), lambda: _content(files), size)
     sizes = accumulate(len(text) for text, _ in documents.pieces())
     next((size for size in sizes if size > _CHECKED), None)
     return documents
@@ -91,15 +94,15 @@ def _files(path: Path) -> list[Path]:
     """The file itself, or all files of a directory in the order of their paths."""
     if not path.is_dir():
         return [path]
-    files = sorted(file for file in path.rglob("*") if file.suffix in (*_LINES, _TEXT) and file.is_file())
+    files = sorted(file for file in path.rglob("*") if file.suffix in (*ROWS, _TEXT) and file.is_file())
     if not files:
-        raise DataError(f"{path}: no .txt or .jsonl file inside; change data.corpus_file")
+        raise DataError(f"{path}: no .txt, .jsonl or .parquet file inside; change data.corpus_file")
     return files
 
 
 def _file(path: Path) -> Iterator[Iterable[str]]:
-    if path.suffix in _LINES:
-        return ([_text(where, row)] for where, row in json_lines(path))
+    if path.suffix in ROWS:
+        return ([_text(where, row)] for where, row in file_rows(path))
     return iter([_read_text(path)])
 
 
@@ -115,7 +118,10 @@ def _read_text(path: Path) -> Iterator[str]:
 def _text(where: str, row: object) -> str:
     if isinstance(row, DataError):
         raise row
-    return text_of(where, "text", row.get("text") if isinstance(row, dict) else None)
+    if not isinstance(row, dict) or "text" not in row:
+        got = ", ".join(row) if isinstance(row, dict) else type(row).__name__
+        raise DataError(f"{where}: wanted one JSON object a line with the key text, got {got}")
+    return text_of(where, "text", row["text"])
 
 
 def _hub_texts(source: str, rows: Iterable[dict]) -> Iterator[list[str]]:
@@ -127,7 +133,7 @@ def _content(files: list[Path]) -> str:
     digests = []
     for file in files:
         with open(file, "rb") as stream:
-            digests.append(f"{file.suffix in _LINES} {hashlib.file_digest(stream, 'sha256').hexdigest()}")
+            digests.append(f"{file.suffix in ROWS} {hashlib.file_digest(stream, 'sha256').hexdigest()}")
     return _sha256(digests)
 
 

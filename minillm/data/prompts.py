@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from minillm.common.console import batches
+from minillm.common.console import tracked
 from minillm.common.errors import DataError
 from minillm.common.types import PromptBatch
 from minillm.data.records import Dropped, Record
@@ -126,7 +126,8 @@ def build_prompts(
     held_out = {_question(record) for record in exclude}
     plain, eos = PlainText(tokenizer), tokenizer.eos_token_id
     kept, dropped, first, n_cut = [], Counter(), {}, 0
-    for batch in batches(records, _BATCH, f"Tokenising {name}"):
+    parts = [records[at : at + _BATCH] for at in range(0, len(records), _BATCH)]
+    for batch in tracked(parts, f"Tokenising {name}"):
         used = []
         for record in batch:
             if _question(record) in held_out:

@@ -1,4 +1,4 @@
-"""Reading instruction data: JSONL (MiniLLM schema or chat messages), a hub data set, or the built-in prompts."""
+"""Reading instruction data: JSONL, Parquet (MiniLLM schema or chat messages), a hub data set, the built-in prompts."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ from minillm.common.errors import DataError, first_line
 from minillm.common.hub import hub_id, notice_offline
 
 BUILTIN = {"builtin": "train.jsonl", "builtin:validation": "validation.jsonl"}
+ROWS = (".jsonl", ".json", ".parquet")  # files with a record a row
 _SHOWN = 10  # problems in one message
+_KEYS = "instruction (with output, and input if there is one) or messages"
 TEACHER_KEYS = ("teacher_system", "teacher_context")
 _ROLES = ("system", "developer", "user", "assistant", "tool")
 
@@ -59,19 +61,20 @@ class Record:
 
 
 def read_records(source: str, teachers: Sequence[str] | None = None) -> list[Record]:
-    """All records of a .jsonl file, `builtin`, `builtin:validation`, or a hub data set `owner/name[:split]`. Each names
-    one of `teachers` by its key `teacher`; none may, where that is empty; None does not read the key.
+    """All records of a .jsonl or .parquet file, `builtin`, `builtin:validation`, or a hub data set
+    `owner/name[:split]`. Each names one of `teachers` by its key `teacher`; none may, where that is empty; None does
+    not read the key.
 
     Raises:
         DataError: naming source, line and key of up to ten problems; or that nothing is there.
     """
     if source in BUILTIN:
-        rows = json_lines(Path(__file__).parent / "builtin" / BUILTIN[source])
+        rows = file_rows(Path(__file__).parent / "builtin" / BUILTIN[source])
     elif hub_id(source, "dataset"):
         rows = _hub_records(source)
     else:
-        rows = json_lines(Path(source).expanduser())
-    return parse_rows(source, rows, partial(_record, teachers), "the key instruction or messages")
+        rows = file_rows(Path(source).expanduser())
+    return parse_rows(source, rows, partial(_record, teachers), f"the key {_KEYS}")
 
 
 def parse_rows(
@@ -95,40 +98,63 @@ def parse_rows(
     if problems:
         rest = f"\n  ... and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
         raise DataError(
-            f"{source}: {len(problems)} unusable rows; wanted one JSON object a line:{''.join(problems[:_SHOWN])}{rest}"
+            f"{source}: {len(problems)} unusable rows; wanted one JSON object a line, with {wanted}:"
+            f"{''.join(problems[:_SHOWN])}{rest}"
         )
     if not records:
         raise DataError(f"{source}: no records; wanted at least one JSON object a line with {wanted}")
     return records
 
 
-def json_lines(path: Path) -> Iterator[tuple[str, object]]:
-    """(`file:line`, parsed value or the DataError it gave) of every line that is not blank; with or without a BOM.
+def file_rows(path: Path) -> Iterator[tuple[str, object]]:
+    """(`file:line`, parsed value or the DataError it gave) of every line that is not blank; with or without a BOM. Of a
+    .parquet file (`file:row`, the values that are not null).
 
     Raises:
         DataError: the file cannot be read.
     """
     try:
-        with open(path, encoding="utf-8-sig") as stream:
+        if path.suffix == ".parquet":
+            from pyarrow.parquet import ParquetFile
+
+            with open(path, "rb") as stream:
+                rows = (row for batch in ParquetFile(stream).iter_batches() for row in batch.to_pylist())
+                for number, row in enumerate(rows, start=1):
+                    yield f"{path}:{number}", {key: value for key, value in row.items() if value is not None}
+            return
+        with open(path, "rb") as stream:
             for number, line in enumerate(stream, start=1):
                 if line.strip():
-                    yield f"{path}:{number}", _parsed(f"{path}:{number}", line.rstrip("\n"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: cannot be read ({error}); change the data setting that names it") from error
+                    yield f"{path}:{number}", _parsed(f"{path}:{number}", line)
+    except (OSError, ValueError) as error:  # pyarrow's are a ValueError
+        why = getattr(error, "strerror", None) or first_line(error)
+        raise DataError(f"{path}: cannot be read ({why}); change the data setting that names it") from error
 
 
-def _parsed(where: str, line: str) -> object:
+def _parsed(where: str, line: bytes) -> object:
     try:
-        return json.loads(line)
+        text = line.decode("utf-8-sig").strip()
+    except UnicodeDecodeError as error:
+        what = f"byte 0x{line[error.start]:02x} at place {error.start + 1}"
+        return DataError(f"{where}: not UTF-8 ({what}); save the file as UTF-8")
+    try:
+        return json.loads(text)
     except (ValueError, RecursionError) as error:  # a number beyond Python's limit on digits is a ValueError too
-        return DataError(f"{where}: not JSON ({str(error).replace(': line 1 column', ' at column')})")
+        why = str(error).replace(": line 1 column", " at column")
+        if text[0] in "[]":
+            why = "a JSON array; write its objects one a line: jq -c '.[]' FILE"
+        elif text[0] != "{":
+            why = "text or CSV, or an object that goes over several lines"
+        elif len(text) == getattr(error, "pos", None) or "Unterminated" in why:
+            why = "the line ends inside the object: was the file cut?"
+        return DataError(f"{where}: not JSON ({why}): {text[:40]}")
 
 
 def hub_rows(source: str):
     """The rows of a hub data set `owner/name[:split]`, memory mapped from the cache of `datasets`."""
-    import datasets
-
     notice_offline()
+    import datasets  # only now: it looks once whether it is offline
+
     name, _, split = source.partition(":")
     try:
         return datasets.load_dataset(name, split=split or "train")

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from minillm.common.errors import ConfigError, DataError, check
+from minillm.common.hub import hub_id
 from minillm.common.lazy import lazy
-from minillm.data.records import TEACHER_KEYS, Dropped, Record, read_records
+from minillm.data.records import BUILTIN, TEACHER_KEYS, Dropped, Record, read_records
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -121,6 +122,17 @@ class Sources:
         """The tokens that are put before a prompt; a chat template writes its own."""
         ids = templates.front_ids(tokenizer, self.bos) if self.template == "paper" else []
         return "".join(tokenizer.convert_ids_to_tokens(ids))
+
+    def missing(self, *, corpus: bool) -> list[str]:
+        """Files that are named and are not there, before anything is read; with `corpus` that one too."""
+        named = {key: getattr(self, key) for key in ("train_file", "val_file", "corpus_file")[: 2 + corpus]}
+        return [
+            f"{key}={file}: no such file or directory"
+            for key, file in named.items()
+            if file not in (None, "pydoc_topics", *BUILTIN)
+            and not hub_id(file, "dataset")
+            and not Path(file).expanduser().exists()
+        ]
 
     def records(self, teachers: Sequence[str] | None = None) -> tuple[list[Record], list[Record]]:
         """(train, validation), read without a model; all rows of a val_file. Raises DataError, see `read_records`."""

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from minillm.common.console import tracked
 from minillm.common.seeding import seed_for
 from minillm.common.types import Rollout
 from minillm.data import PromptSet
@@ -138,7 +139,7 @@ def reference_losses(model: LanguageModel, prompts: PromptSet, group: Group = AL
     answers = (batch.reference_ids_BR, batch.reference_mask_BR)
     references = Rollout(batch.ids_BP, batch.mask_BP, *answers, teachers_B=batch.teachers_B)
     losses_B, width = torch.zeros(len(prompts), dtype=torch.float64), batch.reference_ids_BR.shape[1]
-    for micro in group.share(micro_batches(references, _MAX_TOKENS)):
+    for micro in tracked(group.share(micro_batches(references, _MAX_TOKENS)), "Scoring references"):
         logprobs_N = LinearLoss().logprobs(micro.side(model), micro.take(references.response_ids_BR))
         losses_B.index_add_(0, (micro.token_N // width).cpu(), -logprobs_N.double().cpu())
     shares = group.join([losses_B.tolist()])

@@ -109,22 +109,28 @@ class Checkpoint:
     def resolve(self) -> tuple[str, str | None]:
         """(directory or hub id, hub revision or None). Raises ConfigError where a path is wrong, ModelError for a GGUF
         file."""
+        if path := self.place():
+            return str(path if path.is_dir() else converted(path)), None
+        notice_offline()
+        name, _, revision = self.source.partition("@")
+        return name, revision or None
+
+    def place(self) -> Path | None:
+        """The directory or GGUF file here, None of a hub id. Raises as `resolve`."""
         if self.source.startswith("package:"):
-            return str(converted(file_in_package(self.source.removeprefix("package:")))), None
+            return file_in_package(self.source.removeprefix("package:"))
         path = Path(self.source).expanduser()
         if path.suffix.lower() == ".gguf" and path.is_file():
-            return str(converted(path)), None
+            return path
         if path.is_dir():
             if not (path / "config.json").is_file():
                 below = path / "student"
                 wanted = f"did you mean {below}?" if below.is_dir() else "wanted a Hugging Face directory"
                 raise ConfigError(f"source={self.source}: no config.json inside; {wanted}")
-            return str(path), None
+            return path
         if path.suffix.lower() == ".gguf" or self.source.startswith((".", "/", "~")) or self.source.count("/") > 1:
             raise ConfigError(f"source={self.source}: no such file or directory")
-        notice_offline()
-        name, _, revision = self.source.partition("@")
-        return name, revision or None
+        return None
 
     def peek(self) -> tuple[PretrainedConfig, PreTrainedTokenizerBase]:
         """Config and tokenizer, without the weights. Raises as `load`."""
@@ -255,8 +261,9 @@ _ADVICE = (  # words of a message, what to do
     ("pytorchstreamreader|eoferror|keyerror", "its weights are cut or damaged: copy or download them again"),
     ("gated|401|403", "it is gated: accept its licence on its page, then `hf auth login` or set HF_TOKEN"),
     (
-        "offline|connect|resolve|timed out|couldn't reach|cached files",
-        "the hub cannot be reached: download it on another machine (`hf download`) and give the directory",
+        _UNREACHED := "offline|connect|resolve|timed out|couldn't reach|cached files",
+        "the hub cannot be reached, and the cache has not got it: download it on another machine (`hf download`) and "
+        "give the directory",
     ),
     (
         "not a valid model identifier|404|repository not found",
@@ -278,6 +285,6 @@ def _advised(source: str) -> Iterator[None]:
         yield
     except (*_NOT_LOADED, SafetensorError, pickle.UnpicklingError) as error:
         text = f"{type(error).__name__} {error} {error.__cause__ or ''}".lower()
-        todo = next(todo for words, todo in _ADVICE if re.search(words, text))
-        first = first_line(error).removesuffix(" from one of:")
-        raise ModelError(f"cannot load {source}: {first}\n  what to do: {todo}") from error
+        words, todo = next(each for each in _ADVICE if re.search(each[0], text))
+        first = f"{first_line(error).removesuffix(' from one of:')}\n  what to do: " * (words != _UNREACHED)
+        raise ModelError(f"cannot load {source}: {first}{todo}") from error

@@ -8,6 +8,7 @@ from pathlib import Path
 from torch import Tensor
 from transformers import GenerationConfig
 
+from minillm.common.console import progress
 from minillm.common.files import whole_directory
 from minillm.models.adapter import merged_weights
 from minillm.models.loaded import Pair
@@ -25,7 +26,7 @@ def export_student(pair: Pair, directory: Path, *, card: str, state: dict[str, T
         pad_token_id=replace(pair, teacher_tokenizer=None).pad_id,  # that of the student alone
         bos_token_id=pair.tokenizer.bos_token_id,
     )
-    with whole_directory(Path(directory)) as folder:
+    with progress(f"Writing {directory}"), whole_directory(Path(directory)) as folder:
         pair.student.save_pretrained(folder, state_dict=merged_weights(pair.student, state))
         pair.tokenizer.save_pretrained(folder)
         (folder / "README.md").write_text(card, encoding="utf-8")

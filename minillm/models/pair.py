@@ -208,6 +208,18 @@ class ModelPair:
         found = {key: missing_for(each.bits) for key, each in self.all_teachers.items()}
         return [f"model.{key}.{missing}" for key, missing in found.items() if missing]
 
+    def missing_files(self) -> list[str]:
+        """Directories and files that are named and hold no model, before anything is loaded."""
+        sides = {"student": self.student, "reference": self.reference} | ({} if self.own_teacher else self.all_teachers)
+        problems = []
+        for key, each in sides.items():
+            try:
+                if isinstance(each, Checkpoint) and each.source:
+                    each.place()
+            except (ConfigError, ModelError) as error:
+                problems.append(f"model.{key}.{error}")
+        return problems
+
     def load_student(self, device: torch.device) -> Pair:
         """As `load` gives it, without the teacher: its weights are read only where the student is made of them. A
         teacher that cannot be found adds no tokens that end an answer, and a warning is printed."""

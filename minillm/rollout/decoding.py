@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.profiler import record_function
 from transformers import DynamicCache
 
+from minillm.common.console import progress
 from minillm.common.errors import check
 from minillm.common.seeding import row_uniforms
 from minillm.common.types import PromptBatch, Rollout
@@ -201,8 +202,8 @@ def decode(
         out[name][places.rows_B, places.steps_B] = values
 
     waiting = sorted(range(n_rows), key=lengths.__getitem__)
-    look_every, turn = _look_every(device), 0
-    with _cast_once(device), ExitStack() as modes:
+    look_every, turn, n_ended, title = _look_every(device), 0, 0, f"Writing {n_rows} answers"
+    with _cast_once(device), ExitStack() as modes, progress(title, sum(limits)) as advance:
         for stream in streams.values():
             modes.enter_context(stream.model.caching())
         while places.rows or waiting:
@@ -243,6 +244,8 @@ def decode(
             turn += 1
 
             ended = places.ended(limits, look=turn % look_every == 0)
+            n_ended += sum(limits[row] for row, end in zip(places.rows, ended, strict=True) if end)
+            advance(n_ended + sum(step for step, end in zip(places.steps, ended, strict=True) if not end))
             if any(ended):
                 slots = _close_gaps(ended)
                 slots_B = torch.tensor(slots, dtype=torch.long, device=device)

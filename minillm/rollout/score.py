@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from minillm.common.console import tracked
 from minillm.common.types import Experience, Rollout
 from minillm.models import LanguageModel
 from minillm.models.loaded import kept_states
@@ -35,7 +36,7 @@ def _for_each_token(
     """Put together as [B, R, ...] what `values` gives as [N, ...] for each micro-batch; 0 outside the mask."""
     n_rows, n_columns = rollout.response_mask_BR.shape
     whole: list[Tensor] = []
-    for micro in micro_batches(rollout, max_tokens):
+    for micro in tracked(micro_batches(rollout, max_tokens), f"Scoring {n_rows} answers"):
         found = values(micro)
         whole = whole or [each.new_zeros(n_rows * n_columns, *each.shape[1:]) for each in found]
         for each, part in zip(whole, found, strict=True):

@@ -32,7 +32,7 @@ def fit(cfg: DictConfig, *, command: str, began: float) -> dict[str, float]:
         MinillmError: see `check_values`, `assemble` and `build`.
     """
     plain = resolved(cfg)
-    check_values(plain, command)  # a wrong one is answered before torch is imported
+    check_values(plain, command, files=True)  # a wrong one is answered before torch is imported
     cli.prepare()
     from minillm.parallel import agree, join, launch, leave
 

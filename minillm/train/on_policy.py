@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -60,14 +61,13 @@ class OnPolicyDistillation(TrainingModule):
         stored: Stored | None = None,
     ):
         super().__init__(pair, linear_loss, optim)
-        self.automatic_optimization = False
         self.objective, self.sampler, self.regulariser = objective, sampler, regulariser
         self.regime, self.start, self.seed = regime, start, seed
         self.reward, self.stored = reward or Reward(), stored or Stored(seed=seed)
-        self.round = self.start_step = 0
+        self.automatic_optimization, self.round, self.start_step = False, 0, 0
         if START in objective.needs:  # before a checkpoint is loaded
             self.reference = pair.reference or LanguageModel(copy.deepcopy(pair.student), pair.n_vocab).frozen()
-        self.keep_hidden = regime.teacher_states == "keep"
+        self.keep_hidden, self._limit = regime.teacher_states == "keep", dict(max_tokens=regime.microbatch_tokens)
         self._begin_round()
 
     def _begin_round(self) -> None:
@@ -110,8 +110,6 @@ class OnPolicyDistillation(TrainingModule):
         if self.step >= self.regime.max_steps:
             self.trainer.should_stop = True
 
-    # -- phase 0: supervised start ------------------------------------------------------------------------------
-
     def _start_round(self, batch: TrainBatch) -> dict[str, float]:
         mine = self.group.share(range(len(batch.prompts)))
         options = dict(rows=mine, keep_hidden=self.keep_hidden, interrupt=self.interrupt)
@@ -143,8 +141,6 @@ class OnPolicyDistillation(TrainingModule):
             _add(sums, {"start/loss": self._gradients(objective, micro, normaliser, factor)["loss"]})
         return sums
 
-    # -- MiniLLM --------------------------------------------------------------------------------------------------
-
     def rollout(self, batch: TrainBatch) -> Rollout:
         """Answers from p~ = alpha p + (1 - alpha) q, with both models' log-probs and the teacher's hidden states."""
         stored, prompts = self.stored.choose(batch.prompts), batch.prompts
@@ -165,13 +161,9 @@ class OnPolicyDistillation(TrainingModule):
                 rollout = replace(rollout, records_B=asked.records)
             with self.phases("score"), self.asking():
                 rollout = self._with_teacher(rollout)
-                models, limit = (self.model, self.pair.teacher), dict(max_tokens=self.regime.microbatch_tokens)
                 if stored is not None:
                     rollout = self.stored.among(rollout, drawn, stored, mine, self._scored)
-                rollout = with_costs(rollout, *models, self.objective, self.linear_loss, **limit)
-                if self.reference is not None:
-                    start_BR, _ = answer_logprobs(self.reference, rollout, self.linear_loss, **limit)
-                    rollout = replace(rollout, start_logprobs_BR=start_BR)
+                rollout = self._with_costs(rollout)
         rollout = joined(rollout, self.group)
         if not rollout.response_mask_BR.any():
             raise ModelError(
@@ -248,16 +240,24 @@ class OnPolicyDistillation(TrainingModule):
             _add(sums, {"train/pretrain": self._backward(output, factor)["loss"]})
         return sums
 
-    # -- shared ---------------------------------------------------------------------------------------------------
-
     def _with_teacher(self, rollout: Rollout) -> Rollout:
-        limit = dict(max_tokens=self.regime.microbatch_tokens)
         if SPANS in self.objective.needs:
-            return with_spans(rollout, self.model, self.pair, self.linear_loss, **limit)
-        return with_teacher(rollout, self.pair.teacher, self.linear_loss, keep_hidden=self.keep_hidden, **limit)
+            return with_spans(rollout, self.model, self.pair, self.linear_loss, **self._limit)
+        return with_teacher(rollout, self.pair.teacher, self.linear_loss, keep_hidden=self.keep_hidden, **self._limit)
+
+    def _with_costs(self, rollout: Rollout) -> Rollout:
+        rollout = with_costs(rollout, self.model, self.pair.teacher, self.objective, self.linear_loss, **self._limit)
+        if self.reference is None:
+            return rollout
+        start_BR, _ = answer_logprobs(self.reference, rollout, self.linear_loss, **self._limit)
+        return replace(rollout, start_logprobs_BR=start_BR)
+
+    def rehearsal(self, answers: Rollout) -> Callable[[], object]:
+        experience = prepared(self._with_costs(self._with_teacher(answers)), self.objective)
+        return lambda: self._policy_gradients(experience)
 
     def _scored(self, answers: Rollout) -> Rollout:
-        own_BR, _ = answer_logprobs(self.model, answers, self.linear_loss, max_tokens=self.regime.microbatch_tokens)
+        own_BR, _ = answer_logprobs(self.model, answers, self.linear_loss, **self._limit)
         return self._with_teacher(replace(answers, student_logprobs_BR=own_BR))
 
     def _micro_batches(self, minibatch: Rollout, balanced: bool = True) -> list[MicroBatch]:

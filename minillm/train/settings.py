@@ -81,8 +81,9 @@ def check_config(cfg: DictConfig | dict, *, elsewhere: bool = False) -> Settings
     return assemble(plain, check_values(plain, elsewhere=elsewhere))
 
 
-def check_values(plain: dict, command: str = "", *, elsewhere: bool = False) -> dict[str, Any]:
+def check_values(plain: dict, command: str = "", *, elsewhere: bool = False, files: bool = False) -> dict[str, Any]:
     """The object of each of SETTINGS. Imports no torch, unless a class of one's own does or the GPUs must be counted.
+    files: also look whether all files and directories are there.
 
     Raises:
         ConfigError: unknown keys, wrong types and values, groups that do not go together; secrets alone, because other
@@ -98,6 +99,10 @@ def check_values(plain: dict, command: str = "", *, elsewhere: bool = False) -> 
         problems = rule_problems(built, plain)
     if built["model"] and not elsewhere:
         problems += built["model"].missing_here()
+    if files and built["model"]:
+        problems += built["model"].missing_files()
+    if files and built["data"] and built["regulariser"]:
+        problems += [f"data.{each}" for each in built["data"].missing(corpus=built["regulariser"].on)]
     if problems:
         raise ConfigError(problems)
     return built

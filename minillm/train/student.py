@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import TypeVar
 
@@ -13,6 +13,8 @@ from torch.nn import Parameter
 from transformers import PreTrainedModel
 
 from minillm.common.errors import Interrupted, Unanswered
+from minillm.common.machine import Phases
+from minillm.common.types import Rollout
 from minillm.models import LanguageModel, Pair
 from minillm.models.own_teacher import MovingAverage
 from minillm.objectives.linear_loss import LinearLoss
@@ -123,6 +125,19 @@ class TrainingModule(StudentModule):
     def configure_optimizers(self) -> torch.optim.Optimizer:
         trained = (each for each in self.student.parameters() if each.requires_grad)
         return self.optim.build(trained, exempt=without_decay(self.student))
+
+    def rehearse(self, answers: Rollout) -> float:
+        """Seconds of a forward and backward pass over a few answers, of which nothing stays."""
+        self.student.train()  # as in a step
+        gradients, phases = self.rehearsal(answers), Phases(self.device)
+        with phases("update"):
+            gradients()
+        self.zero_grad()
+        return phases.seconds["update"]
+
+    def rehearsal(self, answers: Rollout) -> Callable[[], object]:
+        """What adds the gradients of these answers, once the teacher has scored them."""
+        raise NotImplementedError
 
     def on_train_start(self) -> None:
         if self.step >= self.n_steps:  # a resumed run that was already through

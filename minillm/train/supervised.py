@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from minillm.common.machine import peak_memory
-from minillm.common.types import Experience, SupervisedBatch
+from minillm.common.types import Experience, LossOutput, Rollout, SupervisedBatch
 from minillm.models import LanguageModel, Pair
 from minillm.models.cached import CachedTeacher
 from minillm.objectives import TEACHER, Objective
@@ -78,15 +79,8 @@ class SupervisedDistillation(TrainingModule):
             self._n_tokens, self._began = batch.n_tokens, time.perf_counter()
         self.at_boundary = False
         prompts = batch.prompts
-        answers = prompts.answered(prompts.reference_ids_BR, prompts.reference_mask_BR)
-        with torch.no_grad():
-            answers = Experience(**vars(answers), constants=self.objective.prepare(answers))
-        micros = micro_batches(answers, max_tokens=answers.ids_BS.numel())  # one for each teacher
-        needs, loss = TEACHER in self.objective.needs, 0.0
-        with self.asking():  # the weights have not changed since the last optimizer step
-            teachers = [micro.teacher_side(self.teacher) if needs else None for micro in micros]
-        for micro, teacher in zip(micros, teachers, strict=True):
-            output = micro.loss(self.linear_loss, self.objective, self.model, teacher, batch.n_tokens)
+        answers, loss = prompts.answered(prompts.reference_ids_BR, prompts.reference_mask_BR), 0.0
+        for output in self._outputs(answers, batch.n_tokens, self.teacher):
             loss = loss + output.loss
             for name, value in {"loss": output.loss.detach(), **output.parts}.items():
                 self._losses[f"train/{name}"] = self._losses[f"train/{name}"] + value
@@ -94,6 +88,22 @@ class SupervisedDistillation(TrainingModule):
         self.reduce_after(len(self._records) == self.trainer.accumulate_grad_batches)
         # The trainer divides by the number of micro-batches; ours are parts of a sum.
         return loss * self.trainer.accumulate_grad_batches
+
+    def _outputs(self, answers: Rollout, n_tokens: int, teacher: LanguageModel | CachedTeacher) -> list[LossOutput]:
+        """One for each of several teachers."""
+        with torch.no_grad():
+            answers = Experience(**vars(answers), constants=self.objective.prepare(answers))
+        micros = micro_batches(answers, max_tokens=answers.ids_BS.numel())
+        needs = TEACHER in self.objective.needs
+        with self.asking():  # the weights have not changed since the last optimizer step
+            sides = [micro.teacher_side(teacher) if needs else None for micro in micros]
+        losses = (self.linear_loss, self.objective, self.model)
+        return [micro.loss(*losses, side, n_tokens) for micro, side in zip(micros, sides, strict=True)]
+
+    def rehearsal(self, answers: Rollout) -> Callable[[], object]:
+        n_tokens = answers.response_mask_BR.sum()
+        # Not by way of a cache of the teacher's states.
+        return lambda: sum(each.loss for each in self._outputs(answers, n_tokens, self.pair.teacher)).backward()
 
     def configure_gradient_clipping(self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None) -> None:
         self.sum_gradients()

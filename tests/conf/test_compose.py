@@ -71,8 +71,24 @@ def test_every_yaml_composes_and_every_key_is_consumed(choice):
 
 def test_all_groups_of_the_contract_are_there():
     settings = "model checkpoint lora objective linear_loss sampler regulariser data regime optim"
-    around = "strategy trainer callbacks logger recipe pair chain experiment ablation sweep suite"
+    around = "strategy trainer callbacks logger recipe pair size chain experiment ablation sweep suite"
     assert {*settings.split(), *around.split()} == {folder.name for folder in CONF.iterdir() if folder.is_dir()}
+
+
+@pytest.mark.parametrize("recipe", sorted(file.stem for file in CONF.glob("recipe/*.yaml")))
+def test_the_small_size_goes_with_every_recipe(recipe):
+    words = [f"recipe={recipe}", *NEEDS[f"recipe={recipe}"]]
+    small, full = settings("size=small", *words), settings(*words)
+    steps = small.regime.steps(10**6)
+    assert (steps, small.regime.minibatch_size) == (16, 16) and small.regime.steps_per_rollout == 1
+    assert small.data.val_size == 32 and small.sampler.max_new_tokens == 64 and full.regime.steps(10**6) > 1000
+    assert small.optim.warmup_steps < steps and type(small.objective) is type(full.objective)
+
+
+def test_the_small_size_wins_over_pair_and_experiment_and_a_key_over_it():
+    of_pair = settings("size=small", "recipe=sft", "pair=narrow").regime
+    assert (of_pair.max_steps, of_pair.epochs, of_pair.microbatch_size) == (16, None, "auto")
+    assert settings("size=small", "experiment=demo", "regime.max_steps=3").regime.max_steps == 3
 
 
 def test_a_key_that_no_constructor_takes_is_seen():

@@ -52,5 +52,5 @@ def test_the_root_is_there():
 def test_every_group_of_settings_has_a_section():
     there = {title.split("`")[1].split("=")[0] for title in SECTIONS if "=" in title}
     # Models, choices of the settings above, and evaluate.py's own (docs/evaluation.md).
-    elsewhere = {"checkpoint", "recipe", "pair", "chain", "experiment", "ablation", "sweep", "suite"}
+    elsewhere = {"checkpoint", "recipe", "pair", "chain", "experiment", "ablation", "sweep", "suite", "size"}
     assert there | elsewhere == {folder.name for folder in CONF.iterdir() if folder.is_dir()}

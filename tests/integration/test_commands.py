@@ -88,6 +88,12 @@ slow = partial(pytest.param, marks=pytest.mark.slow)
         ("train.py", ["objective.gama=1"], "objective.gama: no such key; did you mean objective.gamma?"),
         slow("train.py", ["trainer.gradient_clip_val=1"], "use optim.grad_clip"),
         slow("train.py", ["objective=papr"], "objective=papr: no such choice; did you mean paper?"),
+        (
+            "train.py",
+            ["model.student=./a", "data.train_file=b.jsonl", "data.val_file=c.jsonl"],
+            "3 problems in the conf",
+        ),
+        slow("minillm.chain", [], "pair: missing; wanted pair=..."),
         ("evaluate.py", ["models=[]", "seeds=[]"], "2 problems in the configuration"),
     ],
 )

@@ -28,6 +28,8 @@ def prepared(run_dir, overrides):
     with initialize_config_dir(str(CONF), version_base="1.3"):
         cfg = compose("train", [*overrides, "logger=csv", f"run.dir={run_dir}", "run.name=test"])
     run = build(check_config(cfg))
+    run.module.trainer = run.trainer
+    run.trainer.strategy.connect(run.module)
     for callback in run.trainer.callbacks:
         if isinstance(callback, Preview):
             callback.on_fit_start(run.trainer, run.module)
@@ -70,6 +72,7 @@ def test_the_page_is_of_this_run(tmp_path, overrides, capsys):
     assert "| training | 12 of 12 prompts" in page and "| validation | 5 of 5 prompts" in page
     assert " blocks of 8 tokens" in page and "on 8 answers of the student" in page
     screen = " ".join(capsys.readouterr().out.split())
+    assert "| time | about " in page and "rollouts " in page and "validation " in page
     assert "Preflight" in screen and "2 supervised, then 6 optimizer steps of 2 answers, in 3 rollouts of 4" in screen
 
 

@@ -182,7 +182,7 @@ def test_a_stated_architecture_is_compared(saved):
         ("/no/such/dir", "no such file or directory"),
         ("missing.gguf", "no such file or directory"),
         ("package:no_such_package", "not installed here"),
-        ("someone/some-model", "what to do: the hub cannot be reached"),
+        ("someone/some-model", "cannot load someone/some-model: the hub cannot be reached"),
     ],
 )
 def test_a_model_that_cannot_be_had_says_what_to_do(source, text):

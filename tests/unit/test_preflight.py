@@ -18,7 +18,7 @@ from minillm.objectives.linear_loss import LinearLoss
 from minillm.planning import Memory
 from minillm.rollout import Sampler
 from minillm.train.optim import Optim
-from minillm.train.preview.begin import agreement
+from minillm.train.preview.begin import agreement, first_answers
 from minillm.train.preview.page import page_of, parameters_of
 from minillm.train.regime import OnPolicy, Supervised
 from minillm.train.start import SupervisedStart
@@ -108,8 +108,10 @@ def by_hand(pair, prompts, seed, longest):
     return (*(sums / n_tokens).tolist(), n_tokens)
 
 
-def agreed(pair, prompts, **options):
-    return agreement(LanguageModel(pair.student, pair.n_vocab), pair.teacher, pair, prompts, **options)
+def agreed(pair, prompts, *, seed, max_new_tokens, max_tokens):
+    student = LanguageModel(pair.student, pair.n_vocab)
+    answers = first_answers(student, pair, prompts, seed, max_new_tokens)
+    return agreement(student, pair.teacher, answers, max_tokens=max_tokens)
 
 
 @torch.no_grad()

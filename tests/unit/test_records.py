@@ -1,6 +1,7 @@
 """What can be read, and that an error names file, line and key."""
 
 import json
+import re
 from pathlib import Path
 
 import datasets
@@ -84,14 +85,53 @@ def test_many_bad_rows_come_in_one_message(tmp_path):
     assert "data.jsonl:10:" in str(caught.value) and "and 2 more" in str(caught.value)
 
 
-def test_empty_missing_and_undecodable_files(tmp_path):
-    with pytest.raises(DataError, match="no records"):
-        read_records(write(tmp_path, ""))
-    with pytest.raises(DataError, match=r"missing.jsonl: cannot be read \(.*No such file"):
-        read_records(str(tmp_path / "missing.jsonl"))
-    (tmp_path / "latin.jsonl").write_bytes(b'{"instruction": "caf\xe9"}\n')
-    with pytest.raises(DataError, match="latin.jsonl: cannot be read .*utf-8"):
-        read_records(str(tmp_path / "latin.jsonl"))
+GOOD = b'{"instruction": "a"}\n'
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "text"),
+    [
+        (
+            "empty.jsonl",
+            b"",
+            "no records; wanted at least one JSON object a line with the key instruction (with output",
+        ),
+        ("missing.jsonl", None, "cannot be read (No such file or directory)"),
+        ("latin.jsonl", GOOD + b'{"instruction": "caf\xe9"}\n', "latin.jsonl:2: not UTF-8 (byte 0xe9 at place 21)"),
+        ("wide.jsonl", GOOD.decode().encode("utf-16"), "wide.jsonl:1: not UTF-8 (byte 0xff at place 1)"),
+        (
+            "cut.jsonl",
+            GOOD + b'{"instruction": "a',
+            "cut.jsonl:2: not JSON (the line ends inside the object: was the fi",
+        ),
+        (
+            "table.jsonl",
+            b"instruction,output\na,b\n",
+            "table.jsonl:1: not JSON (text or CSV, or an object that goes over",
+        ),
+        ("array.jsonl", b"[\n" + GOOD + b"]\n", "array.jsonl:1: not JSON (a JSON array; write its objects one a line"),
+        ("no.parquet", GOOD, "no.parquet: cannot be read (Parquet magic bytes not found"),
+    ],
+)
+def test_a_file_of_another_kind_says_what_is_wanted(tmp_path, name, content, text):
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match=re.escape(text)):
+        read_records(str(tmp_path / name))
+
+
+def test_parquet_holds_prompts_and_corpora(tmp_path):
+    rows = [{"instruction": "a", "input": None, "output": "b", "text": "c"}, {"instruction": "d", "text": "e"}]
+    datasets.Dataset.from_list(rows).to_parquet(file := str(tmp_path / "data.parquet"))
+    first, second = read_records(file)
+    assert (first.instruction, first.input, first.references) == ("a", "", ("b",))
+    assert (second.id, second.references) == (f"{file}:2", ())
+    assert list(read_documents(file).pieces()) == [("c", True), ("e", True)]
+    datasets.Dataset.from_list([{"prompt": "a"}]).to_parquet(file)
+    with pytest.raises(DataError, match=r"data.parquet:1: key instruction \(or messages\) is missing; got prompt"):
+        read_records(file)
+    with pytest.raises(DataError, match="data.parquet:1: wanted one JSON object a line with the key text, got prompt"):
+        read_documents(file)
 
 
 @pytest.mark.parametrize("indent", [None, 2])
@@ -133,8 +173,9 @@ def test_different_problems_come_in_one_message_and_blank_lines_count(tmp_path):
     with pytest.raises(DataError) as caught:
         read_records(file)
     assert str(caught.value).splitlines() == [
-        f"{file}: 3 unusable rows; wanted one JSON object a line:",
-        f"  {file}:3: not JSON (Expecting property name enclosed in double quotes at column 2 (char 1))",
+        f"{file}: 3 unusable rows; wanted one JSON object a line, with the key instruction (with output, and input if "
+        "there is one) or messages:",
+        f"  {file}:3: not JSON (Expecting property name enclosed in double quotes at column 2 (char 1)): {{broken",
         f"  {file}:4: key instruction is empty",
         f"  {file}:5: key instruction (or messages) is missing; got topic, input",
     ]

@@ -45,6 +45,13 @@ def test_states_and_head_are_those_of_the_teacher(teacher, url, max_tokens):
             served.hidden(IDS)
 
 
+def test_it_writes_no_answers_and_says_what_does(url):
+    served, words = connect([url], 0.0, 20.0)
+    pair = pair_of(make_model(seed=1), served, make_tokenizer(), words)
+    with pytest.raises(ConfigError, match="of=teacher: the teacher is served elsewhere and scores answers only; give"):
+        minillm.generate(pair, ["the cat"], of="teacher")
+
+
 @pytest.mark.parametrize("family", ["gemma2", "granite", "phi", "multimodal"])
 def test_heads_that_scale_cap_or_have_a_bias(family):
     network = multimodal().double() if family == "multimodal" else family_model(family, dtype=torch.float64)

@@ -8,12 +8,10 @@ import time
 from datetime import timedelta
 
 from omegaconf import DictConfig, OmegaConf
-from rich import get_console
-from rich.markup import escape
 
 from minillm import parallel
 from minillm.common import cli
-from minillm.common.console import say
+from minillm.common.console import say, tracked
 from minillm.common.errors import Interrupted, MinillmError
 from minillm.common.files import write_whole
 from minillm.common.lazy import lazy
@@ -130,11 +128,10 @@ def _measure(store: Store, source: str, teacher: work.Loaded | None, units: list
     """With one model loaded beside the teacher; it is gone at the end."""
     loaded = teacher if source == store.suite.teacher else work.load(store.suite, source)
     bench = work.Bench(store, source, work.pair_for(store.suite, source, loaded, teacher))
-    for number, unit in enumerate(units, start=done + 1):
+    for number, unit in enumerate(tracked(units, f"Measuring {source}"), start=done + 1):
         began, title = time.monotonic(), f"[{number}/{total}] {unit}"
         try:
-            with get_console().status(escape(title)):
-                store.write(unit, bench.make(unit))
+            store.write(unit, bench.make(unit))
         except MinillmError:
             say(f"{unit}: failed.")  # alone, the error knows a tensor or a row
             raise

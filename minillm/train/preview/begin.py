@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import lightning as L
 import torch
 
 from minillm.common.errors import ModelError
 from minillm.common.seeding import seed_for
-from minillm.common.types import PromptBatch
+from minillm.common.types import PromptBatch, Rollout
 from minillm.data import Corpus, PromptSet, rows_at
 from minillm.data.prompts import pad
 from minillm.models import LanguageModel, Pair, Teachers
 from minillm.objectives.linear_loss import LinearLoss
 from minillm.planning import measure
-from minillm.rollout import decode, rollout_divergence
+from minillm.rollout import Sampler, decode, rollout_divergence
 from minillm.rollout.consistency import Consistency, check_consistency
-from minillm.train.preview.memory import case_of, sizes_of
+from minillm.train.preview.memory import CPU, case_of, sizes_of
 from minillm.train.preview.page import Page, page_of
+from minillm.train.preview.time import Pace, mean_length, seconds_of, time_line
 from minillm.train.resume import BEGUN
 from minillm.train.settings import Settings
 from minillm.train.student import TrainingModule
@@ -37,7 +38,7 @@ def begin(
     sizes = dict(prompt=train.longest, answer=settings.answer_tokens, half=precision == "bf16-mixed")
     page = page_of(settings, pair, train, validation, corpus, measure(case_of(settings, *sizes_of(pair), **sizes)))
     if settings.plain["preflight"]:
-        return Preview(page, settings, pair, train)
+        return Preview(page, settings, pair, train, validation)
     for text in page.warnings:
         log.warning(text)
     return None
@@ -46,8 +47,8 @@ def begin(
 class Preview(L.Callback):
     """Completes the `page` by a few answers of the models, shows it and writes it into the run's directory."""
 
-    def __init__(self, page: Page, settings: Settings, pair: Pair, train: PromptSet):
-        self.page, self.settings, self.pair, self.train = page, settings, pair, train
+    def __init__(self, page: Page, settings: Settings, pair: Pair, train: PromptSet, validation: PromptSet):
+        self.page, self.settings, self.pair, self.train, self.validation = page, settings, pair, train, validation
 
     def on_fit_start(self, trainer: L.Trainer, module: TrainingModule) -> None:
         """Raises ModelError: see `check_consistency`. The run's name is free again then."""
@@ -58,6 +59,8 @@ class Preview(L.Callback):
         try:
             with module.asking(), module.whole_weights(), half:
                 self._compare(models)
+            with module.asking(), half:
+                self._time(models, module)
         except ModelError:  # nothing is trained: the same command, with what is mended, makes this run
             if trainer.is_global_zero:
                 for name in ("config.yaml", BEGUN, "metrics.csv"):
@@ -80,6 +83,8 @@ class Preview(L.Callback):
         ]
         page.lines["log-ratio"] = f"update against decoding, same weights, in nats: {'; '.join(texts)}"
         page.figures["consistency"] = {side: asdict(each) for side, each in found.items()}
+        seed, n_new = settings.plain["seed"], settings.answer_tokens
+        self.answers = first_answers(models["student"], pair, self.train, seed, n_new)
         if pair.teacher_tokenizer is not None:
             why = "not measured: student and teacher have other tokens; validation has the reverse KL a byte"
             page.lines["agreement"] = why
@@ -87,8 +92,32 @@ class Preview(L.Callback):
             teacher = models.get("teacher", pair.teacher)
             if pair.teacher_names:
                 teacher = Teachers({name: models[name] for name in pair.teacher_names})
-            sizes = dict(seed=settings.plain["seed"], max_new_tokens=settings.answer_tokens, max_tokens=tokens)
-            page.add_agreement(*agreement(models["student"], teacher, pair, self.train, **sizes), n_vocab=pair.n_vocab)
+            found = agreement(models["student"], teacher, self.answers, max_tokens=tokens)
+            page.add_agreement(*found, n_vocab=pair.n_vocab)
+
+    def _time(self, models: dict[str, LanguageModel], module: TrainingModule) -> None:
+        """Put on the page how long the run will take. Not where pieces cannot be timed alone: shards, a teacher or
+        sampler of another process, shapes that compile."""
+        settings, pair, sampler, regime = self.settings, self.pair, self.settings.sampler, self.settings.regime
+        served = pair.teacher is not None and pair.teacher.served
+        other = regime.rollouts and type(sampler) is not Sampler
+        if served or other or settings.strategy.sharded or settings.model.compile:
+            return
+        answers, rows = self.answers, self.answers.records_B.tolist()
+        n_rows = min(sampler.batch_size, -(-(regime.rollouts or CPU.rows) // settings.strategy.data_parallel_size))
+        student = Pace.of(models.pop("student"), self.train, rows[0], n_rows)
+        teacher = next((Pace.of(each, self.train.for_teacher, rows[0], n_rows) for each in models.values()), Pace())
+        if not regime.rollouts:
+            prompts = self.train.batch(rows, with_references=True).to(module.device)
+            answers = prompts.answered(prompts.reference_ids_BR, prompts.reference_mask_BR)
+        n_tokens = int(answers.prompt_mask_BP.sum() + answers.response_mask_BR.sum())
+        update = module.rehearse(answers) / n_tokens * (module.group.size if regime.rollouts else 1)  # ranks share rows
+        likely, most = (
+            seconds_of(settings, student, teacher, update, self.train, self.validation, length)
+            for length in (lambda longest: mean_length(self.answers, pair.stop_ids, longest), float)
+        )
+        self.page.lines["time"] = time_line(likely, most)
+        self.page.figures["time"] = {"likely": likely, "most": most}
 
     def _consistency(self, side: str, model: LanguageModel, longest: int, max_tokens: int) -> Consistency:
         """See `check_consistency`; on some training prompts, and on a row that is longer than every window of attention
@@ -114,25 +143,8 @@ class Preview(L.Callback):
         )
 
 
-def agreement(
-    student: LanguageModel,
-    teacher: LanguageModel,
-    pair: Pair,
-    prompts: PromptSet,
-    *,
-    seed: int,
-    max_new_tokens: int,
-    max_tokens: int,
-) -> tuple[float, float, int, int]:
-    """Sample up to 8 answers of at most 32 tokens and compare. No global random state is read or changed.
-
-    Args:
-        max_new_tokens: a lower limit on answers, if the run has one. max_tokens: through the models at a time.
-
-    Returns:
-        KL[student || teacher] and KL[teacher || student], exact over the shared vocabulary, in nats a token; the
-        number of answers and of their tokens.
-    """
+def first_answers(student: LanguageModel, pair: Pair, prompts: PromptSet, seed: int, max_new_tokens: int) -> Rollout:
+    """Sample up to 8 answers of at most 32 tokens, or `max_new_tokens`. No global random state is read or changed."""
     rows = rows_at(seed_for(seed, "preflight prompts"), 0, min(SAMPLES, len(prompts)), len(prompts))
     rollout = decode(
         student,
@@ -144,7 +156,15 @@ def agreement(
         pad_id=pair.pad_id,
         max_new_tokens=min(TOKENS, max_new_tokens),
     )
+    return replace(rollout, records_B=torch.tensor(rows))
+
+
+def agreement(
+    student: LanguageModel, teacher: LanguageModel, rollout: Rollout, *, max_tokens: int
+) -> tuple[float, float, int, int]:
+    """KL[student || teacher] and KL[teacher || student] on answers of the student, exact over the shared vocabulary, in
+    nats a token; the number of answers and of their tokens. max_tokens: through the models at a time."""
     n_tokens = int(rollout.response_mask_BR.sum())
     found = rollout_divergence(student, teacher, rollout, LinearLoss(), max_tokens=max_tokens)
     reverse, forward = (each.sum().item() / n_tokens for each in (found.reverse_kl_BR, found.forward_kl_BR))
-    return reverse, forward, len(rows), n_tokens
+    return reverse, forward, len(rollout), n_tokens

@@ -114,6 +114,7 @@ def page_of(
         "agreement": "",
         "log-ratio": "",
         "steps": _steps(settings, len(train)),
+        "time": "",
         "rate": f"{optim.learning_rate:g}, {optim.schedule} after {optim.warmup_steps} steps of warm-up",
         "sizes": ", ".join(f"{key}={size:,g}" for key, size in groups.items() if size is not None),
         "memory": f"peak memory about {_gb(need)} GB, of {_gb(usable)} GB"
