@@ -1,4 +1,4 @@
-# make demo   a student closes in on its teacher: about 10 minutes on 2 CPU cores -> runs/demo/
+# make demo   a student closes in on its teacher: about 4 minutes on 2 CPU cores -> runs/demo/
 # make reproduce   teacher, SFT, KD, SeqKD and MiniLLM in miniature, 3 seeds, the paper's table -> runs/reproduce/
 # make compare-objectives   11 methods, 8 seeds, the same start and tokens; hours -> docs/objectives.png
 # make test   the test suite, in two processes of one thread: no network, no GPU
@@ -13,6 +13,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-lo
 
 demo: .venv/.main .venv/.demo
 	$(BIN)/python train.py experiment=demo
+	@echo 'Next: docs/tutorial.ipynb, or your own pair: $(BIN)/python train.py size=small model.teacher=... model.student=...'
 
 reproduce: .venv/.main
 	$(BIN)/python -m examples.narrow runs/reproduce/task

@@ -1,6 +1,6 @@
 """Train a student. Every key can be overridden, and `-m` sweeps; see conf/train.yaml. To begin with:
 
-python train.py experiment=demo         # 10 minutes on 2 CPU cores, nothing to download
+python train.py experiment=demo         # 4 minutes on 2 CPU cores, nothing to download
 python train.py size=small model.teacher=DIR_OR_ID model.student=DIR_OR_ID \\
     data.train_file=prompts.jsonl data.val_file=held_out.jsonl    # a first try of your own pair
 python train.py --help                  # choices of each group; docs/settings.md has every key

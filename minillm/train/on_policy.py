@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.profiler import record_function
 
+from minillm.common.console import progress
 from minillm.common.errors import ConfigError, ModelError, check
 from minillm.common.machine import Phases
 from minillm.common.seeding import seed_for
@@ -124,7 +125,7 @@ class OnPolicyDistillation(TrainingModule):
         for rows in torch.arange(len(answers)).split(self.start.minibatch_size):
             if not self.in_start:
                 break
-            with self.phases("update"):
+            with self.phases("update"), progress(f"Supervised start, step {self.start_step + 1}"):
                 rows = rows.to(self.device)
                 losses = self._start_gradients(answers.rows(rows))
                 self._update(losses, self.start.rate(self.start_step), batch.prompts.records, rows)
@@ -194,7 +195,7 @@ class OnPolicyDistillation(TrainingModule):
         self.finite.check_rollout(self, experience, records_B)
         watched = Watched(self.device)
         first, self.whole = self.step, False
-        with self.phases("update"), self.pair.teacher.body_away():
+        with self.phases("update"), progress(f"Updating, step {self.step + 1}"), self.pair.teacher.body_away():
             for epoch in range(self.regime.inner_epochs):
                 generator = torch.Generator().manual_seed(seed_for(self.seed, "inner", batch.prompts.index, epoch))
                 for rows in torch.randperm(len(rollout), generator=generator).split(self.regime.minibatch_size):
@@ -268,8 +269,8 @@ class OnPolicyDistillation(TrainingModule):
     def _gradients(
         self, objective: Objective, micro: MicroBatch, normaliser: Tensor, factor: float, temperature: float = 1.0
     ) -> dict[str, Tensor]:
-        models = (self.model, self.pair.teacher)
-        return self._backward(micro.loss(self.linear_loss, objective, *models, normaliser, temperature), factor)
+        output = micro.loss(self.linear_loss, objective, self.model, self.pair.teacher, normaliser, temperature)
+        return self._backward(output, factor)
 
     def _backward(self, output: LossOutput, factor: float) -> dict[str, Tensor]:
         """Add gradients; returns the loss and its parts, times the factor."""
@@ -284,8 +285,7 @@ class OnPolicyDistillation(TrainingModule):
         optimizer = self.optimizers()
         with record_function("update: optimizer"):
             self.sum_gradients()
-            norm = self.finite.norm(self, optimizer, losses, records_B[rows])
-            if norm is None:
+            if (norm := self.finite.norm(self, optimizer, losses, records_B[rows])) is None:
                 return
             self.optim.step(optimizer, norm, rate)
             if self.average is not None:

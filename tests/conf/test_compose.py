@@ -121,8 +121,8 @@ def test_presets_set_the_regulariser_and_an_explicit_one_wins():
     assert settings("experiment=demo").objective == settings("objective=paper").objective
     assert settings("regime=supervised", "objective=sft").optim.schedule == "cosine"
     assert settings("regime=supervised", "objective=kd", "optim=adamw").optim.schedule == "constant"
-    assert settings("experiment=demo").regulariser.on
-    assert not settings("experiment=demo", "regulariser=none").regulariser.on
+    assert settings("experiment=narrow_minillm").regulariser.on
+    assert not settings("experiment=narrow_minillm", "regulariser=none").regulariser.on
 
 
 def test_the_paper_preset_is_the_class_default_and_the_reference_differs_in_every_row():

@@ -39,16 +39,19 @@ def points(name):
 )
 def test_every_point_of_a_grid(name):
     """Over an experiment that sets some of the same keys."""
-    made = [settings(f"sweep={name}", "experiment=demo", *point) for point in points(name)]
+    made = [settings(f"sweep={name}", "experiment=narrow_minillm", *point) for point in points(name)]
     parts = [(each.sampler, each.objective, each.regulariser, each.optim) for each in made]
     assert len(parts) > 3 and all(parts[i] != parts[j] for i in range(len(parts)) for j in range(i))
 
 
 def test_the_ablations_leave_out_one_thing_each():
-    made = {file.stem: settings("experiment=demo", f"ablation={file.stem}") for file in CONF.glob("ablation/*.yaml")}
+    made = {
+        file.stem: settings("experiment=narrow_minillm", f"ablation={file.stem}")
+        for file in CONF.glob("ablation/*.yaml")
+    }
     assert set(params("ablations").ablation.split(",")) == set(made)
     full = made.pop("full")
-    plain = settings("experiment=demo")
+    plain = settings("experiment=narrow_minillm")
     assert all(getattr(full, group) == getattr(plain, group) for group in ("objective", "sampler", "regulariser"))
 
     def changed(each):

@@ -10,8 +10,11 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from minillm.common.saved import load_saved
+from minillm.evaluation.metrics import rouge_l
 from minillm.evaluation.suite.results import names_of
 from minillm.export import export
+from minillm.train.callbacks import Validation
+from minillm.train.callbacks.boundary import find
 from tests.integration.test_resume import train
 
 pytestmark = pytest.mark.quick
@@ -89,3 +92,18 @@ def test_a_table_of_models_names_the_weights_of_a_run(run, tmp_path):
     assert list(names_of([student, other, "gpt2"]).values()) == ["mine/best", "else/student", "gpt2"]
     both = [student, str(run[0] / "best")]  # an export of that name beside it
     assert list(names_of(both).values()) == ["mine/student", "mine/best"]
+
+
+def test_with_greedy_answers_rouge_is_theirs_and_the_change_of_kl_has_an_interval(overrides, tmp_path, monkeypatch):
+    said = []
+    monkeypatch.setattr("minillm.train.callbacks.record.say", said.append)
+    run = train(tmp_path / "mine", [*overrides, "callbacks.validation.greedy=true"])
+    rows = [json.loads(line) for line in (tmp_path / "mine" / "samples" / "raw.jsonl").read_text().splitlines()]
+    assert any(row["greedy"] != row["answer"] for row in rows)
+    validation = find(run.trainer, Validation)
+    own = [rouge_l(row["greedy"], row["references"]) for row in rows]
+    assert validation.stages["raw"]["rouge_l"] == pytest.approx(sum(own) / len(own))
+    assert validation.samples["raw"] == [row["greedy"] for row in rows[:5]]
+    (line,) = (each for each in said if each.startswith("Reverse KL, "))
+    before, after = (validation.stages[name]["reverse_kl"] for name in ("raw", "start"))
+    assert f"{after - before:+.3f} [" in line and f"paired over {len(rows)} prompts" in line

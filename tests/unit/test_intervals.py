@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from minillm.common.errors import DataError
-from minillm.evaluation.metrics import bootstrap, over_seeds
+from minillm.evaluation.metrics import bootstrap, over_seeds, paired_change
 
 
 @pytest.mark.parametrize(("n", "level"), [(3, 0.8), (4, 0.9), (5, 0.95)])
@@ -110,3 +110,14 @@ def test_what_cannot_be_measured_is_refused(values, weights, text):
 def test_nothing_can_be_drawn_from_nothing():
     with pytest.raises(DataError, match="0 prompts"):
         bootstrap(0, lambda counts: counts.sum(1))
+
+
+def test_the_interval_of_a_change_draws_the_same_prompts_before_and_after():
+    before, after = [(2.0, 1), (9.0, 3), (4.0, 2)], [(1.0, 2), (9.0, 2), (8.0, 5)]
+    every = []
+    for rows in itertools.product(range(3), repeat=3):
+        sums = [[sum(pairs[row][place] for row in rows) for place in (0, 1)] for pairs in (before, after)]
+        every.append(sums[1][0] / sums[1][1] - sums[0][0] / sums[0][1])
+    change, low, high = paired_change(before, after)
+    assert change == pytest.approx(18 / 9 - 15 / 6)
+    assert (low, high) == pytest.approx((min(every), max(every)))  # 1/27 of all are either

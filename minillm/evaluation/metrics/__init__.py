@@ -6,7 +6,7 @@ _MODULES = {
     "calibration": ("Calibration", "calibration_figures", "label_probabilities"),
     "exposure": ("ExposureCurve", "PrefixKL", "exposure_curve"),
     "figures": ("FIGURES", "Figure", "figures_at"),
-    "intervals": ("Spread", "bootstrap", "over_seeds"),
+    "intervals": ("Spread", "bootstrap", "over_seeds", "paired_change"),
     "position": ("PositionMeans", "pooled", "position_means"),
     "texts": ("by_length", "distinct", "distinct_n", "exact_match", "rouge_l"),
 }

@@ -52,6 +52,19 @@ def over_seeds(values_SN: ArrayLike, weights_SN: ArrayLike | None = None, **opti
     return Spread(float(value_N.sum() / weight_N.sum()), deviation, float(low), float(high), n_prompts)
 
 
+def paired_change(before_N2: ArrayLike, after_N2: ArrayLike) -> tuple[float, float, float]:
+    """(change, low, high) of a ratio of sums, nats over tokens for example: (value, weight) of the same prompts twice.
+    The prompts of both are drawn together."""
+    sums_N4 = np.concatenate([_matrix("before", before_N2), _matrix("after", after_N2)], axis=1)
+
+    def change(counts_MN: np.ndarray) -> np.ndarray:
+        value, weight, value_after, weight_after = (counts_MN @ sums_N4).T
+        return value_after / weight_after - value / weight
+
+    low, high = bootstrap(len(sums_N4), change)
+    return float(change(np.ones((1, len(sums_N4))))[0]), float(low), float(high)
+
+
 def bootstrap(n: int, statistic: Statistic, *, level: float = 0.95, **options) -> tuple[np.ndarray, np.ndarray]:
     """Percentile interval (Efron 1979) of a statistic of n prompts: (low, high), each shaped as one figure. NaN says
     that a resample has no value: it is left out. Other arguments and errors: see `resampled`."""

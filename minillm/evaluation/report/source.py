@@ -78,6 +78,7 @@ _WHERE = {"model": str, "file": str, "decoding": str}
 _SAMPLE = {
     "id": str, "prompt": str, "answer": str, "seed": NotRequired[Count], "truncated": NotRequired[bool | None],
     "references": NotRequired[list[str] | None], "n_tokens": NotRequired[Count], "teacher": NotRequired[str],
+    "greedy": NotRequired[str],
 } | {name: NotRequired[Number] for name in ("reverse_kl", "rouge_l", "exact_match")}  # fmt: skip
 SAMPLE = TypeAdapter(TypedDict("Sample", _SAMPLE))
 ANSWER = TypeAdapter(TypedDict("Answer", _WHERE | _SAMPLE))
@@ -172,7 +173,18 @@ def _training(folder: Path) -> Training:
     stages = {file.stem: list(_rows(file, SAMPLE, notes)) for file in files}
     kept = ("id", "prompt", "references", "seed")
     first = next(iter(stages.values()), [])  # the teacher's answers are the same at every stage
-    teacher = [{key: row.get(key) for key in kept} | {"answer": row["teacher"]} for row in first if "teacher" in row]
+
+    def greedy(rows: list[dict], name: str) -> list[dict]:
+        return [
+            {key: row.get(key) for key in kept} | {"answer": row[name]} for row in rows if row.get(name) is not None
+        ]
+
+    teacher = greedy(first, "teacher")
+    stages = {
+        (f"{name} (greedy)" if new else name): new or rows
+        for name, rows in stages.items()
+        for new in [greedy(rows, "greedy")]
+    }
     columns = ({"teacher (greedy)": teacher} if teacher else {}) | stages
     models = [
         Model(name, name.replace("_", " "), "student", None, style)

@@ -108,6 +108,8 @@ class RunRecord(L.Callback):
                     f"WARNING: no validation was better in {checkpoints.monitor} than the first, so that student/ has "
                     "the weights the run began with; callbacks.record.export=last exports the newest"
                 )
+        if validation and (change := validation.change()):
+            say(change)
 
     def figures(self, trainer, module) -> dict[str, float]:
         """What metrics.json has at the end, as far as it is known."""

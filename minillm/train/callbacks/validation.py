@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from contextlib import suppress
 from functools import cached_property
+from itertools import chain, pairwise
 from pathlib import Path
 
 from lightning.pytorch.loggers import WandbLogger
@@ -14,7 +15,7 @@ from minillm.common.errors import Interrupted, StorageError, check
 from minillm.common.files import write_whole
 from minillm.data import PromptSet
 from minillm.evaluation.answers import Answer, answer_prompts, is_uniform, reference_losses, span_figures, summarise
-from minillm.evaluation.metrics import figures_at
+from minillm.evaluation.metrics import figures_at, paired_change
 from minillm.models import LanguageModel
 from minillm.parallel import on_first
 from minillm.train.callbacks.boundary import BoundaryCallback
@@ -24,7 +25,8 @@ from minillm.train.loggers import STEP, log_row
 COLUMNS = {"reverse_kl_per_byte": "KL a byte", "dropped": "dropped", "reverse_kl": "reverse KL",
            "reverse_kl_sampled": "sampled KL", "rouge_l": "Rouge-L", "loss": "ref.\nloss", "length": "length",
            "truncated": "truncated", "distinct_4": "distinct-4", "tokens": "tokens"}  # fmt: skip
-_STATE = ("stages", "samples", "newest_step", "owed", "made")  # in checkpoints
+_STATE = ("stages", "samples", "kl", "newest_step", "owed", "made")  # in checkpoints
+_SHOWN = 2  # answers after each stage
 
 
 class Validation(BoundaryCallback):
@@ -39,6 +41,7 @@ class Validation(BoundaryCallback):
     Args:
         every: optimizer steps between validations; None for raw, start and end only.
         max_new_tokens: the fixed cap on answers. batch_size: rows decoded at a time.
+        greedy: answer greedily too; Rouge-L and the answers on the screen are then of those, all else of the samples.
         n_samples: prompts whose answers are shown at the end. figures: import paths of figures of one's own.
     """
 
@@ -50,6 +53,7 @@ class Validation(BoundaryCallback):
         every: int | None = 100,
         max_new_tokens: int = 256,
         batch_size: int = 32,
+        greedy: bool = False,
         n_samples: int = 5,
         figures: list[str] | None = None,
     ):
@@ -61,10 +65,12 @@ class Validation(BoundaryCallback):
         super().__init__(every)
         self.run_dir, self.seed = Path(run_dir), seed
         self.max_new_tokens, self.batch_size, self.n_samples = max_new_tokens, batch_size, n_samples
+        self.greedy = greedy
         self.figures = figures_at(figures or ())
         self._columns = COLUMNS | {figure.key: figure.heading or figure.key for figure in self.figures}
         self.stages: dict[str, dict[str, float]] = {}  # raw, start, and the newest as last
         self.samples: dict[str, list[str]] = {}  # answers of the stages to the first prompts
+        self.kl: dict[str, list[tuple[float, int]]] = {}  # (reverse KL, tokens) of each answer of the stages
         self.newest_step: int | None = None  # MiniLLM's optimizer step of the newest figures
         self.rouge_against: str | None = None
         self.owed: str | None = None  # a stage that was due when a signal asked the run to stop
@@ -107,7 +113,8 @@ class Validation(BoundaryCallback):
         if self.rouge_against is None:
             say("The validation prompts have no references and no teacher is here: no Rouge-L is measured.")
             return None
-        say(f"Rouge-L is measured against {self.rouge_against}.")
+        of = " is that of greedy answers and" if self.greedy else ""
+        say(f"Rouge-L{of} is measured against {self.rouge_against}.")
         if self._prompts.has_references:
             return [record.references for record in self._prompts.records]
         return [(answer.answer,) for answer in self.teacher_answers]
@@ -115,7 +122,7 @@ class Validation(BoundaryCallback):
     def _answer(self, model: LanguageModel, seeds: list[int] | None) -> list[Answer]:
         pair, own = self._pair, {}
         tokenizer, stops = pair.tokens_of(model)
-        if model is not pair.teacher:
+        if seeds is not None:  # greedy answers are texts only
             own = {"spans": pair} if self._separate else {"teacher": pair.teacher}
         with self._module.whole_weights():
             sizes = dict(max_new_tokens=self.max_new_tokens, batch_size=self.batch_size)
@@ -126,7 +133,7 @@ class Validation(BoundaryCallback):
     def _seen_by(self, model: LanguageModel) -> PromptSet:
         return self._prompts.for_teacher if model is self._pair.teacher else self._prompts
 
-    def _figures(self, model: LanguageModel, answers: list[Answer]) -> dict[str, float]:
+    def _figures(self, model: LanguageModel, answers: list[Answer], greedy: list[Answer] | None = None) -> dict:
         losses, tokens, figures, student = None, None, {}, model is not self._pair.teacher
         # References are of the student's tokens.
         if self._prompts.has_references and (student or not self._separate):
@@ -134,8 +141,10 @@ class Validation(BoundaryCallback):
                 losses, tokens = reference_losses(model, self._seen_by(model), self._module.group)
         for name in (None, *self._teachers):
             rows = [row for row, record in enumerate(self._prompts.records) if name in (None, record.teacher)]
-            of = [each and [each[row] for row in rows] for each in (answers, self._references, losses, tokens)]
+            of = [each and [each[row] for row in rows] for each in (answers, self._references, losses, tokens, greedy)]
             found = summarise(*of[:2], self.figures) | ({} if losses is None else {"loss": sum(of[2]) / sum(of[3])})
+            if greedy and self._references:
+                found["rouge_l"] = summarise(of[4], of[1])["rouge_l"]
             figures |= {f"{key}_{name}" if name else key: value for key, value in found.items()}
         if self._separate and student:
             figures |= span_figures(answers)
@@ -153,7 +162,8 @@ class Validation(BoundaryCallback):
         self.measure(trainer, module, self.owed)
         stage, self.owed = self.owed, None
         if stage == "raw" and not module.in_start and "start" in module.stages:
-            self.stages["start"], self.samples["start"] = self.stages["raw"], self.samples["raw"]
+            for figures in (self.stages, self.samples, self.kl):
+                figures["start"] = figures["raw"]
 
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx) -> None:
         if not module.at_boundary:
@@ -177,16 +187,18 @@ class Validation(BoundaryCallback):
             for name in stale:
                 vars(self).pop(name, None)
         answers = self._answer(module.model, [self.seed])
-        figures = self._figures(module.model, answers)
+        greedy = self._answer(module.model, None) if self.greedy else None
+        figures = self._figures(module.model, answers, greedy)
         if is_uniform(answers, self._pair.n_vocab):
             say(
                 f"WARNING: the student gives all {self._pair.n_vocab} tokens the same probability, so that this "
                 "validation has no figures and cannot be the best. Try a smaller optim.learning_rate"
             )
             figures = {"uniform": 1.0}
-        texts = [answer.answer for answer in answers]
+        texts = [answer.answer for answer in greedy or answers]
         for name in {stage, "last"} & {"raw", "start", "last"}:
             self.stages[name], self.samples[name] = figures, texts[: self.n_samples]
+            self.kl[name] = [(answer.reverse_kl, len(answer.tokens)) for answer in answers]
         self.newest_step = module.step
         self.made += 1
         rows = {"student": figures} | self._teacher_row() | self._by_teacher(figures)
@@ -196,13 +208,15 @@ class Validation(BoundaryCallback):
                 f"Entropy {figures['entropy']:.3g} nats a token, the teacher's {figures['teacher_entropy']:.3g}; "
                 f"{figures['overlap_mass']:.0%} of the student's probability is on tokens that both find likely."
             )
-        references = [{"references": record.references} for record in self._prompts.records]
-        rows, teacher = (
-            [answer.row() | own for answer, own in zip(answers, references, strict=True)],
-            self.teacher_answers,
-        )
-        if teacher:
-            rows = [row | {"teacher": given.answer} for row, given in zip(rows, teacher, strict=True)]
+        if stage in ("raw", "start"):
+            self._show_samples(f"Answers so far, {stage} included", min(_SHOWN, self.n_samples), ("raw", "start"))
+        rows = [
+            answer.row() | {"references": of.references}
+            for answer, of in zip(answers, self._prompts.records, strict=True)
+        ]
+        for name, others in (("greedy", greedy), ("teacher", self.teacher_answers)):
+            if others:
+                rows = [row | {name: other.answer} for row, other in zip(rows, others, strict=True)]
         on_first(lambda: self._write(rows, stage))
         log_row(trainer, {f"val/{k}": v for k, v in figures.items()} | {STEP: module.start_step + module.step})
         columns = self._texts() | {"student": texts}
@@ -221,12 +235,11 @@ class Validation(BoundaryCallback):
             raise StorageError(f"{problem}. Make room, then the same command with resume=auto") from error
 
     def on_train_end(self, trainer, module) -> None:
-        stages = [name for name in ("raw", "start", "last") if name in self.stages]
-        columns = {name: texts[: self.n_samples] for name, texts in self._texts().items()}
-        columns |= {name: self.samples[name] for name in stages}
-        show_samples(
-            "The same held-out prompts at every stage", list(columns), list(zip(*columns.values(), strict=True))
-        )
+        self._show_samples("The same held-out prompts at every stage", self.n_samples, ("raw", "start", "last"))
+
+    def _show_samples(self, title: str, n: int, stages: tuple[str, ...]) -> None:
+        columns = self._texts() | {name: self.samples[name] for name in stages if name in self.samples}
+        show_samples(title, list(columns), list(zip(*(texts[:n] for texts in columns.values()), strict=True)))
 
     def show_stages(self, best: dict | None) -> None:
         """The figures of the stages, and those of the `best` validation."""
@@ -235,6 +248,18 @@ class Validation(BoundaryCallback):
             rows["best"] = best["figures"]
         rows |= self._teacher_row() | self._by_teacher(self.newest)
         show_figures("Figures of all stages", rows, self._columns)
+
+    def change(self) -> str:
+        """How the reverse KL changed from stage to stage, in words; empty where no stage has another one."""
+        stages = [name for name in ("raw", "start", "last") if None not in chain(*self.kl.get(name, [(None,)]))]
+        changes = [
+            f"{change:+.3f} [{low:+.3f}, {high:+.3f}] from {before} to {after}"
+            for before, after in pairwise(stages)
+            if self.kl[before] != self.kl[after]
+            for change, low, high in [paired_change(self.kl[before], self.kl[after])]
+        ]
+        paired = f"(95% intervals, paired over {len(self._prompts)} prompts)"
+        return f"Reverse KL, nats a token: {'; '.join(changes)} {paired}." if changes else ""
 
     def _by_teacher(self, figures: dict[str, float]) -> dict[str, dict[str, float]]:
         """The student's figures on the prompts of each of several teachers."""

@@ -97,7 +97,8 @@ def seconds_of(
         times = 2 + (start.steps > 0) + ((steps - 1) // check.every if check.every else 0)
         sizes = (n, check.batch_size, prompt, answer, check.max_new_tokens)
         scored = (prompt + answer) * (student.read + teacher.read) + (prompt + reference) * student.read
-        seconds["validation"] = times * (student.answers(*sizes) + n * scored) + teacher.answers(*sizes)
+        answers = (1 + check.greedy) * student.answers(*sizes)
+        seconds["validation"] = times * (answers + n * scored) + teacher.answers(*sizes)
     return {name: each / settings.strategy.data_parallel_size for name, each in seconds.items()}
 
 
