@@ -44,13 +44,14 @@ def test_a_page_comes_once_in_n_validations_and_all_files_at_the_end(tmp_path, a
     train(tmp_path, at_work)
     assert [last for _, last, _ in drawn] == [False, False, True]
     first, second, end = (facts(page) for page, _, _ in drawn)
-    assert first["State"].startswith("unfinished; drawn ") and end["State"] == "finished"
+    assert first["State"].startswith("at work; drawn ") and end["State"] == "finished"
     steps = [each["Optimizer steps"] for each in (first, second, end)]
     assert steps == [f"{n} of 6, after 2 supervised" for n in (0, 4, 6)]
     figures = json.loads((tmp_path / "metrics.json").read_text())
-    assert end["Best step"] == f"{figures['best/step']} (by Reverse KL)" and end["Rollouts"] == "3"
+    assert end["Best step"] == f"{figures['best/step']} (by reverse_kl)" and end["Rollouts"] == "3"
     assert first["Rouge-L is against"] == "the references"
-    assert [files for _, _, files in drawn[:2]] == [["index.html", "table.csv"]] * 2 and len(drawn[2][2]) > 10
+    assert [files for _, _, files in drawn] == [["index.html", "table.csv"]] * 2 + [["index.html", "plots", "table.csv"]]
+    assert len(list(tmp_path.glob("report/plots/*.png"))) > 10
     for page, _, _ in drawn:
         assert page.rstrip().endswith("</html>") and str(tmp_path) not in page and str(world) not in page
     answers = [json.loads(embedded(page, "samples-data"))["models"] for page, _, _ in drawn]

@@ -54,11 +54,13 @@ def test_start_corpus_validation_and_given_answers_count():
     more = seconds(start=start, regulariser=PretrainLoss(batch_size=3))
     assert more["rollouts"] == seconds()["rollouts"] + 2 * 2 * (20 + 320 + 1600)  # the teacher's answers alone
     assert more["updates"] == ((13 * 2 + 2 * 4) * (5 + 8) + 13 * 3 * 7) * 1000
-    check = SimpleNamespace(every=6, max_new_tokens=8, batch_size=2)  # at the start, at 6, 12 and 13
+    check = SimpleNamespace(every=6, max_new_tokens=8, batch_size=2, greedy=False)  # at the start, at 6, 12 and 13
     (prompts, answers, references) = 5 * 1, 8 * 10 + 8 * 100, 3
     scored = (5 + 8) * (1 + 2) + (5 + references) * 1
     once = seconds(check=check)["validation"]
     assert once == 4 * (prompts + answers + scored) + 2 * (prompts + answers)
+    check.greedy = True
+    assert seconds(check=check)["validation"] == once + 4 * (prompts + answers)
     supervised = Supervised(minibatch_size=4, microbatch_size=2, epochs=None, max_steps=3)
     assert seconds(regime=supervised) == {"updates": 3 * 4 * (5 + 3) * 1000}
 
