@@ -50,7 +50,9 @@ def test_a_page_comes_once_in_n_validations_and_all_files_at_the_end(tmp_path, a
     figures = json.loads((tmp_path / "metrics.json").read_text())
     assert end["Best step"] == f"{figures['best/step']} (by reverse_kl)" and end["Rollouts"] == "3"
     assert first["Rouge-L is against"] == "the references"
-    assert [files for _, _, files in drawn] == [["index.html", "table.csv"]] * 2 + [["index.html", "plots", "table.csv"]]
+    assert [files for _, _, files in drawn] == [["index.html", "table.csv"]] * 2 + [
+        ["index.html", "plots", "table.csv"]
+    ]
     assert len(list(tmp_path.glob("report/plots/*.png"))) > 10
     for page, _, _ in drawn:
         assert page.rstrip().endswith("</html>") and str(tmp_path) not in page and str(world) not in page
