@@ -9,6 +9,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from textwrap import fill
 
 import nbformat
 
@@ -56,7 +57,10 @@ def page(notebook: nbformat.NotebookNode) -> tuple[str, bytes]:
         found = [output.get("data", {"text/plain": output.get("text", "")}) for output in cell.outputs]
         text = "".join(data["text/plain"] for data in found if "image/png" not in data)
         if text.strip():
-            parts.append("```\n{}\n```\n".format(text.strip("\n")))
+            lines = [
+                fill(line, 100, subsequent_indent="      ") if len(line) > 120 else line for line in text.split("\n")
+            ]
+            parts.append("```\n{}\n```\n".format("\n".join(lines).strip("\n")))
         for data in found:
             if "image/png" in data:
                 picture = base64.b64decode(data["image/png"])

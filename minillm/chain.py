@@ -57,7 +57,10 @@ def check_chain(cfg: DictConfig) -> dict:
     plain = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=False)
     if secrets := secret_problems(plain):
         raise ConfigError(secrets)
-    if problems := value_problems(plain, _KINDS, _POSITIVE):
+    missing = sorted(_KINDS.keys() & OmegaConf.missing_keys(cfg))
+    problems = [f"{key}: missing; wanted {key}=..., see conf/chain/chain.yaml" for key in missing]
+    problems += value_problems(plain, {key: kind for key, kind in _KINDS.items() if key not in missing}, _POSITIVE)
+    if problems:
         raise ConfigError(problems)
     for key in _LISTS:
         if not plain[key] or len(set(plain[key])) < len(plain[key]):

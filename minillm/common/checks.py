@@ -113,9 +113,7 @@ def value_problems(plain: Mapping, kinds: Mapping[str, Any], positive: Collectio
     problems = []
     for key, kind in kinds.items():
         value = plain[key]
-        if value == "???":
-            problems.append(f"{key}: missing; wanted {key}=..., {describe(kind)}")
-        elif not matches(value, kind):
+        if not matches(value, kind):
             problems.append(f"{key}={value!r}: wanted {describe(kind)}")
         elif key in positive and value is not None and value <= 0:
             problems.append(f"{key}={value}: wanted a positive number")

@@ -45,6 +45,10 @@ def check_generation(cfg: DictConfig) -> Suite:
     allowed = (*TEACHER_KEYS, "teacher_template_arguments", "teacher_cache")
     plain, sources, before, problems = begin_check(cfg, _Options, "file", allowed)
     file, teacher, run_dir = plain["data"]["file"], plain["teacher"], Path(plain["run"]["dir"])
+    if teacher == "???":
+        problems.append(
+            "teacher: wanted a directory, a hub id, a .gguf file or package:NAME, for example teacher=runs/x/student"
+        )
     if not isinstance(file, str):
         problems.append(f"data.file={file!r}: wanted a .jsonl file, builtin, or a hub data set")
     ours = before is not None and "models" not in before  # an evaluation's has them

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.profiler import record_function
 
 from minillm.common.console import progress
-from minillm.common.errors import ConfigError, ModelError, check
+from minillm.common.errors import ConfigError, ModelError
 from minillm.common.machine import Phases
 from minillm.common.seeding import seed_for
 from minillm.common.types import Experience, LossOutput, Rollout, TrainBatch
@@ -65,10 +65,12 @@ class OnPolicyDistillation(TrainingModule):
         self.objective, self.sampler, self.regulariser = objective, sampler, regulariser
         self.regime, self.start, self.seed = regime, start, seed
         self.reward, self.stored = reward or Reward(), stored or Stored(seed=seed)
-        self.automatic_optimization, self.round, self.start_step = False, 0, 0
+        self.round = self.start_step = 0
+        self.automatic_optimization = False
         if START in objective.needs:  # before a checkpoint is loaded
             self.reference = pair.reference or LanguageModel(copy.deepcopy(pair.student), pair.n_vocab).frozen()
-        self.keep_hidden, self._limit = regime.teacher_states == "keep", dict(max_tokens=regime.microbatch_tokens)
+        self.keep_hidden = regime.teacher_states == "keep"
+        self._limit = dict(max_tokens=regime.microbatch_tokens)
         self._begin_round()
 
     def _begin_round(self) -> None:
@@ -111,6 +113,8 @@ class OnPolicyDistillation(TrainingModule):
         if self.step >= self.regime.max_steps:
             self.trainer.should_stop = True
 
+    # -- phase 0: supervised start ------------------------------------------------------------------------------
+
     def _start_round(self, batch: TrainBatch) -> dict[str, float]:
         mine = self.group.share(range(len(batch.prompts)))
         options = dict(rows=mine, keep_hidden=self.keep_hidden, interrupt=self.interrupt)
@@ -142,6 +146,8 @@ class OnPolicyDistillation(TrainingModule):
             _add(sums, {"start/loss": self._gradients(objective, micro, normaliser, factor)["loss"]})
         return sums
 
+    # -- MiniLLM --------------------------------------------------------------------------------------------------
+
     def rollout(self, batch: TrainBatch) -> Rollout:
         """Answers from p~ = alpha p + (1 - alpha) q, with both models' log-probs and the teacher's hidden states."""
         stored, prompts = self.stored.choose(batch.prompts), batch.prompts
@@ -171,21 +177,10 @@ class OnPolicyDistillation(TrainingModule):
                 f"rollout {self.round}: none of its {len(rollout)} answers can be aligned with the teacher. Begin "
                 "with a student that writes texts (recipe=start), or use another model.student or model.teacher"
             )
-        return rollout if self.reward.function is None else self._rewarded(rollout)
-
-    def _rewarded(self, rollout: Rollout) -> Rollout:
-        """With the reward of each answer; each rank asks for its share. Raises ConfigError: there is none."""
-        records, decode, found = self.trainer.datamodule.train_prompts.records, self.pair.tokenizer.decode, []
-        for row in self.group.share(range(len(rollout))):
-            ids = rollout.response_ids_BR[row][rollout.response_mask_BR[row]]
-            text = decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-            given = not len(ids) or (rollout.given_B is not None and bool(rollout.given_B[row]))  # or dropped
-            found.append(0.0 if given else self.reward.of(records[int(rollout.records_B[row])], text))
-        found = self.group.join(found)
-        check(*((False, each) for each in found if isinstance(each, str)))
-        rewards_B = rollout.student_logprobs_BR.new_tensor(found)
-        gains_B = self.reward.gains(rewards_B, self.stored.answers_per_prompt)
-        return replace(rollout, rewards_B=rewards_B, gains_B=gains_B)
+        if self.reward.function is None:
+            return rollout
+        records = self.trainer.datamodule.train_prompts.records
+        return self.reward.added(rollout, records, self.pair.tokenizer, self.stored.answers_per_prompt, self.group)
 
     def _distill_round(self, batch: TrainBatch) -> dict[str, float]:
         rollout = self.rollout(batch)
@@ -228,8 +223,9 @@ class OnPolicyDistillation(TrainingModule):
     def _corpus_gradients(self, blocks_ML: Tensor) -> dict[str, Tensor]:
         n_tokens = blocks_ML[:, 1:].numel()
         sums = defaultdict(float)
-        most, share = self.regime.microbatch_tokens // blocks_ML.shape[1], -(-len(blocks_ML) // self.group.size)
-        for ids_ML, factor in self.my_share(blocks_ML.split(min(max(1, most), share))):
+        at_once = max(1, self.regime.microbatch_tokens // blocks_ML.shape[1])
+        at_once = min(at_once, -(-len(blocks_ML) // self.group.size))
+        for ids_ML, factor in self.my_share(blocks_ML.split(at_once)):
             inputs_ML, ids_N, teacher = ids_ML[:, :-1], ids_ML[:, 1:].flatten(), None
             if self.regulariser.needs:
                 with torch.no_grad(), self.asking():
@@ -240,6 +236,8 @@ class OnPolicyDistillation(TrainingModule):
                 output = self.linear_loss(self.regulariser, student, teacher, ids_N, normaliser=n_tokens)
             _add(sums, {"train/pretrain": self._backward(output, factor)["loss"]})
         return sums
+
+    # -- shared ---------------------------------------------------------------------------------------------------
 
     def _with_teacher(self, rollout: Rollout) -> Rollout:
         if SPANS in self.objective.needs:
@@ -285,7 +283,8 @@ class OnPolicyDistillation(TrainingModule):
         optimizer = self.optimizers()
         with record_function("update: optimizer"):
             self.sum_gradients()
-            if (norm := self.finite.norm(self, optimizer, losses, records_B[rows])) is None:
+            norm = self.finite.norm(self, optimizer, losses, records_B[rows])
+            if norm is None:
                 return
             self.optim.step(optimizer, norm, rate)
             if self.average is not None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from hydra.utils import get_object
@@ -13,8 +13,11 @@ from minillm.common.errors import check, first_line
 
 if TYPE_CHECKING:
     from torch import Tensor
+    from transformers import PreTrainedTokenizerBase
 
+    from minillm.common.types import Rollout
     from minillm.data import Record
+    from minillm.parallel import Group
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,27 @@ class Reward:
         except Exception as error:  # a user's function may raise anything
             what = f"raised {type(error).__name__}: {first_line(error)}"
         return f"reward.function={self.function} {what} for the answer {answer[:200]!r} to {record.id}; wanted a number"
+
+    def added(
+        self,
+        rollout: Rollout,
+        records: Sequence[Record],
+        tokenizer: PreTrainedTokenizerBase,
+        answers_per_prompt: int,
+        group: Group,
+    ) -> Rollout:
+        """The rollout with the reward of each answer; each rank of `group` asks for its share. Raises ConfigError: the
+        function gives none."""
+        found = []
+        for row in group.share(range(len(rollout))):
+            ids = rollout.response_ids_BR[row][rollout.response_mask_BR[row]]
+            text = tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+            given = not len(ids) or (rollout.given_B is not None and bool(rollout.given_B[row]))  # or dropped
+            found.append(0.0 if given else self.of(records[int(rollout.records_B[row])], text))
+        found = group.join(found)
+        check(*((False, each) for each in found if isinstance(each, str)))
+        rewards_B = rollout.student_logprobs_BR.new_tensor(found)
+        return replace(rollout, rewards_B=rewards_B, gains_B=self.gains(rewards_B, answers_per_prompt))
 
     def gains(self, rewards_B: Tensor, answers_per_prompt: int) -> Tensor:
         """[B]: weight times (reward - mean reward of the other answers to the prompt). Answers to one prompt are in

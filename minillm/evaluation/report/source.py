@@ -174,17 +174,12 @@ def _training(folder: Path) -> Training:
     kept = ("id", "prompt", "references", "seed")
     first = next(iter(stages.values()), [])  # the teacher's answers are the same at every stage
 
-    def greedy(rows: list[dict], name: str) -> list[dict]:
-        return [
-            {key: row.get(key) for key in kept} | {"answer": row[name]} for row in rows if row.get(name) is not None
-        ]
+    def texts(rows: list[dict], name: str) -> list[dict]:
+        return [{key: row.get(key) for key in kept} | {"answer": row[name]} for row in rows if name in row]
 
-    teacher = greedy(first, "teacher")
-    stages = {
-        (f"{name} (greedy)" if new else name): new or rows
-        for name, rows in stages.items()
-        for new in [greedy(rows, "greedy")]
-    }
+    teacher = texts(first, "teacher")
+    if any("greedy" in row for row in first):
+        stages = {f"{name} (greedy)": texts(rows, "greedy") for name, rows in stages.items()}
     columns = ({"teacher (greedy)": teacher} if teacher else {}) | stages
     models = [
         Model(name, name.replace("_", " "), "student", None, style)

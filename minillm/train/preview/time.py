@@ -73,12 +73,8 @@ def seconds_of(
 ) -> dict[str, float]:
     """Seconds of the run by phase; `update`: of a forward and backward pass, for a token; `length`: of an answer by its
     limit, in tokens."""
-    regime, sampler, start, check = (
-        settings.regime,
-        settings.sampler,
-        settings.start,
-        settings.callbacks.get("validation"),
-    )
+    regime, sampler, start = settings.regime, settings.sampler, settings.start
+    check = settings.callbacks.get("validation")
     steps, prompt, seconds, n = regime.steps(len(train)), _mean(train.prompt_ids), {}, len(validation)
     supervised, answer, corpus = start.steps * start.minibatch_size, _mean(train.reference_ids), 0.0
     if regime.rollouts:
