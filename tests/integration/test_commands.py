@@ -90,8 +90,8 @@ slow = partial(pytest.param, marks=pytest.mark.slow)
         slow("train.py", ["objective=papr"], "objective=papr: no such choice; did you mean paper?"),
         (
             "train.py",
-            ["model.student=./a", "data.train_file=b.jsonl", "data.val_file=c.jsonl"],
-            "3 problems in the conf",
+            ["model.student=./a", "model.teacher=./t", "data.train_file=b.jsonl", "data.val_file=c.jsonl"],
+            "4 problems in the conf",
         ),
         slow("minillm.chain", [], "pair: missing; wanted pair=..."),
         ("evaluate.py", ["models=[]", "seeds=[]"], "2 problems in the configuration"),
