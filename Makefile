@@ -1,5 +1,6 @@
 # make demo   a student closes in on its teacher: about 4 minutes on 2 CPU cores -> runs/demo/
 # make reproduce   teacher, SFT, KD, SeqKD and MiniLLM in miniature, 3 seeds, the paper's table -> runs/reproduce/
+# make reproduce SIZE=small   the same in some minutes: one seed, shorter runs -> runs/reproduce_small/
 # make compare-objectives   11 methods, 8 seeds, the same start and tokens; hours -> docs/objectives.png
 # make test   the test suite, in two processes of one thread: no network, no GPU
 # make test-all   the slow tests too: killed runs, four processes, a soak
@@ -17,7 +18,7 @@ demo: .venv/.main .venv/.demo
 
 reproduce: .venv/.main
 	$(BIN)/python -m examples.narrow runs/reproduce/task
-	$(BIN)/python -m minillm.chain --config-name reproduce
+	$(BIN)/python -m minillm.chain --config-name reproduce$(if $(SIZE),_$(SIZE))
 
 compare-objectives: .venv/.main
 	$(BIN)/python -m benchmarks.objectives

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from minillm.api.inputs import Prompts, Run, as_file, sources_of
-from minillm.common.errors import ConfigError
+from minillm.common.errors import ConfigError, check
 from minillm.data import read_records
 from minillm.models import Checkpoint, Lora, ModelPair, Pair, PrunedTeacher, device_of
 from minillm.objectives import CrossEntropy, MiniLLM, PretrainLoss
@@ -171,9 +171,10 @@ def _train(
     with ExitStack() as stack:
         folder = Path(run_dir or stack.enter_context(tempfile.TemporaryDirectory(prefix="minillm-")))
         train_file = as_file(prompts, folder)
-        held_out = max(1, min(64, len(read_records(train_file)) // 10)) if validation is None else None
         val_file = None if validation is None else as_file(validation, folder)
         files = dict(train_file=train_file, val_file=val_file, corpus_file=None if corpus is None else str(corpus))
+        check(*((False, each) for each in sources_of(pair, data, **files | {"val_size": 1}).missing(corpus=True)))
+        held_out = max(1, min(64, len(read_records(train_file)) // 10)) if validation is None else None
         built = groups | {
             "model": pair.loaded_by or ModelPair(pair.student.name_or_path or "memory", pair.teacher and "memory"),
             "optim": optim or Optim(),

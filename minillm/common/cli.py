@@ -7,6 +7,7 @@ import functools
 import logging
 import os
 import re
+import signal
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -41,8 +42,9 @@ def run(main: Callable[[], None], config_name: str) -> None:
     with _plain_errors(config_name):
         if config_name != "train" and {"--help", "-h"} & set(sys.argv[1:]):  # Hydra shows train.py's groups for each
             print((conf_of(config_name) / f"{config_name}.yaml").read_text().partition("\nhydra:\n")[0])
-            return
-        main()
+        else:
+            main()
+        sys.stdout.flush()
         if in_a_worker():
             _leave(0)
 
@@ -79,6 +81,9 @@ def _plain_errors(config_name: str) -> Iterator[None]:
         fail(f"Error: {error}", error.status)
     except (HydraException, OmegaConfBaseException) as error:
         fail(f"Error: {explain(error, config_name)}")
+    except BrokenPipeError:  # the reader of `... | head` has left
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _leave(128 + signal.SIGPIPE)
     except OSError as error:
         if error.errno not in _DISK:
             raise

@@ -128,6 +128,8 @@ def test_what_is_wrong_is_said_before_anything_is_trained(tmp_path, world):
         minillm.distill(pair, PROMPTS, export="best")
     with pytest.raises(ConfigError, match="minibatch_size=64 does not divide|rollouts"):
         minillm.distill(pair, PROMPTS, regime=minillm.OnPolicy(rollouts=5))
+    with pytest.raises(ConfigError, match=r"(?s)train_file=a\.jsonl: no such.*corpus_file=c\.txt: no such"):
+        minillm.distill(pair, "a.jsonl", corpus="c.txt")
     with pytest.raises(AttributeError, match="no attribute 'distil'"):
         minillm.distil  # noqa: B018
 

@@ -7,6 +7,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
+from examples import narrow
 from minillm import chain as commands
 from minillm.chain import METHODS, check_chain, recipe_of, show_table, stages_of, table_of, with_settings
 from minillm.common.errors import ConfigError
@@ -19,6 +20,19 @@ def chain(*overrides):
         cfg = compose("chain", ["run.dir=runs/x", "run.name=x", *overrides])
     return check_chain(cfg)
 
+
+@pytest.mark.parametrize(("config", "seeds"), [("reproduce", 3), ("reproduce_small", 1)])
+def test_both_sizes_of_make_reproduce_have_all_stages(config, seeds, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    narrow.write(tmp_path / "runs" / "reproduce" / "task", 40, 10, 10)
+    with initialize_config_dir(str(CONF / "chain"), version_base="1.3"):
+        plain = check_chain(compose(config, [f"run.dir=runs/{config}"]))
+    data = OmegaConf.to_container(composed("recipe=sft", "pair=narrow", *plain["overrides"]).data, resolve=True)
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        found = with_settings(stages_of(plain, data, 32), Path("runs", config))
+    assert len(found) == 3 + seeds * (1 + len(METHODS))  # with the teacher, its answers and the test
+    steps = {stage.name: stage.settings["regime"]["max_steps"] for stage in found if "minillm" in stage.name}
+    assert set(steps.values()) == {1000 if config == "reproduce" else 300}
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
