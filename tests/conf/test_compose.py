@@ -118,7 +118,9 @@ def test_presets_set_the_regulariser_and_an_explicit_one_wins():
     assert settings("objective=reference").regulariser.kd_ratio == 0.5
     assert not settings("objective=reference", "regulariser=none").regulariser.on
     assert settings("objective=reference", "regulariser=pretrain").regulariser.kd_ratio == 0.0
-    assert settings("experiment=demo").objective == settings("objective=paper").objective
+    assert settings("experiment=demo").objective == settings("objective=reverse_kl").objective
+    paper = settings("experiment=demo", "objective=paper")
+    assert paper.objective == settings("objective=paper").objective and not paper.regulariser.on
     assert settings("regime=supervised", "objective=sft").optim.schedule == "cosine"
     assert settings("regime=supervised", "objective=kd", "optim=adamw").optim.schedule == "constant"
     assert settings("experiment=narrow_minillm").regulariser.on

@@ -34,6 +34,7 @@ def test_both_sizes_of_make_reproduce_have_all_stages(config, seeds, tmp_path, m
     steps = {stage.name: stage.settings["regime"]["max_steps"] for stage in found if "minillm" in stage.name}
     assert set(steps.values()) == {1000 if config == "reproduce" else 300}
 
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("pair", "teacher"),

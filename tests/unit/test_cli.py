@@ -98,6 +98,15 @@ def test_help_shows_the_commands_own_keys_with_their_comments(name, monkeypatch,
     assert shown.startswith("# python ") and len(shown.splitlines()) > 15 and "\nhydra:" not in shown
 
 
+def test_a_reader_that_has_left_is_no_error():
+    program = "from minillm.common import cli; cli.run(lambda: print('line\\n' * 100_000), 'train')"
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as done:
+        assert done.stdout.readline() == b"line\n"
+        done.stdout.close()
+        assert done.stderr.read() == b""
+    assert done.returncode == 141  # as shells have it
+
+
 @pytest.mark.parametrize(
     ("override", "text"),
     [
@@ -138,12 +147,12 @@ for command in sys.stdin.read().splitlines():
         print(name, error.code, {"torch", "lightning", "transformers"} & sys.modules.keys() or "light")
 """
 REFUSED = {
-    "train.py experiment=demo optim.learning_rate=-1 objective.gamma=2 sampler.alpha=7 +trainer.max_steps=3": [
+    "train.py sampler=student optim.learning_rate=-1 objective.gamma=2 sampler.alpha=7 +trainer.max_steps=3": [
         "optim.learning_rate=-1", "objective.gamma=2", "sampler.alpha=7", "use regime.max_steps",
     ],
     "evaluate.py models=[a/b] batch_size=0 data.max_prompt_tokens=0": ["batch_size=0", "data.max_prompt_tokens=0"],
     "minillm.generate teacher=a/b temperature=-1": ["temperature=-1"],
-    "minillm.plan experiment=demo objective.gamma=2 devices=many": ["objective.gamma=2", "devices='many'"],
+    "minillm.plan sampler=student objective.gamma=2 devices=many": ["objective.gamma=2", "devices='many'"],
     "minillm.serve host=0.0.0.0 port=70000": ["teacher: wanted", "host=0.0.0.0: others can reach it", "port=70000"],
     "train.py recipe=opd model.student=a/b model.teacher.url=localhost:1": ["url='localhost:1'"],
     "minillm.export none out": ["CHECKPOINT=none: no"],

@@ -75,7 +75,7 @@ def composed_by(command):
 
 def test_a_trial_is_a_run_of_wandb_in_the_group_of_its_sweep(job, tmp_path, monkeypatch):
     """The command is composed again, as its train.py does, and the logger made from it."""
-    overrides = ["sampler.alpha=0.1", "objective.length_norm=false", "experiment=demo"]
+    overrides = ["sampler.alpha=0.1", "objective.long_part=true", "experiment=demo"]
     _, plain = job(*overrides, "+data.template_arguments.a='x, y'", "logger.tags=[mine]")
     command = command_of(plain, tmp_path / "alpha" / "sampler.alpha-0.1")
     assert command[0].endswith("train.py") and f"hydra.run.dir='{tmp_path}/alpha/sampler.alpha-0.1'" in command
