@@ -138,7 +138,7 @@ def prepare() -> None:
     transformers_logging.set_tqdm_hook(lambda _, rows, names: tracked(rows[0], names.get("desc", "")))  # loading
     if shown:
         enable_progress_bars()  # of downloads, which disable_progress_bar turns off too
-    for name in ("absl", "alembic"):
+    for name in ("absl", "alembic", "matplotlib"):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="lightning")
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from safetensors import SafetensorError
 
+from minillm.common.console import progress
 from minillm.common.errors import ModelError, StorageError, first_line
 from minillm.common.lazy import lazy
 
@@ -57,7 +58,8 @@ def converted(file: Path) -> Path:
     if target.is_dir():
         return target
     log.info("Converting %s into %s (once) ...", file.name, target)
-    network, tokenizer = _read(file)
+    with progress(f"Converting {file.name}"):
+        network, tokenizer = _read(file)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=target.parent, prefix=".converting-", ignore_cleanup_errors=True) as aside:

@@ -8,6 +8,7 @@ from dataclasses import asdict, replace
 import lightning as L
 import torch
 
+from minillm.common.console import progress
 from minillm.common.errors import ModelError
 from minillm.common.seeding import seed_for
 from minillm.common.types import PromptBatch, Rollout
@@ -57,10 +58,11 @@ class Preview(L.Callback):
             models = {side: type(each)(each.network, each.n_vocab) for side, each in models.items()}
         half = torch.autocast(module.device.type, torch.bfloat16, enabled=trainer.precision == "bf16-mixed")
         try:
-            with module.asking(), module.whole_weights(), half:
-                self._compare(models)
-            with module.asking(), half:
-                self._time(models, module)
+            with progress("Looking at both models"):
+                with module.asking(), module.whole_weights(), half:
+                    self._compare(models)
+                with module.asking(), half:
+                    self._time(models, module)
         except ModelError:  # nothing is trained: the same command, with what is mended, makes this run
             if trainer.is_global_zero:
                 for name in ("config.yaml", BEGUN, "metrics.csv"):
