@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers.initialization import no_init_weights
 
 from minillm.common.errors import ModelError, first_line
 from minillm.models.architecture import decoder_layers
@@ -28,7 +29,8 @@ def keep_layers(network: PreTrainedModel, kept: list[int]) -> PreTrainedModel:
         weights |= {f"{stack}.{new}.{name}": each for name, each in layers[old].state_dict().items()}
     try:
         config = kept_config(network.config, kept, len(layers))
-        student = AutoModelForCausalLM.from_config(config, dtype=network.dtype, attn_implementation=attention)
+        with no_init_weights():  # random weights take longer than all the rest
+            student = AutoModelForCausalLM.from_config(config, dtype=network.dtype, attn_implementation=attention)
         student.load_state_dict(weights)
         student.to(network.device).train(network.training)
         error = _difference(network, student, kept)
