@@ -48,7 +48,7 @@ def wandb_logger(
     where = dict(project=project, entity=entity, group=group, tags=tags, name=name, save_dir=run_dir)
     offline, run_id = wandb_offline(), id_file.read_text().strip()
     logger = WandbLogger(**where, id=run_id, resume="allow", offline=offline, config=settings)
-    vars(logger).get("_wandb_init", {}).pop("anonymous", None)  # Lightning always gives it, and W&B warns that it has no effect
+    vars(logger).get("_wandb_init", {}).pop("anonymous", None)  # given by Lightning; W&B warns of it
     mode = os.environ.get("WANDB_MODE") or ("offline: no key found" if offline else "online")
     say(f"W&B run {logger.version} ({mode}); {without} does without")
     try:
