@@ -81,9 +81,13 @@ def _plain_errors(config_name: str) -> Iterator[None]:
         fail(f"Error: {error}", error.status)
     except (HydraException, OmegaConfBaseException) as error:
         fail(f"Error: {explain(error, config_name)}")
-    except BrokenPipeError:  # the reader of `... | head` has left
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        _leave(128 + signal.SIGPIPE)
+    except BrokenPipeError:
+        try:
+            os.write(1, b"\n")
+        except BrokenPipeError:  # the reader of `... | head` has left
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+            _leave(128 + signal.SIGPIPE)
+        raise  # of a socket or another process
     except OSError as error:
         if error.errno not in _DISK:
             raise

@@ -107,6 +107,14 @@ def test_a_reader_that_has_left_is_no_error():
     assert done.returncode == 141  # as shells have it
 
 
+def test_a_broken_pipe_of_something_else_is_not_taken_for_it(capsys):
+    def main():
+        raise BrokenPipeError("of a socket")
+
+    with pytest.raises(BrokenPipeError, match="of a socket"):
+        cli.run(main, "train")
+
+
 @pytest.mark.parametrize(
     ("override", "text"),
     [
@@ -147,12 +155,12 @@ for command in sys.stdin.read().splitlines():
         print(name, error.code, {"torch", "lightning", "transformers"} & sys.modules.keys() or "light")
 """
 REFUSED = {
-    "train.py sampler=student optim.learning_rate=-1 objective.gamma=2 sampler.alpha=7 +trainer.max_steps=3": [
+    "train.py optim.learning_rate=-1 objective.gamma=2 sampler.alpha=7 +trainer.max_steps=3": [
         "optim.learning_rate=-1", "objective.gamma=2", "sampler.alpha=7", "use regime.max_steps",
     ],
     "evaluate.py models=[a/b] batch_size=0 data.max_prompt_tokens=0": ["batch_size=0", "data.max_prompt_tokens=0"],
     "minillm.generate teacher=a/b temperature=-1": ["temperature=-1"],
-    "minillm.plan sampler=student objective.gamma=2 devices=many": ["objective.gamma=2", "devices='many'"],
+    "minillm.plan objective.gamma=2 devices=many": ["objective.gamma=2", "devices='many'"],
     "minillm.serve host=0.0.0.0 port=70000": ["teacher: wanted", "host=0.0.0.0: others can reach it", "port=70000"],
     "train.py recipe=opd model.student=a/b model.teacher.url=localhost:1": ["url='localhost:1'"],
     "minillm.export none out": ["CHECKPOINT=none: no"],
