@@ -164,7 +164,9 @@ def spawn(jobs: list[dict], n_processes: int, folder: Path) -> None:
         Command("tests.parity.worker", file, cwd=ROOT, **shared, RANK=str(rank), LOCAL_RANK=str(rank))
         for rank in range(n_processes)
     ]
-    assert [each.wait(900) for each in ranks] == [0] * n_processes, "\n".join(each.stderr[-3000:] for each in ranks)
+    codes = [each.wait(900) for each in ranks]
+    ends = [each.stderr[-3000:] for each in sorted(ranks, key=Command.poll, reverse=True)]  # one that was killed is last
+    assert codes == [0] * n_processes, "\n".join(ends)
 
 
 @pytest.fixture(scope="session")
