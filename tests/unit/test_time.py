@@ -78,11 +78,11 @@ def test_the_mean_length_is_that_of_answers_that_end_as_often():
 
 
 def test_a_pace_is_what_the_model_takes(monkeypatch):
-    """By a clock of which reading a prompt takes 20, and a step 10 and 2 more for each row."""
+    """By a clock of which reading takes 8 and 4 more for each prompt, and a step 10 and 2 more for each row."""
     clock, read, step = [0.0], LanguageModel.hidden, LanguageModel.next_hidden
 
     def reading(self, ids_BP, *rest):
-        clock[0] += 20 * len(ids_BP)
+        clock[0] += 8 + 4 * len(ids_BP)
         return read(self, ids_BP, *rest)
 
     def stepping(self, ids_B, *rest, **named):
@@ -93,8 +93,8 @@ def test_a_pace_is_what_the_model_takes(monkeypatch):
     monkeypatch.setattr(LanguageModel, "next_hidden", stepping)
     monkeypatch.setattr("minillm.common.machine.Phases.now", lambda self: clock[0])
     student = LanguageModel(PAIR.student, PAIR.n_vocab)
-    assert Pace.of(student, TRAIN, 0, 8) == Pace(read=20 / 5, step=10, token=2)
-    assert Pace.of(student, TRAIN, 0, 1) == Pace(read=20 / 5, step=12, token=0)
+    assert Pace.of(student, TRAIN, (0, 1, 2), 8) == Pace(read=20 / 15, step=10, token=2)
+    assert Pace.of(student, TRAIN, (0,), 1) == Pace(read=12 / 5, step=12, token=0)
 
 
 def test_the_line_gives_two_digits_and_the_longest_case_where_it_is_much_longer():

@@ -107,8 +107,8 @@ class Preview(L.Callback):
             return
         answers, rows = self.answers, self.answers.records_B.tolist()
         n_rows = min(sampler.batch_size, -(-(regime.rollouts or CPU.rows) // settings.strategy.data_parallel_size))
-        student = Pace.of(models.pop("student"), self.train, rows[0], n_rows)
-        teacher = next((Pace.of(each, self.train.for_teacher, rows[0], n_rows) for each in models.values()), Pace())
+        student = Pace.of(models.pop("student"), self.train, rows, n_rows)
+        teacher = next((Pace.of(each, self.train.for_teacher, rows, n_rows) for each in models.values()), Pace())
         if not regime.rollouts:
             prompts = self.train.batch(rows, with_references=True).to(module.device)
             answers = prompts.answered(prompts.reference_ids_BR, prompts.reference_mask_BR)

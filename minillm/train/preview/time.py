@@ -6,7 +6,7 @@ Saving, and sums over devices, are not counted.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from statistics import fmean, median
@@ -31,11 +31,12 @@ class Pace:
     token: float = 0.0
 
     @classmethod
-    def of(cls, model: LanguageModel, prompts: PromptSet, row: int, n_rows: int) -> Pace:
-        """Measured with one answer and with `n_rows` answers to one prompt, which is read once."""
-        (read, one), (_, many) = (_laps(model, prompts, [row] * n) for n in (1, n_rows))
+    def of(cls, model: LanguageModel, prompts: PromptSet, rows: Sequence[int], n_rows: int) -> Pace:
+        """Reading is measured on the prompts of `rows` together, a decoding step with one answer and with `n_rows`
+        answers to the first of them."""
+        (read, _), (_, one), (_, many) = (_laps(model, prompts, each) for each in (rows, rows[:1], rows[:1] * n_rows))
         token = max(0.0, many - one) / max(1, n_rows - 1)
-        return cls(read / len(prompts.prompt_ids[row]), max(0.0, one - token), token)
+        return cls(read / sum(len(prompts.prompt_ids[row]) for row in rows), max(0.0, one - token), token)
 
     def answers(self, n: int, batch: int, prompt: float, answer: float, longest: int) -> float:
         """Seconds for n answers of so many tokens on average, `batch` of them at a time; the last of a batch has about
@@ -45,7 +46,7 @@ class Pace:
         return n * (prompt * self.read + answer * self.token) + ((n / rows - 1) * answer + last) * self.step
 
 
-def _laps(model: LanguageModel, prompts: PromptSet, rows: list[int]) -> tuple[float, float]:
+def _laps(model: LanguageModel, prompts: PromptSet, rows: Sequence[int]) -> tuple[float, float]:
     """Seconds of reading the prompts, and of a decoding step."""
     batch, clock, ticks = prompts.batch(rows).to(model.device), Phases(model.device), []
     options = dict(seeds=list(range(len(rows))), batch_size=len(rows), max_new_tokens=_STEPS, pad_id=prompts.pad_id)
