@@ -112,7 +112,8 @@ class Preview(L.Callback):
         if not regime.rollouts:
             prompts = self.train.batch(rows, with_references=True).to(module.device)
             answers = prompts.answered(prompts.reference_ids_BR, prompts.reference_mask_BR)
-        n_tokens = int(answers.prompt_mask_BP.sum() + answers.response_mask_BR.sum())
+        lengths_B = answers.prompt_mask_BP.sum(1) + answers.response_mask_BR.sum(1)
+        n_tokens = len(answers) * int(lengths_B.max())  # shorter rows are padded, far more than among rows of a run
         update = module.rehearse(answers) / n_tokens * (module.group.size if regime.rollouts else 1)  # ranks share rows
         likely, most = (
             seconds_of(settings, student, teacher, update, self.train, self.validation, length)
