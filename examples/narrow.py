@@ -9,11 +9,14 @@ from __future__ import annotations
 import json
 import random
 import sys
+import time
 from collections import Counter
 from pathlib import Path
+from statistics import median
 
+import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 NOUNS = (
     "apple bird boat book cat cloud coat cup dog door duck farm fish fox garden goat hill horse house lake lamp leaf "
@@ -25,6 +28,8 @@ PLACES = "above behind below beside near under".split()
 NUMBERS = "zero one two three four five six seven eight".split()
 KINDS = ("copy", "reverse", "sort", "count", "describe")
 TESTS = ("lists", "longer", "describe")  # longer: lists of lengths that are never trained on
+# How long `make reproduce` and its SIZE=small took on two cores, in the unit of `step_seconds`.
+_CHAIN_STEPS = (4400, 1250)
 
 _CHAT = (
     "{% for m in messages %}{% if m['role'] == 'user' %}{{ 'user ' + m['content'] + ' ' }}"
@@ -103,5 +108,27 @@ def _write_lines(file: Path, values: list[dict[str, str]]) -> None:
     file.write_text("".join(json.dumps(value) + "\n" for value in values), encoding="utf-8")
 
 
+def step_seconds() -> float:
+    """Of a training step of a model as large as the task's teacher, on one thread like the chain's stages."""
+    sizes = dict(hidden_size=128, intermediate_size=384, num_hidden_layers=4, num_attention_heads=4, vocab_size=96)
+    model = LlamaForCausalLM(LlamaConfig(**sizes, bos_token_id=None, eos_token_id=None))
+    torch.set_num_threads(1)
+    ids, seconds = torch.zeros(64, 48, dtype=torch.long), []
+    for _ in range(15):
+        began = time.perf_counter()
+        model(input_ids=ids, labels=ids).loss.backward()
+        seconds.append(time.perf_counter() - began)
+    return median(seconds)
+
+
+def main() -> None:
+    if not sys.argv[1:]:
+        sys.exit(__doc__)
+    write(Path(sys.argv[1]))
+    step = step_seconds()
+    whole, small = (f"{steps * step / 60:.0f}" for steps in _CHAIN_STEPS)
+    print(f"On this machine make reproduce takes about {whole} minutes, with SIZE=small {small}.", flush=True)
+
+
 if __name__ == "__main__":
-    write(Path(sys.argv[1])) if sys.argv[1:] else sys.exit(__doc__)
+    main()
