@@ -31,6 +31,7 @@ def keep_layers(network: PreTrainedModel, kept: list[int]) -> PreTrainedModel:
         config = kept_config(network.config, kept, len(layers))
         with no_init_weights():  # random weights take longer than all the rest
             student = AutoModelForCausalLM.from_config(config, dtype=network.dtype, attn_implementation=attention)
+        student.tie_weights()  # which is left out with the random weights
         student.load_state_dict(weights)
         student.to(network.device).train(network.training)
         error = _difference(network, student, kept)
