@@ -165,7 +165,7 @@ def spawn(jobs: list[dict], n_processes: int, folder: Path) -> None:
         for rank in range(n_processes)
     ]
     codes = [each.wait(900) for each in ranks]
-    ends = [each.stderr[-3000:] for each in sorted(ranks, key=Command.poll, reverse=True)]  # one that was killed is last
+    ends = [each.stderr[-3000:] for each in sorted(ranks, key=Command.poll, reverse=True)]  # a killed one is last
     assert codes == [0] * n_processes, "\n".join(ends)
 
 

@@ -18,7 +18,7 @@ from minillm.objectives.linear_loss import LinearLoss
 from minillm.rollout import decode, rollout_divergence
 from minillm.rollout.micro_batch import micro_batches
 from tests.families import MORE, REFUSED, ROWS, SIZES, family_config, family_model, longrope, model_of, multimodal
-from tests.tiny import make_tokenizer
+from tests.tiny import make_model, make_tokenizer
 
 PROMPTS = [[7, 9, 12], [5, 10, 8, 11, 30, 6, 10, 3, 4, 20, 21, 22], [14, 15, 16, 17, 18]]
 
@@ -211,6 +211,14 @@ def test_a_pruned_student_keeps_what_is_said_of_its_layers(family, more):
     torch.testing.assert_close(
         student(torch.arange(20)[None], use_cache=False).logits, layers_left_out(network, [0, 2, 3])
     )
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_the_head_of_a_pruned_student_is_tied_as_the_teachers_is(tied):
+    network = make_model("qwen3", layers=4, tied=tied)
+    part, layers = keep_layers(network, [0, 3]), network.model.layers
+    assert (part.lm_head.weight is part.model.embed_tokens.weight) is tied
+    assert part.num_parameters() == network.num_parameters() - 2 * sum(each.numel() for each in layers[0].parameters())
 
 
 @pytest.mark.parametrize(

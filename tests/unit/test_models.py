@@ -82,14 +82,6 @@ def test_keeping_all_layers_changes_nothing_and_dropping_some_does(family):
     assert torch.equal(names[layer], dict(network.named_parameters())[layer.replace(".1.", ".3.", 1)])
 
 
-@pytest.mark.parametrize("tied", [True, False])
-def test_the_head_of_a_pruned_student_is_tied_as_the_teachers_is(tied):
-    network = make_model("qwen3", layers=4, tied=tied)
-    part, layers = keep_layers(network, [0, 3]), network.model.layers
-    assert (part.lm_head.weight is part.model.embed_tokens.weight) is tied
-    assert part.num_parameters() == network.num_parameters() - 2 * sum(each.numel() for each in layers[0].parameters())
-
-
 def test_layers_beyond_the_teacher_are_refused():
     with pytest.raises(ConfigError, match=r"layers \[1, 9\] of a teacher with 4 layers \(0 to 3\)"):
         PrunedTeacher(drop_layers=[1, 9]).kept(4)

@@ -7,7 +7,7 @@ import random
 import pytest
 import torch
 
-from examples import spans
+from examples import narrow, spans
 from examples.narrow import KINDS, TESTS, example, make_tokenizer, write
 
 
@@ -66,3 +66,11 @@ def test_the_example_of_another_tokenizer_runs(tmp_path):
     assert (tmp_path / "results.json").exists() and len(found[0]["spans - sft"]) == 2
     files = [tmp_path / "task" / f"{side}_tokenizer" / "tokenizer.json" for side in spans.TOKENS]
     assert files[0].read_text() != files[1].read_text()
+
+
+def test_the_command_says_how_long_make_reproduce_takes_here(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(narrow, "step_seconds", lambda: 0.3)
+    monkeypatch.setattr("sys.argv", ["narrow", str(tmp_path)])
+    narrow.main()
+    assert "make reproduce takes about 22 minutes, with SIZE=small 6." in capsys.readouterr().out
+    assert (tmp_path / "train.jsonl").exists()
