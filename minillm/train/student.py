@@ -18,7 +18,7 @@ from minillm.common.types import Rollout
 from minillm.models import LanguageModel, Pair
 from minillm.models.own_teacher import MovingAverage
 from minillm.objectives.linear_loss import LinearLoss
-from minillm.parallel import ALONE, Replicated, Sharded, group_of
+from minillm.parallel import ALONE, Group, Replicated, Sharded, group_of
 from minillm.train.finite import Finite
 from minillm.train.optim import Optim, without_decay
 from minillm.train.preemption import Preemption
@@ -147,22 +147,26 @@ class TrainingModule(StudentModule):
 
     def stop_if_asked(self) -> None:
         """Called by all processes where the state can be saved whole. Raises Interrupted on all if one was asked."""
-        asked = self.preemption.requested
-        if self.trainer.strategy.reduce_boolean_decision(asked is not None, all=False):
-            raise Interrupted(asked or "a signal to another process")
+        if asked := self._of_any(self.preemption.requested):
+            raise Interrupted(asked)
+
+    def _of_any(self, reason: str | None) -> str | None:
+        """The first reason to stop that a process has, on all of them: a signal reaches each at its own moment."""
+        everyone = Group(self.trainer.global_rank, self.trainer.world_size)
+        return next(filter(None, everyone.join([reason])), None)
 
     @contextmanager
     def asking(self) -> Iterator[None]:
         """Around passes of the teacher and rollouts, by all processes. Raises Interrupted on all if the server of a
         served teacher gave one of them no answer, or that of the sampler."""
-        failed = False
+        failed = None
         try:
             yield
         except Unanswered as error:
-            self.preemption.requested, failed = error.signal, True
+            failed = error.signal
         served = self.pair.teacher is not None and self.pair.teacher.served
-        if self.trainer.strategy.reduce_boolean_decision(failed, all=False) if served else failed:
-            raise Interrupted(self.preemption.requested or "the teacher's server of another process")
+        if failed := self._of_any(failed) if served else failed:
+            raise Interrupted(failed)
 
     def interrupt(self) -> None:
         """For decoding, token by token: raises Interrupted. Only a process that is alone may leave it so."""

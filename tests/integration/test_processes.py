@@ -64,15 +64,19 @@ def test_what_the_first_process_finds_ends_both_with_one_message(tmp_path, overr
     assert "Traceback" not in said and said.count("Error") == 1 and not (folder / LOCK).exists(), said
 
 
-@pytest.mark.parametrize(("strategy", "number"), [("ddp", signal.SIGUSR1), ("fsdp", signal.SIGINT)])
-def test_two_processes_are_preempted_and_killed_and_go_on_bit_for_bit(tmp_path, overrides, strategy, number):
+@pytest.mark.parametrize(
+    ("strategy", "number", "to_one"),
+    [("ddp", signal.SIGUSR1, True), ("fsdp", signal.SIGINT, False)],
+)
+def test_two_processes_are_preempted_and_killed_and_go_on_bit_for_bit(tmp_path, overrides, strategy, number, to_one):
+    """A signal `to_one` rank reaches the last alone: the first, which has none of its own, names it all the same."""
     options = [*overrides, *LONG, f"strategy={strategy}", "strategy.devices=2", "resume=auto"]
     (tmp_path / "a").mkdir()
     whole = finished(tmp_path / "a", options)
     place = tmp_path / "b"
     place.mkdir()
     process, folder = under_way(place, options)
-    process.send_signal(number)
+    psutil.Process(process.pid).children()[-1].send_signal(number) if to_one else process.send_signal(number)
     assert process.wait() == 75 and f"interrupted by {number.name}" in process.stderr
     assert not (folder / "metrics.json").exists()
     process, _ = under_way(place, options)
