@@ -114,11 +114,15 @@ def check_plan(cfg: DictConfig) -> Question:
 def _maker(settings: Settings, found: dict) -> Callable[..., Case]:
     model, data = settings.model, settings.data
     auto = {"student": "float32", "teacher": "float32" if model.own_teacher == "ema" else "bfloat16"}  # on GPUs
+    auto["reference"] = auto["teacher"]
     types = {side: getattr(torch, auto[side] if model.dtype == "auto" else model.dtype) for side in found}
     sizes = {"teacher": None} | {
         side: Sizes.planned(config, types[side], model.attention, trained=side == "student", lora=model.lora)
         for side, config in found.items()
     }
+    if teacher := sizes["teacher"]:
+        served, bits = getattr(model.teacher, "url", None), getattr(model.teacher, "bits", None)
+        sizes["teacher"] = teacher.served if served else teacher.quantised(bits) if bits else teacher
     answer = (
         settings.sampler.max_new_tokens if settings.regime.rollouts else max(1, data.longest - data.max_prompt_tokens)
     )

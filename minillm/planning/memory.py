@@ -30,7 +30,7 @@ class Case:
         chunk_mb: MiB of a chunk of logits, None for the plain loss.
         reads_teacher: whether the objective needs the teacher's distribution; `corpus_teacher`: the regulariser.
         shares_base: whether the teacher's weights are the student's own.
-        keeps_start: whether a copy of the student at the start is kept.
+        start: the model that an objective compares with as the student at the start, if one does.
         keep_states: whether the teacher's hidden states are kept from the rollout to its updates.
         teacher_decodes: whether the teacher takes part in decoding; else it scores the answers.
         blocks: rows of the corpus in a step, of `block` tokens.
@@ -51,7 +51,7 @@ class Case:
     reads_teacher: bool = True
     corpus_teacher: bool = False
     shares_base: bool = False
-    keeps_start: bool = False
+    start: Sizes | None = None
     keep_states: bool = True
     teacher_decodes: bool = True
     blocks: int = 0
@@ -261,11 +261,11 @@ def _highest(resident: Peak, *peaks: Peak) -> Peak:
 
 def _resident(case: Case, update: bool = False) -> Peak:
     """Weights, or their shards, and moments; embeddings and head of the teacher are never in parts."""
-    student, teacher = case.student, case.teacher
+    student, teacher, start = case.student, case.teacher, case.start
     shards = case.layout.data_parallel_size if case.layout.sharded else 1
     found = {"student": (case.body(student) + student.ends) / shards, "optimizer": 2 * case.trained / shards}
-    if case.keeps_start:
-        found["student at the start"] = found["student"]
+    if start is not None:
+        found["student at the start"] = (case.body(start) + start.ends) / shards
     if teacher is not None and not case.shares_base:
         away = update and case.offload and case.rollouts
         found["teacher"] = teacher.head * teacher.itemsize if away else case.body(teacher) / shards + teacher.ends

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -74,6 +74,16 @@ class Sizes:
     @property
     def vocabulary(self) -> int:
         return self.head // self.width
+
+    @property
+    def served(self) -> Sizes:
+        """Those of a teacher that runs in another process: only its head is here."""
+        nothing = dict(kept_whole=(0, 0), kept_split=(0, 0), eager=0)
+        return replace(self, parameters=self.body + self.head, stored=self.head * self.itemsize, **nothing)
+
+    def quantised(self, bits: int) -> Sizes:
+        """The matrices of the layers in so many bits a weight; what else there is stays."""
+        return replace(self, stored=round(self.stored - self.matrices * (self.itemsize - bits / 8)))
 
     @classmethod
     def planned(
@@ -153,13 +163,13 @@ def _kept(layer: nn.Module, config: PretrainedConfig, shape: Architecture, heads
 
 
 def configs(model: ModelPair) -> tuple[dict[str, PretrainedConfig], list[str]]:
-    """The configs of `student` and, where there is one, `teacher`, found without a hub; and a problem for each that is
-    not known or not supported."""
+    """The configs of `student` and, where they are there, `teacher` and `reference`, found without a hub; and a problem
+    for each that is not known or not supported."""
     found, problems = {}, []
     if model.teachers:
         problems.append("model.teachers: a plan knows one teacher; give the largest as model.teacher")
-    for side in ("teacher", "student"):
-        spec = model.student if model.own_teacher else getattr(model, side)
+    for side in ("teacher", "student", "reference"):
+        spec = model.student if side == "teacher" and model.own_teacher else getattr(model, side)
         if isinstance(spec, PrunedTeacher) and "teacher" in found:
             n_layers = text_config(found["teacher"]).num_hidden_layers
             from minillm.models.prune import kept_config

@@ -44,8 +44,26 @@ def test_the_layouts_that_are_tried():
     assert [each.kind for each in question(*SMALL, "model.compile=true").layouts] == ["ddp"]
 
 
-def test_a_teacher_in_few_bits_is_planned_on_any_machine():
-    assert make_plan(question(*SMALL, "devices=1", "model.teacher.bits=4")).fits
+def test_a_teacher_counts_as_it_is_held():
+    """Whole, in few bits (also on a machine that cannot load it so), and its head alone where it runs elsewhere."""
+    options = [*SMALL, "devices=1", "sampler.alpha=0"]
+    whole, few, away = (
+        make_plan(question(*options, *own)).memory
+        for own in ([], ["model.teacher.bits=4"], ["model.teacher.url=http://127.0.0.1:1"])
+    )
+    shape = question(*options).make.keywords["teacher"]
+    assert whole.update["teacher"] - few.update["teacher"] == pytest.approx(shape.matrices * 1.5 / 1e9)
+    assert away.update["teacher"] == pytest.approx(32 * 50 * 2 / 1e9)
+    assert sum(away.rollout.values()) < sum(whole.rollout.values()) - whole.rollout["teacher"] + away.update["teacher"]
+
+
+def test_what_an_objective_compares_with_counts_as_large_as_it_is(tmp_path):
+    make_model("llama", vocabulary=50, width=64).save_pretrained(tmp_path)
+    options = [*SMALL, "devices=1", "objective=extrapolated"]
+    copy, own = (make_plan(question(*options, *each)) for each in ([], [f"model.reference={tmp_path}"]))
+    assert copy.memory.update["student at the start"] == copy.memory.update["student"]
+    assert own.case.start.width == 64
+    assert own.memory.update["student at the start"] == pytest.approx(own.case.start.parameters * 2 / 1e9)
 
 
 @pytest.mark.some(7)

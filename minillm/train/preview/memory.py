@@ -92,6 +92,7 @@ def case_of(
     settings: Settings,
     student: Sizes,
     teacher: Sizes | None,
+    reference: Sizes | None = None,
     *,
     prompt: int,
     answer: int,
@@ -119,7 +120,7 @@ def case_of(
         chunk_mb=settings.linear_loss.chunk_mb,
         reads_teacher=TEACHER in settings.objective.needs,
         shares_base=model.own_teacher == "base" or (model.own_teacher == "ema" and model.lora is not None),
-        keeps_start=START in settings.objective.needs,
+        start=(reference or student) if START in settings.objective.needs else None,
         keep_states=regime.rollouts > 0 and regime.teacher_states == "keep",
         teacher_decodes=settings.sampler.alpha > 0,
         blocks=regulariser.batch_size if regulariser.on else 0,
@@ -132,8 +133,9 @@ def case_of(
     )
 
 
-def sizes_of(pair: Pair) -> tuple[Sizes, Sizes | None]:
-    """Of student and teacher as they are loaded; of several teachers the largest, with the weights of all."""
+def sizes_of(pair: Pair) -> tuple[Sizes, Sizes | None, Sizes | None]:
+    """Of student, teacher and reference as they are loaded; of several teachers the largest, with the weights of
+    all."""
     networks = [each.network for each in pair.teachers.values()]
     teacher = max(map(Sizes.of, networks), key=lambda each: each.parameters, default=None)
     if pair.teacher_names:
@@ -141,8 +143,8 @@ def sizes_of(pair: Pair) -> tuple[Sizes, Sizes | None]:
         stored = sum(each.numel() * each.element_size() for each in weights)
         teacher = replace(teacher, stored=stored, width=pair.teacher.width)
     if pair.teacher is not None and pair.teacher.served:  # only its head is here
-        teacher = replace(teacher, parameters=teacher.body + teacher.head, stored=teacher.head * teacher.itemsize)
-    return Sizes.of(pair.student), teacher
+        teacher = teacher.served
+    return Sizes.of(pair.student), teacher, pair.reference and Sizes.of(pair.reference.network)
 
 
 def choose_sizes(settings: Settings, pair: Pair, train: PromptSet, precision: str, memory: float | None) -> AutoSizes:
@@ -150,6 +152,6 @@ def choose_sizes(settings: Settings, pair: Pair, train: PromptSet, precision: st
     fixed sizes."""
     if memory is None:
         return CPU
-    student, teacher = sizes_of(pair)
+    models = dict(zip(("student", "teacher", "reference"), sizes_of(pair), strict=True))
     sizes = dict(prompt=train.longest, answer=settings.answer_tokens, half=precision == "bf16-mixed")
-    return choose(settings, partial(case_of, student=student, teacher=teacher, **sizes), memory)[0]
+    return choose(settings, partial(case_of, **models, **sizes), memory)[0]
