@@ -33,7 +33,13 @@ def rollouts(
 ) -> Iterator[Rollout]:
     """Rollouts of `size` answers without end, for one's own loop: drawn by the student as it is then (or its
     mixture with the teacher), with the log-probs of both models and the teacher's hidden states. The same prompts and
-    answers as those of `distill` with the same seed."""
+    answers as those of `distill` with the same seed.
+
+    Raises:
+        ConfigError: data.on_policy or data.replay, which are for `distill`. ModelError: the sampler cannot answer.
+    """
+    stored = [f"data.{key}={(data or {})[key]}" for key in ("on_policy", "replay") if key in (data or {})]
+    check((not stored, f"{', '.join(stored)}: a rollout has new answers only; wanted `distill`, or no such key"))
     chosen, separate = prompts_of(pair, prompts, data), pair.teacher_tokenizer is not None
     sampler = sampler or Sampler(alpha=0.0 if separate else Sampler.alpha)
     check(
@@ -43,6 +49,7 @@ def rollouts(
             "and 1",
         )
     )
+    sampler.begin(pair)
     model = LanguageModel(pair.student, pair.n_vocab, pair.compile)
     for index in itertools.count():
         rows = rows_at(seed_for(seed, "prompts"), index * size, size, len(chosen), sampler.answers_per_prompt)

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from minillm.api.inputs import Prompts, Run, as_file, sources_of
 from minillm.common.errors import ConfigError, check
+from minillm.common.machine import tune
 from minillm.data import read_records
 from minillm.models import Checkpoint, Lora, ModelPair, Pair, PrunedTeacher, device_of
 from minillm.objectives import CrossEntropy, MiniLLM, PretrainLoss
@@ -44,7 +45,8 @@ def load_pair(
     tokenizers: Literal["shared", "separate"] = "shared",
     seed: int = 0,
 ) -> Pair:
-    """A student to train and its frozen teacher, checked against one another.
+    """A student to train and its frozen teacher, checked against one another. From now on this process keeps freed
+    memory for the next tensor, as those of the commands do (glibc): on CPUs that is up to twice as fast.
 
     Args:
         student, teacher: a directory, a hub id, a .gguf file, or `package:NAME`; without a teacher the student can be
@@ -64,6 +66,7 @@ def load_pair(
     options |= dict(ema_rate=ema_rate, tokenizers=tokenizers)
     named = teachers and {name: str(each) if isinstance(each, Path) else each for name, each in teachers.items()}
     sides = [str(each) if isinstance(each, Path) else each for each in (student, teacher)]
+    tune()
     settings = ModelPair(*sides, teachers=named, **options)
     return settings.load(device_of(device), seed)
 

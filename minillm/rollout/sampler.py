@@ -10,7 +10,7 @@ from minillm.common.errors import check
 
 if TYPE_CHECKING:
     from minillm.common.types import PromptBatch, Rollout
-    from minillm.models import LanguageModel
+    from minillm.models import LanguageModel, Pair
 
 
 @dataclass(frozen=True)
@@ -41,8 +41,8 @@ class Sampler:
             ),
         )
 
-    def begin(self) -> None:
-        """Called before a run. Raises ModelError where it cannot answer."""
+    def begin(self, pair: Pair) -> None:
+        """Called before a run. Raises ModelError where it cannot answer for the pair's student."""
 
     def rollout(
         self,

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from minillm.common.types import Rollout
-    from minillm.models import LanguageModel
+    from minillm.models import LanguageModel, Pair
     from minillm.models.vllm import VllmServer
 
 torch = lazy("torch")
@@ -65,7 +65,10 @@ class VllmSampler(Sampler):
 
         return VllmServer(self.url, self.patience, self.timeout, "sampler.url")
 
-    def begin(self) -> None:
+    def begin(self, pair: Pair) -> None:
+        if pair.n_vocab < (n_rows := len(pair.student.get_output_embeddings().weight)):
+            used = f"{n_rows} tokens, of which this pair has {pair.n_vocab}"
+            raise ModelError(f"sampler.url: the server draws from {used}; wanted sampler=student")
         self._server.post("/reset_prefix_cache")
 
     def rollout(self, student, teacher, prompts, seeds, *, stop_ids, pad_id, interrupt=None, **_) -> Rollout:
@@ -104,9 +107,6 @@ class VllmSampler(Sampler):
         from minillm.models.adapter import merged_weights
 
         network, place = student.network, Path(self.directory).expanduser().absolute()
-        if student.n_vocab < (n_rows := len(network.get_output_embeddings().weight)):
-            shared = f"{n_rows} tokens, of which the teacher shares {student.n_vocab}"
-            raise ModelError(f"sampler.url: the server draws from {shared}; wanted sampler=student")
         with whole_directory(place) as folder:
             network.save_pretrained(folder, state_dict=merged_weights(network))
         self._server.post("/collective_rpc", method="reload_weights", kwargs={"weights_path": str(place)})

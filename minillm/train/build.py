@@ -91,7 +91,7 @@ def build(settings: Settings, pair: Pair | None = None) -> Run:
         digests["model.teacher"] = pair.teacher.digest
     if pair.teacher is not None and not pair.teacher.exact:
         pair.teacher.list_tokens(settings.objective.teacher_tokens)
-    settings.sampler.begin()
+    settings.sampler.begin(pair)
     module, datamodule = _parts(settings, pair, train_prompts, val_prompts, corpus)
     if ckpt_path:
         resume.compare_data(run_dir, digests)

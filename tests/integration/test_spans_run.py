@@ -68,6 +68,8 @@ def test_from_python(world, other):
     assert len(texts) == 2 == len(minillm.generate(pair, ["a cat", "the dog"], max_new_tokens=4))
     with pytest.raises(ConfigError, match="alpha=0.2, temperature=1.0 with tokenizers=separate; wanted 0 and 1"):
         next(minillm.rollouts(pair, ["a cat"], sampler=minillm.Sampler()))
+    with pytest.raises(ConfigError, match=r"data.on_policy=0.5, data.replay=0.2: a rollout has new answers only"):
+        next(minillm.rollouts(pair, ["a cat"], data={"on_policy": 0.5, "replay": 0.2}))
     assert len(next(minillm.rollouts(pair, ["a cat"], size=2))) == 2  # drawn by the student alone
     rollout = next(minillm.rollouts(pair, ["a cat", "the dog"], size=4, sampler=minillm.Sampler(0.0, max_new_tokens=5)))
     loss = minillm.backward(pair, rollout, minillm.SpanReverseKL())

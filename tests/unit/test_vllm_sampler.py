@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from minillm.common.errors import ConfigError, ModelError
-from minillm.models import LanguageModel, Lora
+from minillm.models import LanguageModel, Lora, Pair
 from minillm.objectives.linear_loss import LinearLoss
 from minillm.rollout import VllmSampler, answer_logprobs
 from tests.helpers import PROMPTS, prompt_batch
@@ -22,16 +22,20 @@ def student():
     return LanguageModel(make_model(seed=1))
 
 
+def pair_of(student, n_vocab=31):
+    return Pair(student.network, None, None, n_vocab, ())
+
+
 @pytest.fixture
 def draw(tmp_path, student):
     """Answers of the fake; `options` of it, `settings` of the sampler."""
 
-    def run(settings=None, prompts=None, seeds=SEEDS, model=None, **options):
+    def run(settings=None, prompts=None, seeds=SEEDS, n_vocab=31, **options):
         with serving(make_model(seed=5), **options) as (fake, url):  # of other weights
             sampler = VllmSampler(**dict(max_new_tokens=9, batch_size=3, patience=0.0) | (settings or {}), url=url,
                                   directory=str(tmp_path / "weights"))  # fmt: skip
-            sampler.begin()
-            rollout = sampler.rollout(model or student, None, prompts or prompt_batch(extra=1), seeds, **ENDS)
+            sampler.begin(pair_of(student, n_vocab))
+            rollout = sampler.rollout(student, None, prompts or prompt_batch(extra=1), seeds, **ENDS)
         return rollout, sampler, fake
 
     return run
@@ -99,11 +103,11 @@ def test_what_cannot_be_right_is_refused(draw, student, tmp_path):
         draw({"temperature": 0.5})  # raw log-probs
     with pytest.raises(ModelError, match=wrong):
         draw(scores=lambda logits: logits)
-    with pytest.raises(ModelError, match="the server draws from 31 tokens, of which the teacher shares 30"):
-        draw(model=LanguageModel(student.network, 30))
+    with pytest.raises(ModelError, match="the server draws from 31 tokens, of which this pair has 30"):
+        draw(n_vocab=30)
     with pytest.raises(ModelError, match=r"sampler.url=http.*/v1/completions: status 400: .*length is 15 tokens"):
         draw(max_model_len=15)
     with pytest.raises(ModelError, match=r"sampler.url: the sampler's server .* start a vLLM server"):
-        VllmSampler(url="http://127.0.0.1:1", patience=0.0).begin()
+        VllmSampler(url="http://127.0.0.1:1", patience=0.0).begin(pair_of(student))
     with pytest.raises(ConfigError, match=r"(?s)alpha=0.2: .* url='x': .* truncate=0.5: .* tolerance=0.0: .*patience"):
         VllmSampler(alpha=0.2, url="x", truncate=0.5, tolerance=0.0, timeout=0.0)
