@@ -8,7 +8,8 @@ from typing import Any, Literal
 KINDS = ("lists", "describe", "longer")
 ROWS, ANSWER = 64, 32  # answers of an optimizer step, tokens of an answer at most
 DATA = dict(template="chat", max_prompt_tokens=24, max_response_tokens=ANSWER, block_size=64)
-RATES = {"supervised": (1e-3, 3e-3, 6e-3), "on_policy": (3e-4, 1e-3, 3e-3)}
+RATES = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)  # learning rates
+FIRST = (3, 6)  # of which these are tried first
 
 
 @dataclass(frozen=True)

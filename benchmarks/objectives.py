@@ -2,8 +2,8 @@
 
 The task and the models are those of `make reproduce` in a smaller size. All methods begin from one student, a short
 fine-tuning, and make updates with the same number of answers' tokens (inner epochs counted). Each has three learning
-rates on one seed, of which validation Rouge-L chooses, and then 8 seeds. Tests: 95% intervals by a bootstrap over seeds
-and prompts, the same draws for all methods.
+rates on one seed, and the next one as long as the best by validation Rouge-L is at an end, and then 8 seeds. Tests: 95%
+intervals by a bootstrap over seeds and prompts, the same draws for all methods.
 """
 
 import argparse
@@ -19,6 +19,7 @@ import numpy as np
 
 from benchmarks.common import RESULTS, in_new_process, machine, matrix_peak
 from benchmarks.narrow import (
+    FIRST,
     METHODS,
     RATES,
     finished,
@@ -52,9 +53,7 @@ def main() -> None:
     with ProcessPoolExecutor(os.cpu_count(), mp_context=context, initializer=_quiet, initargs=(folder,)) as pool:
         for make in (make_teacher, make_start, make_teacher_answers):
             pool.submit(make, folder).result()
-        tried = [(name, rate, CHOOSING_SEED) for name in methods for rate in RATES[METHODS[name].kind]]
-        _all(pool, work, tried, "learning rates")
-        chosen = {name: _best(folder, name) for name in methods}
+        chosen = _chosen_rates(pool, work, methods)
         runs = [(name, chosen[name], seed) for seed in SEEDS for name in methods]
         _all(pool, work, runs, "seeds")
         pool.submit(run_one, folder, 0, ("start", 0.0, 0)).result()
@@ -76,10 +75,20 @@ def _all(pool: ProcessPoolExecutor, work: partial, runs: list[tuple], title: str
         print(f"  {number}/{len(waiting)} {done}", flush=True)
 
 
-def _best(folder: Path, name: str) -> float:
-    """The learning rate with the best validation Rouge-L."""
-    rates = RATES[METHODS[name].kind]
-    return max(rates, key=lambda rate: finished(folder, (name, rate, CHOOSING_SEED))["validation_rouge_l"])
+def _chosen_rates(pool: ProcessPoolExecutor, work: partial, methods: list[str]) -> dict[str, float]:
+    """The learning rate of each method with the best validation Rouge-L, lower ones on both sides of it."""
+    wider, tried = dict.fromkeys(methods, FIRST), {}
+    while wider != tried:
+        tried = wider
+        runs = {name: [(name, RATES[at], CHOOSING_SEED) for at in range(*tried[name])] for name in methods}
+        _all(pool, work, [run for each in runs.values() for run in each], "learning rates")
+        best = {name: max(runs[name], key=lambda run: finished(work.args[0], run)["validation_rouge_l"])[1]
+                for name in methods}  # fmt: skip
+        wider = {
+            name: (max(0, low - (best[name] == RATES[low])), min(len(RATES), high + (best[name] == RATES[high - 1])))
+            for name, (low, high) in tried.items()
+        }
+    return best
 
 
 def _report(folder: Path, methods: list[str], chosen: dict[str, float], tokens: int, peak: float) -> None:
