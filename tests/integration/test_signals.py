@@ -1,5 +1,6 @@
 """A run that a scheduler asks to stop saves and ends with status 75; resumed, it equals one that was not asked."""
 
+import json
 import os
 import signal
 import time
@@ -64,6 +65,11 @@ def same(cut, whole, state):
     folder, wanted = whole
     assert all(torch.equal(state[name], value) for name, value in wanted.items())
     assert rows(cut) == rows(folder)
+    best = [
+        {key: value for key, value in json.loads((each / "metrics.json").read_text()).items() if key.startswith("best/")}
+        for each in (cut, folder)
+    ]
+    assert best[0] == best[1] and best[0]
     for file in (folder / "samples").iterdir():
         assert (cut / "samples" / file.name).read_text() == file.read_text(), file.name
     assert (cut / "student" / "model.safetensors").read_bytes() == (folder / "student/model.safetensors").read_bytes()
@@ -173,3 +179,14 @@ def test_a_signal_after_the_last_step_leaves_a_finished_run(tmp_path, overrides)
             process.send_signal(signal.SIGTERM)
         time.sleep(0.001)
     assert process.poll() == 0 and (done.parent / "student" / "config.json").exists()
+
+
+def test_the_end_of_the_start_is_the_best_by_its_own_figures(tmp_path, overrides):
+    """The signal comes in the last step of the start, before its validation, and nothing later is better."""
+    rates = ["start.learning_rate=1e-2", "optim.learning_rate=2e-2", "optim.warmup_steps=0", "regime.max_steps=2"]
+    options = [*overrides, *rates]
+    state = train(tmp_path / "whole", options).module.state_dict()
+    assert json.loads((tmp_path / "whole" / "metrics.json").read_text())["best/step"] == 0
+    with pytest.raises(Interrupted):
+        train(tmp_path / "cut", options, also=At("on_before_optimizer_step", lambda module: module.start_step == 1))
+    goes_on(tmp_path / "cut", options, (tmp_path / "whole", state))

@@ -89,7 +89,7 @@ class Validation(BoundaryCallback):
 
     def is_of(self, module) -> bool:
         """Whether the newest figures are of the module's weights as they are now, after the start."""
-        return not module.in_start and self.newest_step == module.step
+        return not module.in_start and self.owed is None and self.newest_step == module.step
 
     def setup(self, trainer, module, stage) -> None:
         self._prompts, self._pair, self._module = trainer.datamodule.val_prompts, module.pair, module
