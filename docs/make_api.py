@@ -17,7 +17,7 @@ are in nats.
 """
 SECTIONS = {
     "Train, answer, measure": ("load_pair", "distill", "finetune", "generate", "evaluate", "Run", "Student", "Pair"),
-    "Your own loop": ("rollouts", "backward", "Rollout", "LinearLoss"),
+    "Your own loop": ("rollouts", "backward", "prepare", "Rollout", "LinearLoss"),
     "Objectives": ("MiniLLM", "CrossEntropy", "PretrainLoss"),
     "Sampling, regimes, optimizer": ("Sampler", "OnPolicy", "Supervised", "SupervisedStart", "Reward", "Optim", "Lora"),
 }

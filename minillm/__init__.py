@@ -11,7 +11,7 @@ __version__ = "0.2.0.dev0"
 
 # Imported when they are first used: `import minillm` alone loads no torch.
 _PUBLIC = {
-    "api": "Run Student backward distill evaluate finetune generate load_pair rollouts".split(),
+    "api": "Run Student backward distill evaluate finetune generate load_pair prepare rollouts".split(),
     "objectives.linear_loss": ["LinearLoss"],
     "models": ["Lora", "Pair"],
     "train.regime": ["OnPolicy", "Supervised"],

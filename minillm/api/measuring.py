@@ -72,7 +72,8 @@ def evaluate(
     ["answers"][decoding][file][model]["figures"], each with mean and 95% interval, and more.
 
     Args:
-        models: directories, hub ids, runs or pairs (their students). teacher: for the KL; a pair's, if it is one.
+        models: directories, hub ids, runs or pairs (their students). teacher: for the KL; of a pair its teacher, which
+            must be a model of a directory or the hub as it is there: no moving average, adapter or 4 or 8 bits.
         files: of prompts. suite: quick, or paper for all that the paper measures, or the keys of such a file.
         options: other keys of conf/evaluate.yaml: seeds, max_new_tokens, batch_size, limit, ...
     """
@@ -81,7 +82,8 @@ def evaluate(
         teacher = getattr(getattr(model, "network", None), "name_or_path", None)
         if not teacher:
             raise ConfigError(
-                "teacher: is not one model that was loaded from a directory or a hub id; wanted one of them"
+                "teacher: is not one model that was loaded from a directory or a hub id, with nothing changed; wanted "
+                "the name of one"
             )
     with tempfile.TemporaryDirectory(prefix="minillm-") as scratch:
         folder = Path(run_dir or f"{scratch}/evaluation")

@@ -14,7 +14,7 @@ from minillm.common.seeding import seed_for
 from minillm.common.types import Experience, Rollout
 from minillm.data import rows_at
 from minillm.models import LanguageModel, Pair
-from minillm.objectives import START, MiniLLM, Objective
+from minillm.objectives import SPANS, START, MiniLLM, Objective
 from minillm.objectives.linear_loss import LinearLoss
 from minillm.rollout import Sampler, prepared, with_costs, with_spans, with_teacher
 from minillm.rollout.micro_batch import micro_batches
@@ -33,7 +33,8 @@ def rollouts(
 ) -> Iterator[Rollout]:
     """Rollouts of `size` answers without end, for one's own loop: drawn by the student as it is then (or its
     mixture with the teacher), with the log-probs of both models and the teacher's hidden states. The same prompts and
-    answers as those of `distill` with the same seed.
+    answers as those of `distill` with the same seed, if that is given `validation` and no supervised start. A teacher
+    that is a moving average (`ema`) stays as it is: `distill` moves it.
 
     Raises:
         ConfigError: data.on_policy or data.replay, which are for `distill`. ModelError: the sampler cannot answer.
@@ -65,6 +66,44 @@ def rollouts(
         yield rollout
 
 
+def prepare(
+    pair: Pair,
+    rollout: Rollout,
+    objective: Objective | None = None,
+    *,
+    linear_loss: LinearLoss | None = None,
+    max_tokens: int = _MAX_TOKENS,
+) -> Experience:
+    """The rollout with what the objective computes of it once, with the student as it is now: for several steps of
+    `backward` on it.
+
+    Raises:
+        ConfigError: the teacher or the rollout does not give what the objective needs.
+    """
+    objective, teacher = objective or MiniLLM(), pair.teacher
+    needs, name = objective.needs, f"objective={type(objective).__name__}"
+    listed = None if teacher is None or teacher.exact else teacher.k
+    check(
+        (
+            START not in needs or rollout.start_logprobs_BR is not None,
+            f"{name}: wanted a rollout with `start_logprobs_BR`, the log-probs of its tokens under the student at the "
+            "start; `distill` makes them",
+        ),
+        (
+            (SPANS in needs) == (pair.teacher_tokenizer is not None),
+            f"{name} with tokenizers={'separate' if pair.teacher_tokenizer else 'shared'}: SpanReverseKL is for a "
+            "teacher with other tokens, and nothing else is",
+        ),
+        (
+            listed is None or objective.teacher_tokens in range(listed + 1),
+            f"{name} with a vLLM teacher that lists {listed} tokens: wanted an objective that needs no more, or "
+            "`pair.teacher.list_tokens(K)` before the rollouts",
+        ),
+    )
+    student, loss = LanguageModel(pair.student, pair.n_vocab, pair.compile), linear_loss or LinearLoss()
+    return prepared(with_costs(rollout, student, teacher, objective, loss, max_tokens=max_tokens), objective)
+
+
 def backward(
     pair: Pair,
     rollout: Rollout,
@@ -75,20 +114,17 @@ def backward(
 ) -> dict[str, float]:
     """Add the gradient of the objective on a rollout to the student's, as one mini-batch; returns the loss and its
     parts. `max_tokens` go through the student at a time, which changes nothing but rounding, unless the objective
-    divides by what is in a micro-batch. For several steps on one rollout pass `prepared(rollout, objective)`.
+    divides by what is in a micro-batch. For several steps on one rollout pass what `prepare` gives.
+
+    Raises:
+        ConfigError: see `prepare`.
     """
     objective, linear_loss = objective or MiniLLM(), linear_loss or LinearLoss()
-    student, batch = LanguageModel(pair.student, pair.n_vocab, pair.compile), rollout
+    batch, network = rollout, pair.student
     if not isinstance(rollout, Experience):
-        check(
-            (
-                START not in objective.needs or rollout.start_logprobs_BR is not None,
-                f"objective={type(objective).__name__}: wanted a rollout with `start_logprobs_BR`, the log-probs of "
-                "its tokens under the student at the start; `distill` makes them",
-            )
-        )
-        whole = with_costs(rollout, student, pair.teacher, objective, linear_loss, max_tokens=max_tokens)
-        batch = prepared(whole, objective)
+        batch = prepare(pair, rollout, objective, linear_loss=linear_loss, max_tokens=max_tokens)
+    before, student = network.training, LanguageModel(network, pair.n_vocab, pair.compile)
+    network.train(before or network.is_gradient_checkpointing)  # in eval mode transformers keeps all activations
     normaliser = objective.normaliser(batch.response_mask_BR)
     sums: dict[str, float] = {}
     micros = micro_batches(batch, max_tokens)
@@ -99,4 +135,5 @@ def backward(
         output.loss.backward()
         for name, value in {"loss": output.loss.detach(), **output.parts}.items():
             sums[name] = sums.get(name, 0.0) + float(value)
+    network.train(before)
     return sums

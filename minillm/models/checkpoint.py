@@ -201,6 +201,7 @@ class Checkpoint:
             from minillm.models.adapter import merge_adapter
 
             network = merge_adapter(network, self.adapter, self.source, merge=self.bits is None)
+        network.name_or_path = "" if self.adapter or self.bits else self.source  # where these very weights are
         return network, tokenizer
 
 

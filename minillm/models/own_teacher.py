@@ -45,7 +45,9 @@ class Unadapted(LanguageModel):
 
 def copy_of(student: PreTrainedModel) -> PreTrainedModel:
     """A copy of the trained weights; the copy and the student share the frozen ones."""
-    return copy.deepcopy(student, {id(each): each for each in student.parameters() if not each.requires_grad})
+    made = copy.deepcopy(student, {id(each): each for each in student.parameters() if not each.requires_grad})
+    made.name_or_path = ""  # it will be no model of a directory
+    return made
 
 
 class MovingAverage:

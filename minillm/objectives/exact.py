@@ -121,7 +121,7 @@ class SkewForward(Divergence):
 
     def __post_init__(self):
         super().__post_init__()
-        _check_share("alpha", self.alpha)
+        _check_skew(self.alpha)
 
     def costs(self, student_NV: Tensor, teacher_NV: Tensor) -> Tensor:
         return divergences.skew_forward(student_NV, teacher_NV, self.alpha)
@@ -135,7 +135,7 @@ class SkewReverse(Divergence):
 
     def __post_init__(self):
         super().__post_init__()
-        _check_share("alpha", self.alpha)
+        _check_skew(self.alpha)
 
     def costs(self, student_NV: Tensor, teacher_NV: Tensor) -> Tensor:
         return divergences.skew_reverse(student_NV, teacher_NV, self.alpha)
@@ -237,3 +237,7 @@ class TopK(Divergence):
 
 def _check_share(name: str, value: float) -> None:
     check((0 <= value <= 1, f"{name}={value}: wanted a number in [0, 1]"))
+
+
+def _check_skew(alpha: float) -> None:
+    check((0 <= alpha < 1, f"alpha={alpha}: wanted a number in [0, 1); 1 compares a model with itself"))

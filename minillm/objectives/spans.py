@@ -29,8 +29,8 @@ class SpanReverseKL(Sampled):
         earlier ones that the teacher would read in other tokens after another continuation. The expected gradient is
         then that of sum_y q(y) [log q(y) - log p(the teacher's canonical tokens of text(y))]. False: A_t is the reward
         of its own span.
-    baseline: subtract the mean advantage of the other answers of the rollout at the same position, which leaves the
-        expectation as it is.
+    baseline: subtract the mean advantage of the other answers of the rollout at the same position. That leaves the
+        expectation as it is where no answer is dropped: the mean of a gradient over the kept ones alone is not 0.
     """
 
     long_part: bool = False

@@ -83,7 +83,8 @@ def build(settings: Settings, pair: Pair | None = None) -> Run:
     trainer.accumulate_grad_batches = settings.accumulated
     corpus = None if documents is None else settings.data.corpus(documents, pair)
     digests = resume.data_digests(train_prompts, val_prompts, corpus, pair.tokenizer.chat_template)
-    if START in settings.objective.needs or settings.model.own_teacher:
+    # What of the student's weights is in no checkpoint must be the same again.
+    if START in settings.objective.needs or settings.model.own_teacher or settings.model.lora:
         digests["model.student"] = weights_digest(pair.student)
     if pair.reference is not None:
         digests["model.reference"] = weights_digest(pair.reference.network)

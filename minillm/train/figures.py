@@ -18,33 +18,39 @@ from minillm.parallel import Group
 _FROM = (1, 17, 65, 257, 1025)  # positions of an answer
 
 
-def rollout_figures(rollout: Rollout, stop_ids: Sequence[int], seconds: float) -> dict[str, float]:
-    """Of the sampled answers of a rollout, which took so many seconds; and the share of given ones if there are any, or
-    of those that could not be aligned with a teacher of other tokens."""
+def rollout_figures(
+    rollout: Rollout, stop_ids: Sequence[int], seconds: float, stored: Sequence[int] = ()
+) -> dict[str, float]:
+    """Of the sampled answers of a rollout, which took so many seconds but for the `stored` rows; and the share of given
+    ones if there are any, or of those that could not be aligned with a teacher of other tokens."""
+    drawn = [row for row in range(len(rollout)) if row not in stored]
+    n_tokens = int(rollout.response_mask_BR[drawn].sum())
+    return ({"time/tokens_per_second": n_tokens / seconds} if n_tokens else {}) | _figures(rollout, stop_ids)
+
+
+def _figures(rollout: Rollout, stop_ids: Sequence[int]) -> dict[str, float]:
     if rollout.spans_BR2 is not None:
         kept_B = rollout.response_mask_BR.any(-1)
         share = {"rollout/dropped": 1 - kept_B.double().mean().item()}
         rest = replace(rollout.rows(kept_B), spans_BR2=None)
-        return share | (rollout_figures(rest, stop_ids, seconds) if len(rest) else {})
+        return share | (_figures(rest, stop_ids) if len(rest) else {})
     if rollout.given_B is not None:
         share = {"rollout/given": rollout.given_B.float().mean().item()}
         drawn = replace(rollout.rows(~rollout.given_B), given_B=None)
-        return share | (rollout_figures(drawn, stop_ids, seconds) if len(drawn) else {})
+        return share | (_figures(drawn, stop_ids) if len(drawn) else {})
     mask_BR = rollout.response_mask_BR
-    n_tokens = int(mask_BR.sum())
     gap_BR = rollout.student_logprobs_BR - rollout.teacher_logprobs_BR
     gap = gap_BR[mask_BR]
     last_B = rollout.response_ids_BR.gather(1, mask_BR.sum(-1, keepdim=True) - 1).squeeze(1)
     stops = torch.tensor(stop_ids, device=last_B.device)
-    reward = {} if rollout.rewards_B is None else {"train/reward": rollout.rewards_B.mean().item()}
-    return reward | {
-        "rollout/length": n_tokens / len(rollout),
+    some = {} if rollout.rewards_B is None else {"train/reward": rollout.rewards_B.mean().item()}
+    if rollout.near_edge_BR is not None:  # draws that rounding may turn; see `Rollout`
+        some["rollout/near_edge"] = rollout.near_edge_BR[mask_BR].float().mean().item()
+    return some | {
+        "rollout/length": int(mask_BR.sum()) / len(rollout),
         "rollout/truncated": (~torch.isin(last_B, stops)).float().mean().item(),
         # log q - log p of tokens drawn from the mixture: an estimate that alpha > 0 biases; val/ has the exact one.
         "rollout/reverse_kl_sampled": gap.mean().item(),
-        # Draws that rounding may turn; see Rollout.near_edge_BR.
-        "rollout/near_edge": rollout.near_edge_BR[mask_BR].float().mean().item(),
-        "time/tokens_per_second": n_tokens / seconds,
         **_by_position(gap_BR, mask_BR),
     }
 

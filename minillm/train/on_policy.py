@@ -204,7 +204,8 @@ class OnPolicyDistillation(TrainingModule):
                     self._update(losses, rate, records_B, rows, {"optim/learning_rate": rate})
                     self.step += 1
         self.whole = True
-        figures = rollout_figures(rollout, self.pair.stop_ids, self.phases.seconds["rollout"])
+        seconds = self.phases.seconds["rollout"]
+        figures = rollout_figures(rollout, self.pair.stop_ids, seconds, self.stored.rows)
         return figures | self.sampler.figures | watched.figures(self.group)
 
     def _policy_gradients(self, minibatch: Experience, watched: Watched | None = None) -> dict[str, Tensor]:

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,6 +12,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import minillm
 from examples import loop
 from minillm.common.errors import ConfigError
+from minillm.models import Checkpoint
+from minillm.models.adapter import save_adapter
+from minillm.objectives import JensenShannon, TopK
 from tests.integration.test_resume import rows, train
 
 SMALL = dict(rollouts=4, minibatch_size=2, microbatch_tokens=64, inner_epochs=1)
@@ -145,8 +149,53 @@ def test_an_objective_that_divides_by_micro_batches_does_so_in_ones_own_loop(wor
     assert abs(parts[1] - whole[1]) > 1e-5
 
 
-def test_a_teacher_that_is_nowhere_cannot_be_named(world):
+def test_a_teacher_that_is_nowhere_cannot_be_named(tmp_path, world):
+    """A moving average, or a model that an adapter has changed."""
+    adapted = minillm.load_pair(world / "teacher", lora=minillm.Lora(rank=2), dtype="float32")
+    save_adapter(adapted.student, tmp_path / "adapter")
+    teacher = Checkpoint(str(world / "teacher"), adapter=str(tmp_path / "adapter"))
+    for pair in (minillm.load_pair(world / "student", "ema"), minillm.load_pair(world / "student", teacher)):
+        for each in (pair, pair.teacher):
+            with pytest.raises(ConfigError, match="teacher: is not one model that was loaded from"):
+                minillm.evaluate([pair], teacher=each)
+
+
+def test_several_steps_on_one_rollout(world):
+    """With what the objective computes of it once, also where that takes a pass of the student."""
     pair = load(world)
-    pair.teacher.network.name_or_path = ""
-    with pytest.raises(ConfigError, match="teacher: is not one model that was loaded from"):
-        minillm.evaluate([pair], teacher=pair)
+    rollout = next(minillm.rollouts(pair, PROMPTS, size=4, sampler=minillm.Sampler(max_new_tokens=5)))
+    for objective in (minillm.MiniLLM(), JensenShannon(long_part=True)):
+        ready = minillm.prepare(pair, rollout, objective)
+        assert minillm.backward(pair, rollout, objective) == minillm.backward(pair, ready, objective)
+
+
+def test_activations_are_recomputed_in_ones_own_loop(world):
+    pair, passes = load(world, gradient_checkpointing=True), []
+    rollout = next(minillm.rollouts(pair, PROMPTS, size=4, sampler=minillm.Sampler(max_new_tokens=5)))
+    pair.student.model.layers[0].self_attn.register_forward_hook(lambda *_: passes.append(1))
+    before = minillm.backward(load(world), rollout), pair.student.training
+    assert (minillm.backward(pair, rollout), pair.student.training) == before and len(passes) == 2
+
+
+def test_what_the_teacher_cannot_give_is_refused_in_ones_own_loop(world):
+    pair = load(world)
+    rollout = next(minillm.rollouts(pair, PROMPTS, size=4, sampler=minillm.Sampler(max_new_tokens=5)))
+    with pytest.raises(ConfigError, match="SpanReverseKL with tokenizers=shared"):
+        minillm.backward(pair, rollout, minillm.SpanReverseKL())
+    pair.teacher.exact, pair.teacher.k = False, 3  # as that of a vLLM server
+    for objective in (minillm.MiniLLM(), TopK(k=5)):
+        with pytest.raises(ConfigError, match="with a vLLM teacher that lists 3 tokens"):
+            minillm.backward(pair, rollout, objective)
+    minillm.prepare(pair, rollout, TopK(k=3))
+
+
+def test_a_sampler_of_ones_own_needs_no_mark_of_edges(tmp_path, world, overrides):
+    class Plain(minillm.Sampler):
+        def rollout(self, *arguments, **options):
+            return replace(super().rollout(*arguments, **options), near_edge_BR=None)
+
+    options = dict(steps=2, regime=minillm.OnPolicy(**SMALL), validation=PROMPTS[:2])
+    figures = [minillm.distill(load(world), PROMPTS, sampler=kind(max_new_tokens=5), **options).history
+               for kind in (minillm.Sampler, Plain)]  # fmt: skip
+    assert figures[0][1].keys() - figures[1][1].keys() == {"rollout/near_edge"}
+    assert figures[0][1]["train/loss"] == figures[1][1]["train/loss"]

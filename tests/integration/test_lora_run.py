@@ -1,14 +1,17 @@
 """Runs that train adapters: resumed, exported, gone on from; and runs that recompute activations."""
 
+import shutil
+
 import pytest
 import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
-from minillm.common.errors import ModelError
+from minillm.common.errors import ConfigError, ModelError
 from minillm.export import export
 from minillm.models import Checkpoint
 from tests.integration.test_resume import Killed, rows, train
+from tests.tiny import make_model
 
 IDS = torch.arange(1, 9)[None]
 LORA = ["lora=default", "model.lora.rank=4", "callbacks.record.export=last"]
@@ -50,6 +53,17 @@ def test_a_run_with_adapters_resumes_exports_and_can_be_gone_on_from(tmp_path, o
     torch.testing.assert_close(again.module.student.eval()(IDS).logits, student(IDS).logits, rtol=0, atol=1e-5)
     with pytest.raises(ModelError, match=f"names '{world}/student with {folder}/adapter', and it is put on"):
         Checkpoint(f"{world}/student", adapter=str(tmp_path / "on" / "adapter")).load()
+
+
+def test_adapters_do_not_go_on_upon_another_base(tmp_path, overrides, world):
+    """Of the same shapes, in the same place; the base is in no checkpoint."""
+    place = shutil.copytree(world / "student", tmp_path / "student")
+    options = [*overrides, *LORA, f"model.student={place}"]
+    with pytest.raises(Killed):
+        train(tmp_path / "run", options, kill_after=2)
+    make_model(seed=7, layers=1, dtype=torch.float32).save_pretrained(place)
+    with pytest.raises(ConfigError, match=r"model\.student: other content than the run in .* was begun with"):
+        train(tmp_path / "run", options, resume="auto")
 
 
 def test_the_best_adapters_are_exported(tmp_path, overrides, world):

@@ -66,7 +66,11 @@ def same(cut, whole, state):
     assert all(torch.equal(state[name], value) for name, value in wanted.items())
     assert rows(cut) == rows(folder)
     best = [
-        {key: value for key, value in json.loads((each / "metrics.json").read_text()).items() if key.startswith("best/")}
+        {
+            key: value
+            for key, value in json.loads((each / "metrics.json").read_text()).items()
+            if key.startswith("best/")
+        }
         for each in (cut, folder)
     ]
     assert best[0] == best[1] and best[0]

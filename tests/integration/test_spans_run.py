@@ -72,5 +72,7 @@ def test_from_python(world, other):
         next(minillm.rollouts(pair, ["a cat"], data={"on_policy": 0.5, "replay": 0.2}))
     assert len(next(minillm.rollouts(pair, ["a cat"], size=2))) == 2  # drawn by the student alone
     rollout = next(minillm.rollouts(pair, ["a cat", "the dog"], size=4, sampler=minillm.Sampler(0.0, max_new_tokens=5)))
+    with pytest.raises(ConfigError, match="MiniLLM with tokenizers=separate"):
+        minillm.backward(pair, rollout)
     loss = minillm.backward(pair, rollout, minillm.SpanReverseKL())
     assert {"loss", "advantage"} <= loss.keys() and any(each.grad is not None for each in pair.student.parameters())

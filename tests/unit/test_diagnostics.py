@@ -60,6 +60,8 @@ def test_the_sampled_kl_by_position():
     assert found["rollout/reverse_kl_sampled_from_1"] == pytest.approx((sum(range(16)) + 3) / 19)
     assert found["rollout/reverse_kl_sampled_from_17"] == pytest.approx(17.5)
     assert "rollout/reverse_kl_sampled_from_65" not in found
+    assert found["time/tokens_per_second"] == 23
+    assert rollout_figures(rollout, [1], 2.0, stored=[0])["time/tokens_per_second"] == 1.5  # that was not decoded
 
 
 def test_clipping_by_the_mixtures_weight_is_told_apart():
