@@ -8,7 +8,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 # A file's tests share what they made; in the order of the tree, so that short ones end it.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+PYTEST := OMP_NUM_THREADS=1 PYTHONFAULTHANDLER=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 .PHONY: demo reproduce compare-objectives test test-all clean
 

@@ -7,7 +7,7 @@ import json
 import socketserver
 import threading
 from collections.abc import Callable, Iterable
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -75,13 +75,10 @@ def serving(*script: Sent, **how):
         def do_POST(self):
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             sent = chat.next(self.path, {name.title(): value for name, value in self.headers.items()}, body)
-            try:
+            with chat.lock:
+                chat.at_work -= 1  # before the client can ask again
+            with suppress(OSError):  # the client has gone
                 self.send(sent)
-            except OSError:  # the client has gone
-                pass
-            finally:
-                with chat.lock:
-                    chat.at_work -= 1
 
         def send(self, sent: Sent) -> None:
             data = sent.body.encode()

@@ -5,7 +5,6 @@ compute may hang). So a start takes 0.1 s of CPU and not 7.
 """
 
 import atexit
-import faulthandler
 import multiprocessing
 import os
 import runpy
@@ -32,7 +31,6 @@ def _become(script: str, arguments: list[str], place: str, variables: dict[str, 
     torch.set_num_threads(int(variables["OMP_NUM_THREADS"]))
     sys.argv = [script, *arguments]
     sys.orig_argv = [sys.executable, *([] if script.endswith(".py") else ["-m"]), *sys.argv]  # ranks begin with it
-    faulthandler.enable(2)  # a crash of native code shows where
     atexit._clear()  # what the server has registered
     try:
         if script.endswith(".py"):

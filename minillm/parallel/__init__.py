@@ -17,7 +17,7 @@ _MODULES = {
         "whole_state",
         "without_autocast",
     ),
-    "start": ("launch",),
+    "start": ("free_port", "launch"),
     "strategies": ("Replicated", "Sharded", "group_of", "lightning_strategy"),
 }
 __getattr__ = lazily(__name__, _MODULES)

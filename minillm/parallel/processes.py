@@ -62,5 +62,7 @@ def _rendezvous() -> dict[str, Any]:
 
 
 def leave() -> None:
+    """All together: a rank closes no group in which another still waits for a message."""
     if dist.is_initialized():
+        dist.barrier()
         dist.destroy_process_group()

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
 import socket
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from math import inf
 
 from minillm.common.child import Children
@@ -27,7 +29,7 @@ def launch(devices: int, overrides: Sequence[str], *, cuda: bool) -> None:
     command = [*sys.orig_argv[1:], *overrides]
     variables = {
         "WORLD_SIZE": devices, "LOCAL_WORLD_SIZE": devices, "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": _free_port(), STARTED_BY: os.getpid(),
+        "MASTER_PORT": free_port(), STARTED_BY: os.getpid(),
     }  # fmt: skip
     if not cuda:
         cores = len(os.sched_getaffinity(0))
@@ -53,7 +55,11 @@ def launch(devices: int, overrides: Sequence[str], *, cuda: bool) -> None:
     sys.exit(saved if codes == {saved} or (sent and codes <= {0, saved, sent}) else 1)  # rank 0 has said it
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+def free_port() -> int:
+    """One on which nobody listens, below those that systems give away: before the ranks listen on it, which takes some
+    seconds, another process could be given such a one."""
+    while True:
+        port = random.SystemRandom().randrange(20_000, 32_000)
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port

@@ -8,8 +8,7 @@ import pytest
 CHUNKS, CHUNK_MB = 48, 8
 
 PROGRAM = f"""
-import resource
-from minillm.common.machine import tune
+from minillm.common.machine import peak_memory, tune
 tune()
 import torch
 from minillm.models.head import Head
@@ -21,7 +20,7 @@ from minillm.train.figures import Watched
 torch.set_num_threads(1)
 V, H = 32_768, 8
 N = {CHUNKS} * {CHUNK_MB} * 2**20 // (4 * V)
-peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+peak = lambda: peak_memory(torch.device("cpu")) * 1e9 / 2**20
 student, teacher = (Side(torch.randn(N, H), Head(torch.randn(V, H))) for _ in range(2))
 ids, road, began = torch.randint(V, (N,)), LinearLoss({CHUNK_MB}.0), peak()
 road.alignment(student, teacher, ids, 16)

@@ -129,7 +129,7 @@ def test_one_of_two_processes_dies_at_any_moment(tmp_path, overrides, uncut, mon
 
 
 def test_a_second_ctrl_c_ends_all_processes_without_saving(tmp_path, overrides):
-    """In the middle of a round that is long."""
+    """In the middle of a round that is long: the first Ctrl-C finds no place to save."""
     round_of_a_minute = ["start.steps=0", "regime.inner_epochs=2000", "regime.max_steps=4000"]
     process = start(tmp_path, [*overrides, *round_of_a_minute, "strategy=ddp", "strategy.devices=2"])
     folder = tmp_path / "runs" / "cut"

@@ -8,7 +8,6 @@ MINILLM_VLLM=ENV/bin/python python -m pytest tests/integration/test_real_vllm.py
 import json
 import os
 import signal
-import socket
 import subprocess
 import time
 from contextlib import contextmanager
@@ -20,6 +19,7 @@ import torch
 from minillm.models import Architecture, Checkpoint, LanguageModel, ModelPair
 from minillm.objectives import Sampled, TopK
 from minillm.objectives.linear_loss import LinearLoss
+from minillm.parallel import free_port
 from minillm.rollout import VllmSampler, decode, prepared, with_teacher
 from tests.helpers import PROMPTS, prompt_batch
 from tests.integration.test_resume import train
@@ -51,9 +51,7 @@ def models(tmp_path_factory):
 @contextmanager
 def vllm(directory, place, *flags):
     """The address of a server of this model."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     flags = ("--dtype=float32", "--max-model-len=256", "--enforce-eager", "--host=127.0.0.1", f"--port={port}", *flags)
     command = [PYTHON, "-m", "vllm.entrypoints.openai.api_server", f"--model={directory}", *flags]
     kept = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}

@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM
 
 from minillm.common.errors import ConfigError, Interrupted
 from minillm.models.served import ServedTeacher
+from minillm.parallel import free_port
 from tests.commands import Command, start
 from tests.integration.test_resume import rows, train
 from tests.serving import serving
@@ -84,9 +85,11 @@ def test_what_a_served_teacher_cannot_do_is_refused_at_once(tmp_path, options):
     assert all(f"{problem} with model.teacher.url" in str(caught.value) for problem in wrong)
 
 
-def served_by_command(world, place, port="0"):
+def served_by_command(world, place, port=None):
     """The process, its address and its port."""
-    command = Command("minillm.serve", f"teacher={world}/teacher", f"port={port}", "device=cpu", cwd=place)
+    command = Command(
+        "minillm.serve", f"teacher={world}/teacher", f"port={port or free_port()}", "device=cpu", cwd=place
+    )
     while not (found := re.search(r"at (http://\S+:(\d+))", command.stdout)):
         assert command.poll() is None, command.stderr
         time.sleep(0.02)

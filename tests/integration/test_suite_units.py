@@ -207,7 +207,7 @@ def test_killed_in_between_no_metrics_pass_for_complete(brief, checked, place, c
 
 def test_killed_at_any_moment_it_ends_the_same(undisturbed, world, place, tmp_path):
     run_dir, kills = tmp_path / "run", 0
-    for wanted in (1, 8, 16):
+    for wanted in (1, 6, 11):  # of 21: the last kill comes long before the end
         process = command(world, place, run_dir, *BRIEF)
         while process.poll() is None and len(list(run_dir.glob("units/[!.]*"))) < wanted:
             time.sleep(0.01)

@@ -1,13 +1,13 @@
 """Runs of one device and of several, several runs in one set of processes, so that libraries are imported once."""
 
 import json
-import socket
 from pathlib import Path
 
 import lightning as L
 import pytest
 import torch
 
+from minillm.parallel import free_port
 from tests.commands import ROOT, Command
 from tests.tiny import make_model, make_tokenizer, write_texts
 from tests.tokenizers import byte_level, few_letters
@@ -153,12 +153,9 @@ def spawn(jobs: list[dict], n_processes: int, folder: Path) -> None:
     """Run the jobs, one after the other, in so many processes."""
     file = folder / "jobs.json"
     file.write_text(json.dumps(jobs))
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
     shared = {
         "WORLD_SIZE": str(n_processes), "LOCAL_WORLD_SIZE": str(n_processes), "MASTER_ADDR": "localhost",
-        "MASTER_PORT": str(port), "TORCHELASTIC_RUN_ID": "tests",
+        "MASTER_PORT": str(free_port()), "TORCHELASTIC_RUN_ID": "tests",
     }  # fmt: skip
     ranks = [
         Command("tests.parity.worker", file, cwd=ROOT, **shared, RANK=str(rank), LOCAL_RANK=str(rank))

@@ -1,7 +1,6 @@
 """Sharded models in two processes of a CPU, against the same model in one: half types, one sum a step, drawn ids."""
 
 import re
-import socket
 from datetime import timedelta
 
 import pytest
@@ -14,6 +13,7 @@ from transformers import AutoModelForCausalLM, MixtralConfig
 
 from minillm.common.errors import ModelError
 from minillm.models import Head, LanguageModel
+from minillm.parallel import free_port
 from minillm.parallel.sharding import DATA, TENSOR, whole_state
 from minillm.rollout import decode
 from minillm.rollout.consistency import check_consistency
@@ -124,7 +124,7 @@ def checked(family, mesh, half, scale=1.0):
 def work(rank, port, folder):
     torch.set_num_threads(1)
     address = f"tcp://localhost:{port}"
-    dist.init_process_group("gloo", address, timedelta(seconds=60), rank=rank, world_size=2)
+    dist.init_process_group("gloo", address, timedelta(minutes=10), rank=rank, world_size=2)
     rows = init_device_mesh("cpu", (2, 1), mesh_dim_names=(DATA, TENSOR))
     layers = init_device_mesh("cpu", (1, 2), mesh_dim_names=(DATA, TENSOR))
     found = {family: sharded(family, torch.float32, rows, half=True) for family in HALF}
@@ -142,10 +142,7 @@ def work(rank, port, folder):
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory):
     folder = tmp_path_factory.mktemp("sharded")
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    mp.spawn(work, (port, folder), nprocs=2)
+    mp.spawn(work, (free_port(), folder), nprocs=2)
     return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in (0, 1)]
 
 

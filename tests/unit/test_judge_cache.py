@@ -1,5 +1,6 @@
 """The judge's replies on disk: damaged, cut short by a kill, not writable."""
 
+import itertools
 import subprocess
 import sys
 import threading
@@ -42,13 +43,13 @@ def test_a_killed_process_pays_for_nothing_twice(make, tmp_path):
         "Judge(sys.argv[1], 'm', sys.argv[2], 'JUDGE_API_KEY', concurrency=3).rate(items)"
     )
     reached, go_on = threading.Event(), threading.Event()
-    sent = []
+    sent = itertools.count(1)
 
     def otherwise(body):
-        sent.append(body)
-        if len(sent) == 12:
+        number = next(sent)
+        if number == 12:
             reached.set()
-        if len(sent) >= 10 and not go_on.is_set():
+        if number >= 10:
             go_on.wait(30)
         return scores_of(body)
 

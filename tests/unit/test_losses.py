@@ -176,9 +176,16 @@ def test_log_softmax_raises_half_types_and_keeps_float64(given, computed):
     assert losses.token_logprobs(logits, torch.zeros(2, dtype=torch.long)).dtype == getattr(torch, computed)
 
 
+def two_distributions() -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits of a student, with a gradient, and of a teacher."""
+    generator = torch.Generator().manual_seed(0)
+    logits, teacher = (torch.randn(6, dtype=torch.float64, generator=generator) for _ in range(2))
+    return logits.requires_grad_(), teacher
+
+
 def test_k1_backpropagated_has_zero_mean_gradient_and_ours_has_not():
     """The trap: log q - log p of sampled tokens is an unbiased KL, but its own gradient averages to zero."""
-    logits, teacher = torch.randn(6, dtype=torch.float64).requires_grad_(), torch.randn(6).double()
+    logits, teacher = two_distributions()
     logq = logits.log_softmax(-1)
     (k1,) = torch.autograd.grad((logq.exp().detach() * (logq - teacher.log_softmax(-1))).sum(), logits)
     (ours,) = torch.autograd.grad(losses.reverse_kl(logits, teacher).sum(), logits)
@@ -188,7 +195,7 @@ def test_k1_backpropagated_has_zero_mean_gradient_and_ours_has_not():
 
 def test_k3_backpropagated_gives_the_gradient_of_the_forward_kl():
     """The trap: r - 1 - log r with r = p/q estimates the reverse KL, but its gradient is the forward KL's."""
-    logits, teacher = torch.randn(6, dtype=torch.float64).requires_grad_(), torch.randn(6).double()
+    logits, teacher = two_distributions()
     logq, logp = logits.log_softmax(-1), teacher.log_softmax(-1)
     log_r = logp - logq
     (k3,) = torch.autograd.grad((logq.exp().detach() * (log_r.exp() - 1 - log_r)).sum(), logits, retain_graph=True)

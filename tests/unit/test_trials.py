@@ -12,6 +12,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf, open_dict
 
 from minillm.common.changes import flat
+from minillm.common.console import say
 from minillm.common.stored import resolved
 from minillm.common.wandb import wandb_logger
 from minillm.experiments import sweep
@@ -210,11 +211,13 @@ def test_a_directory_where_another_process_is_at_work_is_waited_for(job, tmp_pat
     folder = tmp_path / "alpha" / "sampler.alpha-0.1"
     leave(folder, own)
     finish = (
-        f"import fcntl, time; f = open('{folder}/lock', 'w'); fcntl.flock(f, fcntl.LOCK_EX); print(flush=True); "
-        f"time.sleep(0.5); open('{folder}/metrics.json', 'w').write('{{\"val/reverse_kl\": 0.25}}')"
+        f"import fcntl; f = open('{folder}/lock', 'w'); fcntl.flock(f, fcntl.LOCK_EX); print(flush=True); "
+        f"input(); open('{folder}/metrics.json', 'w').write('{{\"val/reverse_kl\": 0.25}}')"
     )
-    with subprocess.Popen([sys.executable, "-c", finish], stdout=subprocess.PIPE) as other:
+    pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1)
+    with subprocess.Popen([sys.executable, "-c", finish], **pipes) as other:
         other.stdout.readline()
+        monkeypatch.setattr(sweep, "say", lambda text: say(text) or ("waiting" in text and other.stdin.write("\n")))
         monkeypatch.setattr(sweep, "command_of", None)  # nothing is begun
         assert sweep.run_trial(own) == 0.25
     assert "another process is at work there" in " ".join(capsys.readouterr().out.split())
