@@ -52,6 +52,10 @@ def check_serving(cfg: DictConfig | dict) -> dict:
     """The settings as a plain dict. Raises ConfigError with every problem. Does not import torch."""
     plain, token = plain_config(cfg), os.environ.get(SERVE_TOKEN, "")
     problems = value_problems(plain, _KINDS, ("max_tokens", "max_length"))
+    if not problems and plain["max_tokens"] < plain["max_length"]:
+        problems.append(
+            f"max_tokens={plain['max_tokens']}: wanted max_length={plain['max_length']} or more, a whole row"
+        )
     if plain["teacher"] == "???":
         problems.append("teacher: wanted a directory, a hub id, a .gguf file or package:NAME")
     if isinstance(plain["port"], int) and not 0 <= plain["port"] < 2**16:

@@ -72,7 +72,8 @@ def evaluate(
     ["answers"][decoding][file][model]["figures"], each with mean and 95% interval, and more.
 
     Args:
-        models: directories, hub ids, runs or pairs (their students). teacher: for the KL; of a pair its teacher, which
+        models: directories, hub ids, runs or pairs. The student of a run or pair is saved and named
+            <run_dir>/models/model_<its place>. teacher: for the KL; of a pair its teacher, which
             must be a model of a directory or the hub as it is there: no moving average, adapter or 4 or 8 bits.
         files: of prompts. suite: quick, or paper for all that the paper measures, or the keys of such a file.
         options: other keys of conf/evaluate.yaml: seeds, max_new_tokens, batch_size, limit, ...
@@ -92,7 +93,7 @@ def evaluate(
         named = [str(each) for each in models]
         for number, each in enumerate(models):
             if not isinstance(each, str | Path):
-                named[number] = f"{scratch}/model_{number}"
+                named[number] = str(folder / "models" / f"model_{number}")
                 Student(pair_of_model(each)).save_pretrained(named[number])
         given = options | {
             "models": named,

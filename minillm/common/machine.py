@@ -45,8 +45,10 @@ def peak_memory(device: torch.device) -> float:
     """Peak of this process so far in GB (1e9 bytes): allocated on the GPU, or resident on the CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e9
-    if sys.platform.startswith("linux"):  # where ru_maxrss begins at the peak of the process that started this one
-        return int(re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024 / 1e9
+    status = Path("/proc/self/status")
+    # On Linux ru_maxrss begins at the peak of the process that started this one. Some sandboxes have no VmHWM.
+    if found := status.exists() and re.search(r"VmHWM:\s+(\d+) kB", status.read_text()):
+        return int(found[1]) * 1024 / 1e9
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e9
 
 

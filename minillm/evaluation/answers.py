@@ -24,6 +24,7 @@ from minillm.data.prompts import pad
 from minillm.evaluation.metrics import FIGURES, Figure, PrefixKL, distinct
 from minillm.evaluation.metrics.figures import Answered
 from minillm.models import LanguageModel, Pair
+from minillm.models.vocabulary import answer_text
 from minillm.objectives.linear_loss import LinearLoss
 from minillm.parallel import ALONE, Group
 from minillm.rollout import Divergence, answer_logprobs, decode, rollout_alignment, rollout_divergence, with_spans
@@ -121,7 +122,7 @@ def answer_prompts(
             id=prompts.records[row].id,
             seed=seed,
             prompt=prompts.records[row].conversation,
-            answer=tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False),
+            answer=answer_text(tokenizer, tokens, stop_ids),
             tokens=tuple(tokens),
             truncated=tokens[-1] not in stop_ids,
             logprobs=(min(logprobs), max(logprobs)),
@@ -173,7 +174,7 @@ def figure_values(
 
 
 def _value(figure: Figure, answer: Answered, references: Sequence[str]) -> float | None:
-    kept = vars(answer).get(figure.key)
+    kept = vars(answer).get(figure.key) if figure in FIGURES else None  # one's own may have the name of a field
     return figure.of(answer, references) if kept is None and figure.of else kept
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model_state_dict, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
-from peft.tuners.tuners_utils import _find_minimal_target_modules, cast_adapter_dtype
+from peft.tuners.tuners_utils import BaseTunerLayer, _find_minimal_target_modules, cast_adapter_dtype
 from peft.utils.save_and_load import load_peft_weights
 from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
 from safetensors.torch import save_file
@@ -125,6 +125,7 @@ def merge_adapter(network: PreTrainedModel, adapter: str, source: str, *, merge:
         raise ModelError(
             f"adapter {adapter}: its weights are refused ({first_line(error)}); give safetensors"
         ) from error
+    tied = network.get_output_embeddings().weight is network.get_input_embeddings().weight
     try:
         with warnings.catch_warnings():  # of names deprecated in transformers, and of what is an error below
             warnings.simplefilter("ignore")
@@ -135,6 +136,13 @@ def merge_adapter(network: PreTrainedModel, adapter: str, source: str, *, merge:
     except (RuntimeError, ValueError) as error:  # other sizes; modules that are not there
         first = " ".join(str(error).strip().splitlines()[:2])
         raise ModelError(f"adapter {adapter} (of {stated!r}) does not fit {source!r}: {first}") from error
+    ends = (network.get_output_embeddings(), network.get_input_embeddings())
+    if merge and tied and any(isinstance(each, BaseTunerLayer) for each in ends):
+        raise ModelError(
+            f"adapter {adapter}: changes the head or the embeddings of {source!r}, which share their weights; merged, "
+            "it would change both. Untie them in the base (tie_word_embeddings=false) and save it before, or train an "
+            "adapter of the layers only"
+        )
     return adapted.merge_and_unload().requires_grad_(True) if merge else adapted.get_base_model()
 
 

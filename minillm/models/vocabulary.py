@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -101,6 +102,12 @@ def separate_vocabularies(
         for tokenizer, rows in named.values()
     )
     return Vocabulary(own, other, own.rows, separate=True)
+
+
+def answer_text(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], stop_ids: Sequence[int]) -> str:
+    """An answer as text, without its end, which need not be a special token."""
+    ids = ids[:-1] if len(ids) and ids[-1] in stop_ids else ids
+    return tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
 
 def stop_ids(tokenizer: PreTrainedTokenizerBase, *stated: GenerationConfig | None, n_vocab: int) -> tuple[int, ...]:

@@ -31,10 +31,10 @@ class Sizes:
     those of one layer once each head has its own, 0 where each has. `itemsize`: bytes of a weight outside of the
     layers; `stored`: of all weights as they are loaded.
 
-    `kept_whole`, `kept_split`: bytes of a token that autograd keeps in one layer, in float32 and under autocast; tensor
-    parallel devices share the latter. `eager`: heads whose attention weights are kept too. `layer_norm`: of the last
-    states. `launches`: operations of a decoding step.
-    """
+    `experts`: of the matrices those that are stacked in one parameter. `kept_whole`, `kept_split`: bytes of a token
+    that autograd keeps in one layer, in float32 and under autocast; tensor parallel devices share the latter. `eager`:
+    heads whose attention weights are kept too. `layer_norm`: of the last states. `launches`: operations of a decoding
+    step."""
 
     parameters: int
     trained: int
@@ -47,6 +47,7 @@ class Sizes:
     width: int
     itemsize: int
     matrices: int = 0
+    experts: int = 0
     stored: int = 0
     repeated: int = 0
     kept_whole: tuple[float, float] = (0, 0)
@@ -77,13 +78,13 @@ class Sizes:
 
     @property
     def served(self) -> Sizes:
-        """Those of a teacher that runs in another process: only its head is here."""
-        nothing = dict(kept_whole=(0, 0), kept_split=(0, 0), eager=0)
-        return replace(self, parameters=self.body + self.head, stored=self.head * self.itemsize, **nothing)
+        """Those of a teacher that runs in another process: only its head is here, and multiplies here."""
+        there = dict(kept_whole=(0, 0), kept_split=(0, 0), eager=0, products=self.head, read=self.head)
+        return replace(self, parameters=self.body + self.head, stored=self.head * self.itemsize, **there)
 
     def quantised(self, bits: int) -> Sizes:
-        """The matrices of the layers in so many bits a weight; what else there is stays."""
-        return replace(self, stored=round(self.stored - self.matrices * (self.itemsize - bits / 8)))
+        """The matrices of the layers in so many bits a weight; what else there is stays, as do stacked experts."""
+        return replace(self, stored=round(self.stored - (self.matrices - self.experts) * (self.itemsize - bits / 8)))
 
     @classmethod
     def planned(
@@ -123,6 +124,7 @@ class Sizes:
             width=shape.width,
             itemsize=head.element_size(),
             matrices=matrices,
+            experts=experts,
             stored=sum(each.numel() * each.element_size() for each in network.parameters()),
             repeated=2 * queries if queries > keys else 0,
             kept_whole=whole,
@@ -170,7 +172,7 @@ def configs(model: ModelPair) -> tuple[dict[str, PretrainedConfig], list[str]]:
         problems.append("model.teachers: a plan knows one teacher; give the largest as model.teacher")
     for side in ("teacher", "student", "reference"):
         spec = model.student if side == "teacher" and model.own_teacher else getattr(model, side)
-        if isinstance(spec, PrunedTeacher) and "teacher" in found:
+        if isinstance(spec, PrunedTeacher) and found.get("teacher"):
             n_layers = text_config(found["teacher"]).num_hidden_layers
             from minillm.models.prune import kept_config
 

@@ -180,7 +180,7 @@ class OnPolicyDistillation(TrainingModule):
         if self.reward.function is None:
             return rollout
         records = self.trainer.datamodule.train_prompts.records
-        return self.reward.added(rollout, records, self.pair.tokenizer, self.stored.answers_per_prompt, self.group)
+        return self.reward.added(rollout, records, self.pair, self.stored.answers_per_prompt, self.group)
 
     def _distill_round(self, batch: TrainBatch) -> dict[str, float]:
         rollout = self.rollout(batch)

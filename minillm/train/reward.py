@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING
 from hydra.utils import get_object
 
 from minillm.common.errors import check, first_line
+from minillm.models.vocabulary import answer_text
 
 if TYPE_CHECKING:
     from torch import Tensor
-    from transformers import PreTrainedTokenizerBase
 
     from minillm.common.types import Rollout
     from minillm.data import Record
+    from minillm.models import Pair
     from minillm.parallel import Group
 
 
@@ -56,7 +57,7 @@ class Reward:
         self,
         rollout: Rollout,
         records: Sequence[Record],
-        tokenizer: PreTrainedTokenizerBase,
+        pair: Pair,
         answers_per_prompt: int,
         group: Group,
     ) -> Rollout:
@@ -65,7 +66,7 @@ class Reward:
         found = []
         for row in group.share(range(len(rollout))):
             ids = rollout.response_ids_BR[row][rollout.response_mask_BR[row]]
-            text = tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+            text = answer_text(pair.tokenizer, ids.tolist(), pair.stop_ids)
             given = not len(ids) or (rollout.given_B is not None and bool(rollout.given_B[row]))  # or dropped
             found.append(0.0 if given else self.of(records[int(rollout.records_B[row])], text))
         found = group.join(found)

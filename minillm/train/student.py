@@ -166,6 +166,7 @@ class TrainingModule(StudentModule):
             failed = error.signal
         served = self.pair.teacher is not None and self.pair.teacher.served
         if failed := self._of_any(failed) if served else failed:
+            self.preemption.requested = self.preemption.requested or failed  # a validation lets it pass until its end
             raise Interrupted(failed)
 
     def interrupt(self) -> None:

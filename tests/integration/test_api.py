@@ -77,7 +77,11 @@ def test_a_run_without_a_directory_leaves_the_student_in_memory_only(tmp_path, w
     assert AutoTokenizer.from_pretrained("out").get_vocab() == pair.tokenizer.get_vocab()
     file, options = str(world / "val.jsonl"), dict(seeds=[1], max_new_tokens=4)
     found = minillm.evaluate(["out"], teacher=pair.teacher, files=[file], **options)
-    mine = minillm.evaluate([run], teacher=pair, files=[file], **options)
+    mine = minillm.evaluate([run], teacher=pair, files=[file], run_dir="measured", **options)
+    assert list(mine["answers"]["plain"][file]) == ["measured/models/model_0"]
+    units = sorted(each.stat().st_mtime_ns for each in (tmp_path / "measured" / "units").iterdir())
+    assert minillm.evaluate([run], teacher=pair, files=[file], run_dir="measured", **options) == mine
+    assert units == sorted(each.stat().st_mtime_ns for each in (tmp_path / "measured" / "units").iterdir())
     (kl,), (other,) = (
         [model["figures"]["reverse_kl"]["mean"] for model in each["answers"]["plain"][file].values()]
         for each in (found, mine)

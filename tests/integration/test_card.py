@@ -139,15 +139,17 @@ def test_a_run_is_pushed_with_its_card(world, hub):
     assert head(card).license == "mit" and card.count('from_pretrained("me/mine")') == 2
 
 
-@pytest.mark.parametrize("template", ["chat", "paper"])
-def test_the_code_of_the_card_writes_the_prompts_of_the_training(tmp_path, world, template):
-    data = {"template": template, "system": "big dog" if template == "chat" else None}
+@pytest.mark.parametrize(("template", "system"), [("chat", "big dog"), ("chat", ""), ("paper", None)])
+def test_the_code_of_the_card_writes_the_prompts_of_the_training(tmp_path, world, template, system):
+    data = {"template": template, "system": system}
     pair = minillm.load_pair(world / "student", world / "teacher", dtype="float32")
     minillm.Student(pair).save_pretrained(tmp_path / "student")
     found = code(card_text({"data": data}), tmp_path / "student")
     rollout = next(minillm.rollouts(pair, ["Why is the sky blue?"], size=1, data=data))
     prompt = rollout.ids_BS[0][: -rollout.response_mask_BR.shape[1]]
     assert torch.equal(found["inputs"]["input_ids"][0], prompt)
+    bos = str(card_text({"data": data | {"bos": True}}))
+    assert ("tokenizer.bos_token + " in bos and "add_special_tokens=False" in bos) == (template == "paper")
 
 
 def plain(student, **groups):

@@ -8,9 +8,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from minillm.common.errors import ConfigError, Interrupted
+from minillm.common.errors import ConfigError, Interrupted, Unanswered
 from minillm.models.served import ServedTeacher
 from minillm.parallel import free_port
+from minillm.train.callbacks.validation import Validation
 from tests.commands import Command, start
 from tests.integration.test_resume import rows, train
 from tests.serving import serving
@@ -66,6 +67,34 @@ def test_it_equals_a_run_with_the_teacher_here(world, tmp_path, network, options
     mine, theirs = resumed.module.state_dict(), whole.module.state_dict()
     assert all(torch.equal(mine[name], theirs[name]) for name in theirs)
     assert rows(tmp_path / "cut") == rows(tmp_path / "whole")
+
+
+def test_a_validation_without_an_answer_ends_the_run_too(world, tmp_path, network, options, monkeypatch):
+    """The last one, behind which nothing else asks."""
+    whole = train(tmp_path / "whole", [*options["on_policy"], f"model.teacher.source={world}/teacher"])
+    measure, at_work = Validation.measure, []
+
+    def watched(self, trainer, module, stage):
+        at_work.append(stage)
+        measure(self, trainer, module, stage)
+        at_work.pop()
+
+    def states(*arguments):
+        if at_work == ["step 6"]:
+            raise Unanswered("the teacher's server is away")
+        return real(*arguments)
+
+    real = ServedTeacher.states
+    with serving(network) as (url, _):
+        run = [tmp_path / "cut", [*options["on_policy"], f"model.teacher.url={url}"]]
+        with monkeypatch.context() as patch, pytest.raises(Interrupted, match="the teacher's server is away"):
+            patch.setattr(Validation, "measure", watched)
+            patch.setattr(ServedTeacher, "states", states)
+            train(*run)
+        train(*run, resume="auto")
+    for name in ("metrics.json", "student/model.safetensors"):
+        assert (tmp_path / "cut" / name).exists()
+    assert rows(tmp_path / "cut") == rows(tmp_path / "whole") and whole.module.step == 6
 
 
 def test_a_run_does_not_go_on_with_another_teacher(tmp_path, network, options, cut):

@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from peft import PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model
 
 from minillm.common.errors import ConfigError, ModelError
 from minillm.models import Architecture, Checkpoint, Lora, ModelPair
@@ -37,6 +37,20 @@ def test_a_merged_adapter_gives_the_logits_of_peft_and_leaves_a_plain_trainable_
     assert (network(IDS).logits - plain(IDS).logits).abs().max() > 0.1
     assert not is_adapted(network) and network.state_dict().keys() == plain.state_dict().keys()
     assert all(each.requires_grad for each in network.parameters())
+
+
+@pytest.mark.parametrize(("part", "tied"), [("lm_head", True), ("embed_tokens", True), ("lm_head", False)])
+def test_an_adapter_of_a_tied_head_or_embedding_is_not_merged_into_both(tmp_path, part, tied):
+    options = LoraConfig(task_type="CAUSAL_LM", r=2, target_modules=["q_proj", part], init_lora_weights=False)
+    theirs = get_peft_model(make_model(tied=tied, dtype=torch.float32), options)
+    theirs.save_pretrained(tmp_path, save_embedding_layers=False)
+    network = make_model(tied=tied, dtype=torch.float32)
+    if tied:
+        with pytest.raises(ModelError, match="changes the head or the embeddings of 'owner/base', which share their w"):
+            merge_adapter(network, str(tmp_path), BASE)
+    else:
+        merged = merge_adapter(network, str(tmp_path), BASE).eval()
+        torch.testing.assert_close(merged(IDS).logits, theirs.eval()(IDS).logits, rtol=0, atol=1e-4)
 
 
 def test_an_adapter_that_is_not_merged_computes_the_same(adapter):

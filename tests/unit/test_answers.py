@@ -1,6 +1,7 @@
 """Losses on references, against full passes, alone and shared; the text of answers."""
 
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 import torch
@@ -50,6 +51,11 @@ def test_answers_are_the_text_of_their_tokens(monkeypatch, tokenizer, text):
     sizes = dict(seeds=None, max_new_tokens=9, batch_size=1, stop_ids=(tokenizer.eos_token_id,))
     (answer,) = answer_prompts(LanguageModel(make_model()), prompts, tokenizer, **sizes)
     assert answer.answer == text and not answer.truncated
+    last = int(ids_BR[0, -2])  # an end that is no special token
+    mask_BR[:, -1] = False
+    rollout = replace(rollout, response_mask_BR=mask_BR)
+    (answer,) = answer_prompts(LanguageModel(make_model()), prompts, tokenizer, **sizes | {"stop_ids": (last,)})
+    assert text.startswith(answer.answer) and answer.answer == text.removesuffix(tokenizer.decode([last])).rstrip(" ")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -161,7 +161,9 @@ REFUSED = {
     "evaluate.py models=[a/b] batch_size=0 data.max_prompt_tokens=0": ["batch_size=0", "data.max_prompt_tokens=0"],
     "minillm.generate teacher=a/b temperature=-1": ["temperature=-1"],
     "minillm.plan objective.gamma=2 devices=many": ["objective.gamma=2", "devices='many'"],
-    "minillm.serve host=0.0.0.0 port=70000": ["teacher: wanted", "host=0.0.0.0: others can reach it", "port=70000"],
+    "minillm.serve host=0.0.0.0 port=70000 max_tokens=9": [
+        "teacher: wanted", "host=0.0.0.0: others can reach it", "port=70000", "max_tokens=9: wanted max_length=8192"
+    ],
     "train.py recipe=opd model.student=a/b model.teacher.url=localhost:1": ["url='localhost:1'"],
     "minillm.export none out": ["CHECKPOINT=none: no"],
     "minillm.chain pair=gpt2_120m tests=[none.jsonl] jobs=0": ["jobs=0"],

@@ -1,7 +1,7 @@
 """The command: every key is read, wrong ones come all at once, the page and the file say what was planned."""
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import pytest
 import yaml
@@ -52,6 +52,8 @@ def test_a_teacher_counts_as_it_is_held():
         for own in ([], ["model.teacher.bits=4"], ["model.teacher.url=http://127.0.0.1:1"])
     )
     shape = question(*options).make.keywords["teacher"]
+    experts = replace(shape, experts=shape.matrices)  # stacked in one parameter, they stay as they are
+    assert experts.quantised(4).stored == shape.stored
     assert whole.update["teacher"] - few.update["teacher"] == pytest.approx(shape.matrices * 1.5 / 1e9)
     assert away.update["teacher"] == pytest.approx(32 * 50 * 2 / 1e9)
     assert sum(away.rollout.values()) < sum(whole.rollout.values()) - whole.rollout["teacher"] + away.update["teacher"]
@@ -74,6 +76,8 @@ def test_what_an_objective_compares_with_counts_as_large_as_it_is(tmp_path):
         (["devices=many", "rates.overlap=3", "sampler.alpha=2", "seed=x"],
          ["devices='many': wanted an integer", "rates.overlap=3", "sampler.alpha=2", "seed='x'"]),
         (["devices=0"], ["devices=0: wanted a positive number"]),
+        (["model=smollm2_pruned", "model.teacher.source=a/b", "model.teacher.architecture=null"],
+         ["model.teacher.source=a/b: its shape is not known here"]),
         (["reserve=90"], ["reserve=90: wanted 0 to less than"]),
         (["model.teacher=a/b", "model.student=c/d"],
          ["model.teacher.source=a/b: its shape is not known here; add `architecture`", "model.student.source=c/d"]),

@@ -4,7 +4,7 @@ from statistics import mean, stdev
 
 import pytest
 
-from minillm.evaluation.metrics import exact_match, rouge_l
+from minillm.evaluation.metrics import Figure, exact_match, rouge_l
 from minillm.evaluation.suite.results import answer_figures, length_bins
 from minillm.evaluation.suite.work import pieces
 from tests.tiny import make_tokenizer
@@ -44,6 +44,14 @@ def test_what_does_not_apply_is_left_out_and_greedy_has_a_name():
     assert not {"rouge_l", "exact_match", "reverse_kl", "forward_kl"} & figures.keys()
     assert figures["length"]["per_seed"] == {"greedy": 3} and figures["length"]["deviation"] is None
     assert length_bins({None: [row(references=(), length=None)]}) == {}
+
+
+def test_a_figure_of_ones_own_is_left_out_where_one_answer_has_none_and_may_be_named_as_a_field():
+    own = Figure("seed", "Words", of=lambda answer, _: None if answer.truncated else len(answer.answer.split()))
+    rows = {1: [row() | {"seed": 1}], 2: [row(truncated=True) | {"seed": 2}]}
+    assert answer_figures({1: rows[1]}, figures=[own])["seed"]["mean"] == 2
+    for order in ((1, 2), (2, 1)):
+        assert answer_figures({seed: rows[seed] for seed in order}, figures=[own]) == {}
 
 
 def test_answers_are_grouped_by_the_length_of_their_reference():

@@ -26,9 +26,10 @@ class Answered(Protocol):
 
 @dataclass(frozen=True)
 class Figure:
-    """`of` measures an answer against its references, None where it does not apply; the figure is the mean over the
-    answers. Without `of` it is computed elsewhere (a KL, a judge). `name` has the unit; `heading` is short, for the
-    screen; `better`: 1 where more is better, -1 where less is, 0 where neither."""
+    """`of` measures an answer against its references; the figure is the mean over the answers. Where `of` gives None
+    for one of them, because it does not apply, there is no figure. Without `of` it is computed elsewhere (a KL, a
+    judge). `name` has the unit; `heading` is short, for the screen; `better`: 1 where more is better, -1 where less is,
+    0 where neither."""
 
     key: str
     name: str
@@ -80,7 +81,7 @@ def figures_at(paths: Sequence[str]) -> tuple[Figure, ...]:
             each = error
         usable = isinstance(each, Figure) and each.of is not None
         check((usable, f"figures: {path}: wanted the import path of a Figure with `of`, got {each!r}"))
-        taken = {figure.key for figure in (*FIGURES, *found)}
+        taken = {"tokens", "loss", *(figure.key for figure in (*FIGURES, *found))}
         check((each.key not in taken, f"figures: {path}: {each.key} is the name of another figure"))
         found.append(each)
     return tuple(found)

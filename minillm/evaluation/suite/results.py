@@ -155,9 +155,9 @@ def answer_figures(
     for seed, own in rows.items():
         answers = [SimpleNamespace(**row) for row in own]
         by_seed[seed] = figure_values(answers, [(references or {}).get(row["id"], ()) for row in own], figures)
-    found = {}
-    for key, first in next(iter(by_seed.values())).items():
-        values = {seed: each[key] for seed, each in by_seed.items()}
+    found, (newest, *others) = {}, by_seed.values()
+    for key in (key for key in newest if all(key in each for each in others)):
+        values, first = {seed: each[key] for seed, each in by_seed.items()}, newest[key]
         if isinstance(first, float):
             deviation = stdev(values.values()) if len(values) > 1 else None
             found[key] = NOTHING | {"mean": mean(values.values()), "deviation": deviation, "n": len(own)}
