@@ -1,7 +1,7 @@
 # make demo   a student closes in on its teacher: about 4 minutes on 2 CPU cores -> runs/demo/
 # make reproduce   teacher, SFT, KD, SeqKD and MiniLLM in miniature, 3 seeds, the paper's table -> runs/reproduce/
 # make reproduce SIZE=small   the same in some minutes: one seed, shorter runs -> runs/reproduce_small/
-# make compare-objectives   11 methods, 8 seeds, the same start and tokens; 25 to 40 minutes -> docs/objectives.png
+# make compare-objectives   11 methods, 8 seeds, the same start and tokens; about 45 minutes -> docs/objectives.png
 # make test   the test suite, in two processes of one thread: no network, no GPU
 # make test-all   the slow tests too: killed runs, four processes, a soak
 # Each works alone on a fresh clone. PYTHON chooses the interpreter (3.11 to 3.13).

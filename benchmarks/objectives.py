@@ -1,4 +1,4 @@
-"""python -m benchmarks.objectives: which objective, on equal terms? 25 to 40 minutes on 2 cores; a second call goes on.
+"""python -m benchmarks.objectives: which objective, on equal terms? About 45 minutes on 2 cores; a second call goes on.
 
 The task and the models are those of `make reproduce` in a smaller size. All methods begin from one student, a short
 fine-tuning, and make updates with the same number of answers' tokens (inner epochs counted). Each has three learning
