@@ -46,7 +46,7 @@ def load_pair(
     seed: int = 0,
 ) -> Pair:
     """A student to train and its frozen teacher, checked against one another. From now on this process keeps freed
-    memory for the next tensor, as those of the commands do (glibc): on CPUs that is up to twice as fast.
+    memory for the next tensor (glibc), as those of the commands do.
 
     Args:
         student, teacher: a directory, a hub id, a .gguf file, or `package:NAME`; without a teacher the student can be
