@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -18,6 +20,7 @@ from minillm.evaluation.generation import row_of
 from minillm.evaluation.suite.run import run_suite
 from minillm.evaluation.suite.settings import check_suite
 from minillm.models import LanguageModel, Pair
+from minillm.models.digest import weights_digest
 
 
 def generate(
@@ -73,7 +76,7 @@ def evaluate(
 
     Args:
         models: directories, hub ids, runs or pairs. The student of a run or pair is saved and named
-            <run_dir>/models/model_<its place>. teacher: for the KL; of a pair its teacher, which
+            <run_dir>/models/<hash of its weights>. teacher: for the KL; of a pair its teacher, which
             must be a model of a directory or the hub as it is there: no moving average, adapter or 4 or 8 bits.
         files: of prompts. suite: quick, or paper for all that the paper measures, or the keys of such a file.
         options: other keys of conf/evaluate.yaml: seeds, max_new_tokens, batch_size, limit, ...
@@ -91,10 +94,15 @@ def evaluate(
         cfg = OmegaConf.load(ROOT / "conf" / "evaluate.yaml")
         del cfg["defaults"], cfg["hydra"]
         named = [str(each) for each in models]
+        saved = []
         for number, each in enumerate(models):
             if not isinstance(each, str | Path):
-                named[number] = str(folder / "models" / f"model_{number}")
-                Student(pair_of_model(each)).save_pretrained(named[number])
+                pair = pair_of_model(each)
+                place = folder / "models" / weights_digest(pair.student)[:12]
+                named[number] = str(place)
+                if not place.exists():
+                    saved.append(place)
+                    Student(pair).save_pretrained(place)
         given = options | {
             "models": named,
             "teacher": teacher and str(teacher),
@@ -103,4 +111,13 @@ def evaluate(
             "data": OmegaConf.load(ROOT / "conf" / "data" / "builtin.yaml"),
         }
         cfg = OmegaConf.merge(cfg, given, {"data": {"files": [str(each) for each in files], **(data or {})}})
-        return run_suite(check_suite(cfg))
+        try:
+            checked = check_suite(cfg)
+        except BaseException:  # nothing is left where nothing is measured
+            for each in saved:
+                shutil.rmtree(each, ignore_errors=True)
+            for each in (folder / "models", folder):
+                with suppress(OSError):
+                    each.rmdir()
+            raise
+        return run_suite(checked)

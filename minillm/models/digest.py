@@ -12,10 +12,12 @@ from transformers import PreTrainedModel
 _ELSEWHERE = ("_name_or_path", "transformers_version", "dtype")  # no properties of the model, or hashed apart
 
 
-def weights_digest(network: nn.Module) -> str:
-    """Hash of all weights and their names."""
+def weights_digest(network: nn.Module, *, without: frozenset[str] = frozenset()) -> str:
+    """Hash of all weights and their names, but for those of these names."""
     found = hashlib.sha256()
     for name, weight in sorted(network.state_dict().items()):
+        if name in without:
+            continue
         found.update(name.encode())
         found.update(weight.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
     return found.hexdigest()[:24]

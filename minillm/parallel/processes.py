@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from contextlib import suppress
 from datetime import timedelta
 from typing import Any
 
@@ -62,7 +63,9 @@ def _rendezvous() -> dict[str, Any]:
 
 
 def leave() -> None:
-    """All together: a rank closes no group in which another still waits for a message."""
+    """All together: a rank closes no group in which another still waits for a message. One that has failed has said why
+    and does not come."""
     if dist.is_initialized():
-        dist.barrier()
+        with suppress(RuntimeError):
+            dist.barrier()
         dist.destroy_process_group()

@@ -84,8 +84,10 @@ def build(settings: Settings, pair: Pair | None = None) -> Run:
     corpus = None if documents is None else settings.data.corpus(documents, pair)
     digests = resume.data_digests(train_prompts, val_prompts, corpus, pair.tokenizer.chat_template)
     # What of the student's weights is in no checkpoint must be the same again.
-    if START in settings.objective.needs or settings.model.own_teacher or settings.model.lora:
-        digests["model.student"] = weights_digest(pair.student)
+    whole = START in settings.objective.needs or settings.model.own_teacher
+    if whole or settings.model.lora:
+        trained = frozenset(name for name, each in pair.student.named_parameters() if each.requires_grad)
+        digests["model.student"] = weights_digest(pair.student, without=frozenset() if whole else trained)
     if pair.reference is not None:
         digests["model.reference"] = weights_digest(pair.reference.network)
     if pair.teacher is not None and pair.teacher.served:
