@@ -107,16 +107,15 @@ def build_prompts(
     max_prompt_tokens: int,
     max_response_tokens: int,
     max_tokens: int | None = None,
-    exclude: PromptSet | None = None,
+    exclude: Sequence[Record] = (),
     answered: bool = False,
     teacher: Encoder | None = None,
     n_teacher: int | None = None,
     name: str = "prompts",
 ) -> PromptSet:
-    """Tokenise; drop and count prompts that are too long (never cut: the end would be lost), that stand in `exclude`,
-    as text or in other words with the same tokens, or that `encode` drops, and with `answered` those that have no
-    response. `teacher` encodes the prompts that the teacher sees, of `n_teacher` tokens if they are not the student's;
-    of the two the longer one counts.
+    """Tokenise; drop and count prompts that are too long (never cut: the end would be lost), that stand in `exclude` or
+    that `encode` drops, and with `answered` those that have no response. `teacher` encodes the prompts that the teacher
+    sees, of `n_teacher` tokens if they are not the student's; of the two the longer one counts.
 
     References longer than `max_response_tokens`, or than `max_tokens` together with their prompt, are cut there,
     without an end token; nor is there one for those that are truncated already.
@@ -124,7 +123,7 @@ def build_prompts(
     Raises:
         DataError: nothing is left.
     """
-    held_out = set() if exclude is None else {*map(_question, exclude.records), *exclude.prompt_ids}
+    held_out = {_question(record) for record in exclude}
     plain, eos = PlainText(tokenizer), tokenizer.eos_token_id
     kept, dropped, first, n_cut = [], Counter(), {}, 0
     parts = [records[at : at + _BATCH] for at in range(0, len(records), _BATCH)]
@@ -148,9 +147,7 @@ def build_prompts(
             longer = max(len(prompt), len(own))
             room = max_response_tokens if max_tokens is None else min(max_response_tokens, max_tokens - longer)
             reference = whole[:room]
-            if tuple(prompt) in held_out:
-                dropped[HELD_OUT] += 1
-            elif not prompt or not own:
+            if not prompt or not own:
                 dropped[NO_TOKENS] += 1
             elif longer > max_prompt_tokens:
                 dropped[f"{LONGER} {max_prompt_tokens} tokens"] += 1
@@ -171,9 +168,10 @@ def build_prompts(
 
 
 def _question(record: Record) -> tuple:
-    """What makes two prompts the same one; white space at the ends does not count."""
+    """What makes two prompts the same one: neither white space at the ends, nor whether an input stands by itself or
+    below its instruction."""
     history = tuple((role, text.strip()) for role, text in record.history)
-    return history, record.instruction.strip(), record.input.strip()
+    return history, "\n\n".join(filter(None, (record.instruction.strip(), record.input.strip())))
 
 
 def remedies(reasons: Iterable[str]) -> str:

@@ -148,9 +148,8 @@ class Sources:
         """(train, validation) of what `records` has read; with `answered` training prompts without a response are
         dropped. Raises DataError, ConfigError: see `build_prompts` and `prompt_encoder`."""
         used = validation[: self.val_size]
+        train_prompts = self._build(train, pair, "training prompts", exclude=used, answered=answered, teacher=True)
         val_prompts = self._build(used, pair, "validation prompts", teacher=True)
-        options = dict(exclude=val_prompts, answered=answered, teacher=True)
-        train_prompts = self._build(train, pair, "training prompts", **options)
         beyond = Counter({prompts.BEYOND: len(validation) - len(used)})
         return train_prompts, replace(val_prompts, dropped=val_prompts.dropped + beyond)
 

@@ -35,6 +35,9 @@ print(peak() - began)
 @pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the allocator's settings are those of Linux")
 def test_the_heap_does_not_grow_by_the_chunk():
-    """A tensor kept of each chunk, or a place that fits no second chunk, costs a chunk at a time. Nine live at once."""
-    done = subprocess.run([sys.executable, "-c", PROGRAM], check=True, capture_output=True, text=True)
-    assert float(done.stdout) < 2 * 9 * CHUNK_MB < CHUNKS * CHUNK_MB
+    """A tensor kept of each chunk, or a place that fits no second chunk, costs a chunk at a time. Nine live at once.
+    What the allocator leaves between them differs from run to run: in 15 it grew by 125 to 197 MB, with such a place by
+    205, with such a tensor by 269. So the least of three runs counts."""
+    command = [sys.executable, "-c", PROGRAM]
+    grown = [float(subprocess.run(command, check=True, capture_output=True, text=True).stdout) for _ in range(3)]
+    assert min(grown) < 25 * CHUNK_MB, grown
