@@ -76,7 +76,7 @@ def _all(pool: ProcessPoolExecutor, work: partial, runs: list[tuple], title: str
 
 
 def _chosen_rates(pool: ProcessPoolExecutor, work: partial, methods: list[str]) -> dict[str, float]:
-    """The learning rate of each method with the best validation Rouge-L, lower ones on both sides of it."""
+    """The learning rate of each method with the best validation Rouge-L, which falls on both sides of it."""
     wider, tried = dict.fromkeys(methods, FIRST), {}
     while wider != tried:
         tried = wider

@@ -75,9 +75,10 @@ def evaluate(
     ["answers"][decoding][file][model]["figures"], each with mean and 95% interval, and more.
 
     Args:
-        models: directories, hub ids, runs or pairs. The student of a run or pair is saved and named
-            <run_dir>/models/<hash of its weights>. teacher: for the KL; of a pair its teacher, which
-            must be a model of a directory or the hub as it is there: no moving average, adapter or 4 or 8 bits.
+        models: directories, hub ids, runs or pairs. The student of a run or pair is saved as
+            <run_dir>/models/<hash of its weights>, which is its name.
+        teacher: for the KL; of a pair its teacher, which must be a model of a directory or the hub as it is there: no
+            moving average, no adapter, not in 4 or 8 bits.
         files: of prompts. suite: quick, or paper for all that the paper measures, or the keys of such a file.
         options: other keys of conf/evaluate.yaml: seeds, max_new_tokens, batch_size, limit, ...
     """
